@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "fabric/base/frame_number.hpp"
+#include "fabric/base/mac.hpp"
+#include "fabric/base/prng.hpp"
+#include "fabric/base/time.hpp"
+#include "fabric/loss_meter.hpp"
+#include "fabric/page_queue.hpp"
+#include "fabric/reassembler.hpp"
+#include "fabric/rto.hpp"
+#include "fabric/stats.hpp"
+#include "fabric/timer_wheel.hpp"
+#include "fabric/wire.hpp"
+
+namespace snowfabric {
+
+struct ClientConfig {
+  std::uint64_t client_id = 0;  ///< drawn at random by each start of the process
+  std::uint64_t image_id = 0;
+  std::uint32_t epoch = 0;
+  std::uint8_t space = 0;
+  MacAddr mac{};                    ///< of our port
+  std::optional<MacAddr> server{};  ///< unset: HELLO goes to the broadcast address
+  std::uint16_t mtu_bytes = 9000;
+  std::uint64_t seed = 1;             ///< of the retry jitter
+  std::uint32_t max_inflight = 4096;  ///< pages asked for at once; demand displaces prefetch
+  std::size_t partial_pages = 512;    ///< pages being put together from fragments
+  unsigned prefetch_attempts = 3;     ///< then a prefetched page is left to be faulted
+  Nanos hello_interval{std::chrono::milliseconds{100}};
+  Nanos silence{std::chrono::milliseconds{500}};  ///< unanswered so long: HELLO again
+  Nanos give_up{std::chrono::seconds{10}};        ///< unanswered so long: the server is dead
+  RtoConfig rto{};
+};
+
+enum class ClientState : std::uint8_t {
+  kJoining,      ///< no WELCOME yet
+  kJoined,       ///< geometry known
+  kServerDead,   ///< nothing heard for `give_up` while something was asked; HELLO goes on
+  kMtuTooSmall,  ///< the server's page frames do not fit our port: ask no more
+};
+
+/// A page that is complete and whose checksum matched.
+struct PageArrival {
+  Gfn page{};
+  std::span<const std::byte, kPageSize> bytes;  ///< borrows until the next call of the engine
+  bool demanded = false;                        ///< a guest waits for it: install at once
+};
+
+/// Decides what memtap asks for and what it does with what comes: join, requests, retries,
+/// reassembly, loss and rate report. Pure: no I/O, no clock, no allocation but at WELCOME. One
+/// lcore calls it. Which pages the host still needs is the caller's knowledge.
+class ClientEngine {
+ public:
+  ClientEngine(const ClientConfig& config, ClientStats& stats);
+
+  /// Checks a parsed frame against image, epoch and geometry, counts it in the group sequence, and
+  /// deals with it entirely unless it is PAGE, ZEROS or ABSENT; those the caller passes on below.
+  /// @param frame_bytes  of the whole Ethernet frame, for the rate report
+  /// @return why it was dropped, or kNone
+  wire::Drop on_frame(const wire::Frame& frame, const MacAddr& src, std::size_t frame_bytes,
+                      Nanos now) noexcept;
+  /// Takes a PAGE frame that some clone needs. @return the arrival once the page is whole;
+  /// `drop` tells why a frame was refused
+  std::optional<PageArrival> take_page(const wire::Frame& frame, Nanos now,
+                                       wire::Drop& drop) noexcept;
+  /// Takes note of a PAGE frame that no clone needs.
+  void on_duplicate(const wire::Frame& frame) noexcept;
+  /// Takes one range of a ZEROS or ABSENT frame. @return whether a demanded page is in it
+  bool take_range(wire::FrameType type, PageRange range, Nanos now) noexcept;
+
+  /// Asks for a page. A page in flight is not asked for twice; demand raises a prefetch.
+  /// @pre page is in the image @return false when the table is full: call again later
+  bool want(Gfn page, wire::Priority priority, Nanos now) noexcept;
+  /// The page is no longer wanted (all its guests are gone).
+  void forget(Gfn page) noexcept;
+  [[nodiscard]] bool in_flight(Gfn page) const noexcept { return slot_of_[page.value] != 0; }
+  [[nodiscard]] std::size_t nb_in_flight() const noexcept { return flights_.size() - free_.size(); }
+  /// Calls `each(Gfn)` for every demanded page in flight: to fail them when the server is dead.
+  template <class Each>
+  void for_each_demand(Each&& each) const {
+    for (const Flight& flight : flights_)
+      if (flight.used && flight.priority == wire::Priority::kDemand) each(flight.page);
+  }
+
+  /// Writes the next frame to send, if any. @param out at least wire::ControlBuffer's size
+  /// @return its bytes, 0 = nothing to send now
+  std::size_t next(std::span<std::byte> out, Nanos now) noexcept;
+  [[nodiscard]] bool has_output(Nanos now) noexcept;
+  /// The last frame of an orderly stop. @return its bytes
+  std::size_t write_bye(std::span<std::byte> out) const noexcept;
+  /// Time of the next call to next() that could do something if no frame or fault comes before.
+  [[nodiscard]] Nanos deadline(Nanos now) const noexcept;
+
+  [[nodiscard]] ClientState state() const noexcept { return state_; }
+  [[nodiscard]] std::uint64_t nb_pages() const noexcept { return slot_of_.size(); }
+  [[nodiscard]] std::uint16_t server_mtu_bytes() const noexcept { return server_mtu_bytes_; }
+  [[nodiscard]] const MacAddr& server() const noexcept { return server_; }
+
+ private:
+  struct Flight {
+    Gfn page{};
+    Nanos first_asked{0};
+    wire::Priority priority{};
+    std::uint8_t attempts = 0;
+    bool used = false;
+    bool to_send = false;
+  };
+
+  wire::Drop on_welcome(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
+  void on_incarnation(const wire::Frame& frame, Nanos now) noexcept;
+  void ask_again_soon(Nanos now) noexcept;
+  void finish(Gfn page, Nanos now) noexcept;
+  void release(std::uint32_t id) noexcept;
+  [[nodiscard]] bool make_room(wire::Priority priority) noexcept;
+  void queue(std::uint32_t id) noexcept;
+  void on_timer(std::uint32_t id, Nanos now) noexcept;
+  [[nodiscard]] bool waiting() const noexcept {
+    return state_ == ClientState::kJoining || nb_demands_ != 0;
+  }
+  void watch_server(Nanos now) noexcept;
+  void greet(Nanos now) noexcept;
+  std::size_t write_hello(std::span<std::byte> out, Nanos now) noexcept;
+  std::size_t write_request(std::span<std::byte> out, Nanos now) noexcept;
+  std::size_t collect_wants(std::span<wire::WantEntry> wants, Nanos now) noexcept;
+  void mark_sent(std::uint32_t id, Nanos now) noexcept;
+  [[nodiscard]] wire::ReportBody report(Nanos now) const noexcept;
+
+  ClientConfig config_;
+  ClientStats& stats_;
+  wire::Identity identity_;
+  MacAddr server_;
+  ClientState state_ = ClientState::kJoining;
+  std::uint16_t server_mtu_bytes_ = 0;
+  Nanos report_interval_{std::chrono::milliseconds{50}};
+
+  std::vector<std::uint32_t> slot_of_;  // page -> flight + 1, 0 = not in flight
+  std::vector<Flight> flights_;
+  std::vector<std::uint32_t> free_;
+  std::array<RingBuffer<std::uint32_t>, 2>
+      send_queues_;  // flights, by priority; may hold stale ids
+  TimerWheel timers_;
+  std::uint32_t nb_demands_ = 0;
+
+  Reassembler reassembler_;
+  LossMeter loss_;
+  std::array<RtoEstimator, 2> rto_;  // by priority: prefetch waits longer at the server
+  Prng prng_;
+  std::uint64_t rx_bytes_ = 0;
+  Nanos last_heard_ = kNever;     // any frame of our image
+  Nanos waiting_since_ = kNever;  // something has been asked since then
+  Nanos next_hello_ = kNever;
+  Nanos next_report_ = kNever;
+};
+
+}  // namespace snowfabric

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "fabric/base/mac.hpp"
+#include "fabric/base/time.hpp"
+#include "fabric/flow_control.hpp"
+#include "fabric/wire.hpp"
+
+namespace snowfabric {
+
+/// One member of the group as the server knows it.
+struct Client {
+  std::uint64_t id = 0;
+  MacAddr mac{};
+  Nanos last_heard = kNever;
+  wire::ReportBody last_report{};
+  bool reported = false;  ///< last_report is filled
+  FlowEstimate flow;
+  double recent_demand = 0;  ///< pages wanted, decaying: the weight in the group's rate
+  double granted_at_report = 0, taken_at_report = 0;  ///< the bucket's totals at last_report
+  Nanos srtt{0}, rttvar{0};                           ///< as the client measured
+  std::uint64_t end_game_mark = 0;
+};
+
+/// The members, dense, found by id. Capacity is fixed; an index stays valid until erase().
+class ClientTable {
+ public:
+  using Index = std::uint16_t;
+  static constexpr Index kNone = 0xffff;
+
+  explicit ClientTable(std::size_t capacity) : capacity_{std::min<std::size_t>(capacity, kNone)} {
+    ids_.reserve(capacity_);
+    clients_.reserve(capacity_);
+  }
+
+  [[nodiscard]] std::size_t size() const noexcept { return clients_.size(); }
+  [[nodiscard]] bool full() const noexcept { return clients_.size() == capacity_; }
+  [[nodiscard]] Client& operator[](Index i) noexcept { return clients_[i]; }
+  [[nodiscard]] bool valid(Index i) const noexcept { return i < clients_.size(); }
+  [[nodiscard]] auto begin() noexcept { return clients_.begin(); }
+  [[nodiscard]] auto end() noexcept { return clients_.end(); }
+
+  [[nodiscard]] Index find(std::uint64_t id) const noexcept {
+    const auto it = std::find(ids_.begin(), ids_.end(), id);
+    return it == ids_.end() ? kNone : static_cast<Index>(it - ids_.begin());
+  }
+  /// @pre not full
+  Index insert(const Client& client) noexcept {
+    ids_.push_back(client.id);  // within the reserved capacity: no allocation
+    clients_.push_back(client);
+    return static_cast<Index>(clients_.size() - 1);
+  }
+  /// The last member takes the index of the erased one: an index kept elsewhere may then name
+  /// another member, which costs that member one unasked frame.
+  void erase(Index i) noexcept {
+    ids_[i] = ids_.back();
+    ids_.pop_back();
+    clients_[i] = clients_.back();
+    clients_.pop_back();
+  }
+
+ private:
+  std::size_t capacity_;
+  std::vector<std::uint64_t> ids_;  // apart, so that find() reads few cache lines
+  std::vector<Client> clients_;
+};
+
+}  // namespace snowfabric

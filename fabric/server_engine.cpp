@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "fabric/server_engine.hpp"
+
+#include <algorithm>
+#include <bit>
+
+namespace snowfabric {
+namespace {
+
+using wire::Drop;
+using wire::FrameType;
+
+constexpr Nanos kTick{std::chrono::milliseconds{10}};  // housekeeping: rate, window, dead clients
+constexpr std::size_t kControlQueue = 1024;
+constexpr double kDemandDecay = 0.9;    // a tick
+constexpr double kLimitedShare = 0.75;  // of the granted bytes sent: the bucket was the limit
+
+Nanos micros(std::uint32_t us) noexcept { return std::chrono::microseconds{us}; }
+
+}  // namespace
+
+ServerEngine::ServerEngine(const ServerConfig& config, const ImageView& image, ServerStats& stats)
+    : config_{config},
+      image_{image},
+      stats_{stats},
+      identity_{image.image_id, image.epoch, config.incarnation, image.space},
+      group_{group_address(image.image_id)},
+      nb_fragments_{wire::fragments_for_mtu(config.mtu_bytes)},
+      all_fragments_{static_cast<std::uint8_t>((1U << nb_fragments_) - 1)},
+      clients_{config.max_clients},
+      pages_(image.nb_pages),
+      queues_{PageQueue{image.nb_pages}, PageQueue{image.nb_pages}},
+      control_{kControlQueue},
+      bucket_{config.flow.initial_bytes_per_s, config.burst_bytes},
+      end_game_{config.end_game, 0},
+      window_{config.initial_window} {
+  nb_data_pages_ = image.nb_pages;
+  for (const std::uint64_t word : image.zero_words)
+    nb_data_pages_ -= static_cast<unsigned>(std::popcount(word));
+  end_game_ = EndGame{config.end_game, nb_data_pages_};
+}
+
+Drop ServerEngine::on_frame(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
+  if (frame.image_id != image_.image_id) return Drop::kForeignImage;
+  if (frame.epoch != image_.epoch) return Drop::kStaleEpoch;
+  if (frame.space != image_.space) return Drop::kOutOfRange;
+  switch (frame.type) {
+    case FrameType::kHello: on_hello(frame, src, now); return Drop::kNone;
+    case FrameType::kRequest: on_request(frame, src, now); return Drop::kNone;
+    case FrameType::kBye: {
+      const auto who = clients_.find(frame.bye.client_id.host());
+      if (who == ClientTable::kNone) return Drop::kUnexpectedType;
+      clients_.erase(who);
+      stats_.leaves.add(1);
+      return Drop::kNone;
+    }
+    default: return Drop::kUnexpectedType;
+  }
+}
+
+// --- members ---------------------------------------------------------------------------------
+
+ClientTable::Index ServerEngine::join(std::uint64_t client_id, const MacAddr& src,
+                                      Nanos now) noexcept {
+  auto who = clients_.find(client_id);
+  if (who == ClientTable::kNone) {
+    if (clients_.full()) {
+      stats_.clients_refused.add(1);
+      return ClientTable::kNone;
+    }
+    Client client{.id = client_id,
+                  .flow = FlowEstimate{config_.flow, bucket_.rate()},
+                  .end_game_mark = end_game_.mark()};
+    who = clients_.insert(client);
+    newest_join_ = now;
+    stats_.joins.add(1);
+  }
+  clients_[who].mac = src;
+  clients_[who].last_heard = now;
+  push_control({.type = FrameType::kWelcome, .dst = src, .client_id = client_id});
+  return who;
+}
+
+void ServerEngine::on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
+  stats_.rx_hellos.add(1);
+  join(frame.hello.client_id.host(), src, now);
+}
+
+void ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
+  const std::uint64_t id = frame.request.client_id.host();
+  auto who = clients_.find(id);
+  // A client that does not know this incarnation gets WELCOME again, and its pages all the same.
+  if (who == ClientTable::kNone || frame.incarnation != identity_.incarnation)
+    who = join(id, src, now);
+  if (who == ClientTable::kNone) return;
+  stats_.rx_requests.add(1);
+  Client& client = clients_[who];
+  client.last_heard = now;
+  take_report(client, frame.request.report);
+  for (std::size_t i = 0; i < frame.nb_wants(); ++i) {
+    const wire::WantEntry entry = frame.want(i);
+    const std::uint64_t first = entry.first.host();
+    const std::uint64_t nb_pages = entry.nb_pages.host();
+    const std::uint64_t inside =
+        first >= image_.nb_pages ? 0 : std::min(nb_pages, image_.nb_pages - first);
+    for (std::uint64_t page = first; page < first + inside; ++page)
+      on_want(who, Gfn{page}, entry, now);
+    client.recent_demand += static_cast<double>(inside);
+    if (inside < nb_pages)
+      answer_absent(src, {Gfn{first + inside}, static_cast<std::uint32_t>(nb_pages - inside)});
+  }
+}
+
+void ServerEngine::take_report(Client& client, const wire::ReportBody& report) noexcept {
+  const wire::ReportBody& last = client.last_report;
+  const Nanos duration = std::chrono::microseconds{report.clock_us.host() - last.clock_us.host()};
+  if (client.reported && duration < config_.report_interval * 9 / 10)
+    return;  // too short to say anything: the next one covers it
+  const double granted = bucket_.granted() - client.granted_at_report;
+  const double taken = bucket_.taken() - client.taken_at_report;
+  if (client.reported)
+    client.flow.on_interval({.duration = duration,
+                             .rx_bytes = report.rx_bytes.host() - last.rx_bytes.host(),
+                             .rx_frames = report.rx_frames.host() - last.rx_frames.host(),
+                             .lost = report.lost.host() - last.lost.host(),
+                             .bucket_limited = taken >= kLimitedShare * granted});
+  client.last_report = report;
+  client.reported = true;
+  client.granted_at_report = bucket_.granted();
+  client.taken_at_report = bucket_.taken();
+  client.srtt = micros(report.srtt_us.host());
+  client.rttvar = micros(report.rttvar_us.host());
+}
+
+// --- wants -----------------------------------------------------------------------------------
+
+void ServerEngine::on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry,
+                           Nanos now) noexcept {
+  stats_.wants.add(1);
+  const bool zero = image_.is_zero(page);
+  if (zero) page = zero_run(page).first;  // a run is asked for and answered as its first page
+  PageSlot& slot = pages_[page.value];
+  const bool retry = (entry.flags & wire::kWantRetry) != 0;
+  if (retry) stats_.wants_retried.add(1);
+  // A retry passes the window, but not an answer so young that its sender cannot have missed it.
+  if (now - slot.last_multicast < (retry ? retry_guard_ : window_)) {
+    stats_.lockstep_hits.add(1);
+    return;
+  }
+  std::uint8_t fragments = entry.fragments & all_fragments_;
+  if (fragments == 0) fragments = all_fragments_;  // none named, or none that exists
+  if (slot.pending) {
+    stats_.wants_merged.add(1);
+    slot.fragments |= fragments;
+  } else {
+    slot.pending = true;
+    slot.shared = false;
+    slot.fragments = fragments;
+  }
+  const bool asked_by_another = slot.last_client != who && slot.last_client != ClientTable::kNone;
+  if (asked_by_another && (slot.queued != 0 || now - slot.last_unicast < window_))
+    slot.shared = true;
+  slot.last_client = who;
+  const std::uint8_t bit = static_cast<std::uint8_t>(1U << entry.priority);
+  if ((slot.queued & bit) != 0) return;
+  if (queues_[entry.priority].push(static_cast<std::uint32_t>(page.value))) slot.queued |= bit;
+}
+
+void ServerEngine::answer_absent(const MacAddr& dst, PageRange range) noexcept {
+  stats_.wants_absent.add(range.nb_pages);
+  push_control({.type = FrameType::kAbsent, .dst = dst, .range = range});
+}
+
+void ServerEngine::push_control(const ServerTx& tx) noexcept {
+  if (!control_.push(tx)) stats_.control_overflow.add(1);
+}
+
+// --- sending ---------------------------------------------------------------------------------
+
+bool ServerEngine::next(ServerTx& out, Nanos now) noexcept {
+  if (now >= next_tick_) tick(now);
+  bucket_.refill(now);
+  if (!control_.empty()) {
+    out = control_.pop();
+    return true;
+  }
+  if (train_.fragments == 0 && !queue_next_page(now)) return false;
+  if (!bucket_.take(train_frame_bytes())) return false;
+  send_from_train(out);
+  return true;
+}
+
+bool ServerEngine::queue_next_page(Nanos now) noexcept {
+  Gfn page;
+  if (pop_wanted(page) || pop_pushed(page)) {
+    begin_train(page, now);
+    return true;
+  }
+  return false;
+}
+
+bool ServerEngine::pop_wanted(Gfn& page) noexcept {
+  for (std::size_t priority = 0; priority < queues_.size(); ++priority) {
+    while (!queues_[priority].empty()) {
+      page = Gfn{queues_[priority].pop()};
+      PageSlot& slot = pages_[page.value];
+      slot.queued &= static_cast<std::uint8_t>(~(1U << priority));
+      if (slot.pending) return true;
+    }
+  }
+  return false;
+}
+
+bool ServerEngine::pop_pushed(Gfn& page) noexcept {
+  if (!config_.push || clients_.size() == 0) return false;
+  while (push_cursor_ < image_.nb_pages) {
+    page = Gfn{push_cursor_};
+    const PageRange step = image_.is_zero(page) ? zero_run(page) : PageRange{page, 1};
+    page = step.first;
+    push_cursor_ = step.first.value + step.nb_pages;
+    PageSlot& slot = pages_[page.value];
+    if (slot.last_multicast != kNever) continue;
+    slot.fragments = all_fragments_;
+    slot.shared = true;  // pushed pages are for everybody, also in the end game
+    stats_.tx_pages_pushed.add(1);
+    return true;
+  }
+  return false;
+}
+
+void ServerEngine::begin_train(Gfn page, Nanos now) noexcept {
+  PageSlot& slot = pages_[page.value];
+  const bool zero = image_.is_zero(page);
+  const bool to_one =
+      end_game_.active() && !zero && !slot.shared && clients_.valid(slot.last_client);
+  train_ = {.page = page,
+            .fragments = zero ? std::uint8_t{1} : slot.fragments,
+            .multicast = !to_one,
+            .dst = to_one ? clients_[slot.last_client].mac : group_};
+  slot.pending = false;
+  if (!zero) {
+    if (slot.last_multicast == kNever && slot.last_unicast == kNever) stats_.pages_sent_once.add(1);
+    if (!to_one && slot.last_multicast <= newest_join_ && end_game_.on_new_multicast())
+      update_end_game();
+    if (slot.fragments != all_fragments_) stats_.tx_pages_partial.add(1);
+    (to_one ? stats_.tx_pages_unicast : stats_.tx_pages_multicast).add(1);
+  }
+  (to_one ? slot.last_unicast : slot.last_multicast) = now;
+}
+
+void ServerEngine::send_from_train(ServerTx& out) noexcept {
+  out = {.dst = train_.dst, .range = {train_.page, 1}};
+  if (train_.multicast) {
+    out.flags = wire::kFlagSequenced;
+    out.seq = seq_++;
+  }
+  if (image_.is_zero(train_.page)) {
+    out.type = FrameType::kZeros;
+    out.range = zero_run(train_.page);
+    stats_.tx_zero_pages.add(out.range.nb_pages);
+    train_.fragments = 0;
+    return;
+  }
+  out.type = FrameType::kPage;
+  out.fragment = static_cast<std::uint8_t>(std::countr_zero(train_.fragments));
+  train_.fragments &= static_cast<std::uint8_t>(train_.fragments - 1);
+}
+
+PageRange ServerEngine::zero_run(Gfn page) const noexcept {
+  // Clipped to an aligned block, so that every page of a run names the same run.
+  static_assert(wire::kMaxRangePages % 64 == 0);
+  const std::uint64_t block = page.value / wire::kMaxRangePages * wire::kMaxRangePages;
+  const std::uint64_t block_end = std::min(block + wire::kMaxRangePages, image_.nb_pages);
+  std::uint64_t first = page.value;
+  while (first > block) {  // word by word: ones just below bit `first`
+    const auto bit = (first - 1) % 64;
+    const auto ones = std::countl_one(image_.zero_words[(first - 1) / 64] << (63 - bit));
+    first -= static_cast<unsigned>(std::min<std::uint64_t>(static_cast<unsigned>(ones), bit + 1));
+    if (static_cast<std::uint64_t>(ones) <= bit) break;
+  }
+  std::uint64_t end = page.value;
+  while (end < block_end) {
+    const auto bit = end % 64;
+    const auto ones = std::countr_one(image_.zero_words[end / 64] >> bit);
+    end += static_cast<unsigned>(ones);
+    if (static_cast<std::uint64_t>(ones) < 64 - bit) break;
+  }
+  end = std::min(end, block_end);
+  return {Gfn{first}, static_cast<std::uint32_t>(end - first)};
+}
+
+std::size_t ServerEngine::train_frame_bytes() const noexcept {
+  if (image_.is_zero(train_.page))
+    return sizeof(wire::EthHdr) + sizeof(wire::Header) + sizeof(wire::RangeEntry);
+  const auto fragment = static_cast<std::size_t>(std::countr_zero(train_.fragments));
+  return wire::kPageHeaderBytes + wire::fragment_bytes(fragment, nb_fragments_);
+}
+
+ServerTx ServerEngine::bye() noexcept {
+  return {.type = FrameType::kBye, .dst = group_, .flags = wire::kFlagSequenced, .seq = seq_++};
+}
+
+std::size_t ServerEngine::write(const ServerTx& tx, const MacAddr& src,
+                                std::span<std::byte> out) const noexcept {
+  switch (tx.type) {
+    case FrameType::kPage:
+      return wire::write_page_header(out, identity_, tx.dst, src, tx.range.first,
+                                     image_.crc32c[tx.range.first.value], tx.fragment,
+                                     nb_fragments_, tx.flags, tx.seq);
+    case FrameType::kWelcome:
+      return wire::write_welcome(
+          out, identity_, tx.dst, src,
+          {.client_id = tx.client_id,
+           .nb_pages = image_.nb_pages,
+           .report_interval_us = static_cast<std::uint32_t>(config_.report_interval.count() / 1000),
+           .mtu_bytes = config_.mtu_bytes,
+           .nb_fragments = static_cast<std::uint8_t>(nb_fragments_),
+           .reserved = 0});
+    case FrameType::kBye: return wire::write_bye(out, identity_, tx.dst, src, 0, tx.flags, tx.seq);
+    default:
+      return wire::write_ranges(out, tx.type, identity_, tx.dst, src, {&tx.range, 1}, tx.flags,
+                                tx.seq);
+  }
+}
+
+Nanos ServerEngine::deadline(Nanos now) const noexcept {
+  if (!control_.empty()) return now;
+  const bool work = train_.fragments != 0 || !queues_[0].empty() || !queues_[1].empty() ||
+                    (config_.push && clients_.size() != 0 && push_cursor_ < image_.nb_pages);
+  return work ? std::max(now, bucket_.ready_at()) : std::max(now, next_tick_);
+}
+
+// --- housekeeping ----------------------------------------------------------------------------
+
+void ServerEngine::tick(Nanos now) noexcept {
+  next_tick_ = now + kTick;
+  double rate = 0, weights = 0, plain = 0;
+  double srtt = 0, window = 0, measured = 0;
+  for (std::size_t i = clients_.size(); i-- > 0;) {
+    const auto who = static_cast<ClientTable::Index>(i);
+    Client& client = clients_[who];
+    if (now - client.last_heard > config_.client_timeout) {
+      clients_.erase(who);
+      stats_.clients_timed_out.add(1);
+      continue;
+    }
+    rate += client.recent_demand * client.flow.bytes_per_s();
+    weights += client.recent_demand;
+    plain += client.flow.bytes_per_s();
+    client.recent_demand *= kDemandDecay;
+    if (client.srtt > Nanos{0}) {
+      srtt += static_cast<double>(client.srtt.count());
+      window += static_cast<double>((client.srtt + 2 * client.rttvar).count());
+      ++measured;
+    }
+  }
+  const auto members = static_cast<double>(clients_.size());
+  if (members > 0) bucket_.set_rate(weights >= 1 ? rate / weights : plain / members);
+  if (measured > 0) {
+    window_ = std::clamp(Nanos{static_cast<std::int64_t>(window / measured)}, config_.min_window,
+                         config_.max_window);
+    retry_guard_ = std::min(window_, Nanos{static_cast<std::int64_t>(srtt / measured / 2)});
+  }
+  update_end_game();
+  stats_.clients.set(clients_.size());
+  stats_.rate_bytes_per_s.set(static_cast<std::uint64_t>(bucket_.rate()));
+  stats_.window_us.set(static_cast<std::uint64_t>(window_.count() / 1000));
+}
+
+void ServerEngine::update_end_game() noexcept {
+  if (clients_.size() == 0) return;
+  double coverage = 0;
+  for (const Client& client : clients_) coverage += end_game_.covered_since(client.end_game_mark);
+  const bool was_active = end_game_.active();
+  end_game_.update(coverage / static_cast<double>(clients_.size()));
+  if (end_game_.active() && !was_active) stats_.end_game_entered.add(1);
+  stats_.end_game.set(end_game_.active() ? 1 : 0);
+}
+
+}  // namespace snowfabric

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "fabric/base/frame_number.hpp"
+#include "fabric/base/mac.hpp"
+#include "fabric/base/time.hpp"
+#include "fabric/client_table.hpp"
+#include "fabric/end_game.hpp"
+#include "fabric/flow_control.hpp"
+#include "fabric/page_queue.hpp"
+#include "fabric/stats.hpp"
+#include "fabric/token_bucket.hpp"
+#include "fabric/wire.hpp"
+
+namespace snowfabric {
+
+/// What the engine knows of a frozen image. The spans borrow and must outlive the engine.
+struct ImageView {
+  std::uint64_t image_id = 0;
+  std::uint32_t epoch = 0;
+  std::uint8_t space = 0;
+  std::uint64_t nb_pages = 0;
+  std::span<const std::uint32_t> crc32c;      ///< nb_pages
+  std::span<const std::uint64_t> zero_words;  ///< bit p % 64 of word p / 64: page p is all zero
+
+  [[nodiscard]] bool is_zero(Gfn page) const noexcept {
+    return ((zero_words[page.value / 64] >> (page.value % 64)) & 1U) != 0;
+  }
+};
+
+struct ServerConfig {
+  std::uint32_t incarnation = 1;  ///< drawn at random by each start of the process; not 0
+  std::uint16_t mtu_bytes = 9000;
+  bool push = false;  ///< send pages nobody asked for at spare rate
+  std::size_t max_clients = 4096;
+  std::size_t burst_bytes = 64 * 1024;  ///< token bucket depth
+  Nanos report_interval{std::chrono::milliseconds{50}};
+  Nanos client_timeout{std::chrono::seconds{5}};
+  Nanos initial_window{std::chrono::milliseconds{1}};  ///< lockstep window before any measurement
+  Nanos min_window{std::chrono::microseconds{50}};
+  Nanos max_window{std::chrono::milliseconds{20}};
+  FlowConfig flow{};
+  EndGameConfig end_game{};
+};
+
+/// A frame the server wants sent. Page data is not in it: the caller puts image bytes
+/// [fragment_stride * fragment, + fragment_bytes) of page range.first behind the header.
+struct ServerTx {
+  wire::FrameType type{};
+  MacAddr dst{};
+  std::uint8_t flags = 0;
+  std::uint8_t fragment = 0;
+  std::uint32_t seq = 0;
+  PageRange range{};            ///< kPage: one page; kZeros, kAbsent: the range
+  std::uint64_t client_id = 0;  ///< kWelcome
+};
+
+/// Decides what the memserver sends: lockstep, priorities, flow control, end game. Pure: no I/O, no
+/// clock, no allocation after construction. One lcore calls it. Paper: TOCS 2011 section 4.4.
+class ServerEngine {
+ public:
+  /// @param image  at most 2^32 - 1 pages
+  /// @pre wire::fragments_for_mtu(config.mtu_bytes) != 0
+  ServerEngine(const ServerConfig& config, const ImageView& image, ServerStats& stats);
+
+  /// Takes one parsed frame from a client. @return why it was dropped, or kNone
+  wire::Drop on_frame(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
+
+  /// The next frame to send, if there is one and the bucket allows it.
+  [[nodiscard]] bool next(ServerTx& out, Nanos now) noexcept;
+
+  /// The last frame of an orderly stop: BYE to the group.
+  [[nodiscard]] ServerTx bye() noexcept;
+
+  /// Writes the headers (and the whole frame, unless it is a page) of `tx`. @return bytes written
+  std::size_t write(const ServerTx& tx, const MacAddr& src,
+                    std::span<std::byte> out) const noexcept;
+
+  /// Time of the next call to next() that could do something if no frame comes before.
+  [[nodiscard]] Nanos deadline(Nanos now) const noexcept;
+
+  [[nodiscard]] std::size_t nb_fragments() const noexcept { return nb_fragments_; }
+  [[nodiscard]] const ImageView& image() const noexcept { return image_; }
+  [[nodiscard]] const wire::Identity& identity() const noexcept { return identity_; }
+  [[nodiscard]] bool has_clients() const noexcept { return clients_.size() != 0; }
+
+ private:
+  struct PageSlot {
+    Nanos last_multicast = kNever;
+    Nanos last_unicast = kNever;
+    ClientTable::Index last_client = ClientTable::kNone;  ///< who asked last
+    std::uint8_t fragments = 0;  ///< wanted while pending; all bits = whole page
+    std::uint8_t queued = 0;     ///< bit p: an entry stands in the queue of priority p
+    bool pending = false;        ///< wanted and not yet sent: queue entries without it are stale
+    bool shared = false;         ///< pending for more than one client
+  };
+  struct Train {  ///< the page being sent, fragment by fragment
+    Gfn page{};
+    std::uint8_t fragments = 0;
+    bool multicast = true;
+    MacAddr dst{};
+  };
+
+  void on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
+  void on_request(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
+  void take_report(Client& client, const wire::ReportBody& report) noexcept;
+  void on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry, Nanos now) noexcept;
+  ClientTable::Index join(std::uint64_t client_id, const MacAddr& src, Nanos now) noexcept;
+  void answer_absent(const MacAddr& dst, PageRange range) noexcept;
+  void push_control(const ServerTx& tx) noexcept;
+
+  [[nodiscard]] bool queue_next_page(Nanos now) noexcept;
+  [[nodiscard]] bool pop_wanted(Gfn& page) noexcept;
+  [[nodiscard]] bool pop_pushed(Gfn& page) noexcept;
+  void begin_train(Gfn page, Nanos now) noexcept;
+  void send_from_train(ServerTx& out) noexcept;
+  [[nodiscard]] PageRange zero_run(Gfn page) const noexcept;
+  [[nodiscard]] std::size_t train_frame_bytes() const noexcept;
+
+  void tick(Nanos now) noexcept;
+  void update_end_game() noexcept;
+
+  ServerConfig config_;
+  ImageView image_;
+  ServerStats& stats_;
+  wire::Identity identity_;
+  MacAddr group_;
+  std::size_t nb_fragments_;
+  std::uint8_t all_fragments_;
+  std::uint64_t nb_data_pages_ = 0;  // pages that are not zero
+
+  ClientTable clients_;
+  std::vector<PageSlot> pages_;
+  std::array<PageQueue, 2> queues_;  // by wire::Priority
+  RingBuffer<ServerTx> control_;
+  Train train_;
+  std::uint64_t push_cursor_ = 0;
+
+  TokenBucket bucket_;
+  EndGame end_game_;
+  Nanos window_, retry_guard_{0};
+  Nanos newest_join_ = kNever;
+  Nanos next_tick_ = kNever;
+  std::uint32_t seq_ = 0;
+};
+
+}  // namespace snowfabric

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <algorithm>
+#include <cstddef>
+
+#include "fabric/base/time.hpp"
+
+namespace snowfabric {
+
+/// Paces frames to a rate in bytes per second with a bounded burst.
+class TokenBucket {
+ public:
+  TokenBucket(double bytes_per_s, std::size_t burst_bytes) noexcept
+      : rate_{bytes_per_s}, burst_{static_cast<double>(burst_bytes)}, tokens_{burst_} {}
+
+  void set_rate(double bytes_per_s) noexcept { rate_ = bytes_per_s; }
+  [[nodiscard]] double rate() const noexcept { return rate_; }
+
+  void refill(Nanos now) noexcept {
+    if (last_ != kNever) {
+      const double grant = rate_ * std::chrono::duration<double>(now - last_).count();
+      granted_ += grant;
+      tokens_ = std::min(burst_, tokens_ + grant);
+    }
+    last_ = now;
+  }
+  /// Takes the tokens if any are left; the balance may go negative by less than one frame.
+  [[nodiscard]] bool take(std::size_t bytes) noexcept {
+    if (tokens_ <= 0) return false;
+    tokens_ -= static_cast<double>(bytes);
+    taken_ += static_cast<double>(bytes);
+    return true;
+  }
+  /// Bytes allowed and bytes sent since the start: their differences over an interval tell whether
+  /// the bucket or the demand was the limit.
+  [[nodiscard]] double granted() const noexcept { return granted_; }
+  [[nodiscard]] double taken() const noexcept { return taken_; }
+  /// Earliest time at which take() succeeds, seen from the last refill.
+  [[nodiscard]] Nanos ready_at() const noexcept {
+    if (tokens_ > 0 || last_ == kNever) return last_;
+    return last_ + Nanos{static_cast<std::int64_t>(-tokens_ / rate_ * 1e9) + 1};
+  }
+
+ private:
+  double rate_, burst_, tokens_;
+  double granted_ = 0, taken_ = 0;
+  Nanos last_ = kNever;
+};
+
+}  // namespace snowfabric

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/control.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <thread>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <spdlog/spdlog.h>
+
+namespace snowfabric {
+namespace {
+
+constexpr double kBytesPerGbit = 1e9 / 8;
+
+Result<std::optional<std::uint64_t>> image_id_of(const ServerOptions& options, std::size_t i) {
+  if (options.image_ids.empty()) return std::nullopt;
+  const std::string& text = options.image_ids[i];
+  std::uint64_t id = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id, 16);
+  if (error != std::errc{} || end != text.data() + text.size() || id == 0)
+    return fail(EINVAL,
+                fmt::format("--image-id {}: not a 64-bit hexadecimal number above 0", text));
+  return id;
+}
+
+Snapshot snapshot_of(const Served& served) {
+  Snapshot out;
+  append(out, served.stats, kServerCounters);
+  return out;
+}
+
+/// Port and worker counters, then the engines', summed over the images.
+Snapshot snapshot_of(const ServerWorker& worker, const Port& port,
+                     std::span<const std::unique_ptr<Served>> served) {
+  Snapshot out;
+  append(out, worker.stats(), kServerPortCounters);
+  append(out, worker.drops());
+  out.emplace_back("rx_kernel_drops", port.kernel_drops().value_or(0));
+  out.emplace_back("mbufs_in_use", port.mbufs_in_use());
+  Snapshot sum = snapshot_of(*served.front());
+  for (const auto& other : served.subspan(1)) {
+    const Snapshot more = snapshot_of(*other);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i].second += more[i].second;
+  }
+  out.insert(out.end(), sum.begin(), sum.end());
+  return out;
+}
+
+std::string info_json(const ServerOptions& options, const Port& port, TxMode mode,
+                      std::span<const std::unique_ptr<Served>> served) {
+  nlohmann::ordered_json json;
+  json["images"] = nlohmann::ordered_json::array();
+  for (std::size_t i = 0; i < served.size(); ++i) {
+    const Image& image = served[i]->image;
+    json["images"].push_back({{"path", options.images[i]},
+                              {"image_id", fmt::format("{:016x}", image.image_id())},
+                              {"epoch", image.epoch()},
+                              {"pages", image.nb_pages()},
+                              {"zero_pages", image.nb_zero_pages()},
+                              {"group_mac", to_string(group_address(image.image_id()))}});
+  }
+  json["server_mac"] = to_string(port.mac());
+  json["mtu"] = port.mtu_bytes();
+  json["nb_fragments"] = port.nb_fragments();
+  json["tx_mode"] = to_string(mode);
+  return json.dump(2) + "\n";
+}
+
+/// Logs what happens, from counters, so that the poll loop need not: a thread of its own.
+class EventLog {
+ public:
+  explicit EventLog(std::span<const std::unique_ptr<Served>> served) : served_{served} {}
+
+  void look() {
+    for (const auto& s : served_) {
+      Seen& seen = seen_[s.get()];
+      const auto news = [](std::uint64_t& last, const Counter& now) {
+        return std::exchange(last, now.read()) != now.read();
+      };
+      const std::uint64_t clients = s->stats.clients.read();
+      if (news(seen.joins, s->stats.joins))
+        spdlog::info("image {:016x}: client joined, {} now", s->image.image_id(), clients);
+      if (news(seen.leaves, s->stats.leaves))
+        spdlog::info("image {:016x}: client left, {} now", s->image.image_id(), clients);
+      if (news(seen.timed_out, s->stats.clients_timed_out))
+        spdlog::warn("image {:016x}: client fell silent and was forgotten, {} now",
+                     s->image.image_id(), clients);
+      if (news(seen.refused, s->stats.clients_refused))
+        spdlog::error("image {:016x}: client refused, the table is full with {}",
+                      s->image.image_id(), clients);
+      if (news(seen.end_game, s->stats.end_game_entered))
+        spdlog::info("image {:016x}: end game, answers go by unicast", s->image.image_id());
+    }
+  }
+
+ private:
+  struct Seen {
+    std::uint64_t joins = 0, leaves = 0, timed_out = 0, refused = 0, end_game = 0;
+  };
+  std::span<const std::unique_ptr<Served>> served_;
+  std::map<const Served*, Seen> seen_;
+};
+
+void publish(Telemetry& telemetry, const ServerWorker& worker, const Port& port,
+             std::span<const std::unique_ptr<Served>> served) {
+  telemetry.publish(
+      "/memserver/stats", "Counters of port and engines, summed over the images",
+      [&worker, &port, served](std::string_view) { return snapshot_of(worker, port, served); });
+  telemetry.publish("/memserver/image", "Counters of one image. Parameter: image id, hexadecimal",
+                    [served](std::string_view id) -> std::optional<Snapshot> {
+                      for (const auto& s : served)
+                        if (fmt::format("{:016x}", s->image.image_id()) == id)
+                          return snapshot_of(*s);
+                      return std::nullopt;
+                    });
+  telemetry.publish(
+      "/memserver/images", "Images served: pages by image id", [served](std::string_view) {
+        Snapshot out;
+        for (const auto& s : served)
+          out.emplace_back(fmt::format("{:016x}", s->image.image_id()), s->image.nb_pages());
+        return out;
+      });
+}
+
+TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const Image> images) {
+  if (options.copy) return TxMode::kCopy;
+  for (const Image& image : images)
+    if (auto ok = port.register_memory(image.bytes()); !ok) {
+      spdlog::warn("{}: {}; pages are sent by copy", ok.error().what, strerror(ok.error().errnum));
+      return TxMode::kCopy;
+    }
+  return port.tx_mode();
+}
+
+}  // namespace
+
+void add_server_options(CLI::App& cli, ServerOptions& options) {
+  add_app_options(cli, options);
+  cli.add_option("IMAGE", options.images, "raw memory images to serve")->required();
+  cli.add_option("--image-id", options.image_ids,
+                 "hexadecimal id of each image; default: derived from the content");
+  cli.add_option("--epoch", options.epoch, "epoch of the images")->capture_default_str();
+  cli.add_flag("--push", options.push, "send pages nobody asked for at spare rate");
+  cli.add_flag("--copy", options.copy, "never send zero-copy");
+  cli.add_option("--rate-gbps", options.rate_gbps, "rate before the first reports");
+  cli.add_option("--max-rate-gbps", options.max_rate_gbps, "rate never exceeded");
+  cli.add_option(
+         "--end-game", options.end_game,
+         "share of the image sent by multicast at which answers turn to unicast; above 1: never")
+      ->capture_default_str();
+  cli.add_option("--client-timeout", options.client_timeout_s,
+                 "forget silent clients after, seconds")
+      ->capture_default_str();
+  cli.add_option("--info", options.info_file, "write what is served to this JSON file when ready");
+}
+
+Result<std::vector<Image>> open_images(const ServerOptions& options) {
+  if (!options.image_ids.empty() && options.image_ids.size() != options.images.size())
+    return fail(EINVAL, fmt::format("{} images but {} --image-id", options.images.size(),
+                                    options.image_ids.size()));
+  std::vector<Image> images;
+  for (std::size_t i = 0; i < options.images.size(); ++i) {
+    const auto id = image_id_of(options, i);
+    if (!id) return std::unexpected(id.error());
+    auto image = Image::open(
+        options.images[i], {.image_id = *id, .epoch = options.epoch, .progress_fd = STDERR_FILENO});
+    if (!image) return std::unexpected(image.error());
+    const auto same_id = [&](const Image& other) { return other.image_id() == image->image_id(); };
+    if (std::ranges::any_of(images, same_id))
+      return fail(EEXIST, fmt::format("{}: image id {:016x} is served already", options.images[i],
+                                      image->image_id()));
+    images.push_back(std::move(*image));
+  }
+  return images;
+}
+
+ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
+                           unsigned mtu_bytes) {
+  const double initial = options.rate_gbps > 0 ? options.rate_gbps : profile.rate_initial_gbps;
+  const double max = options.max_rate_gbps > 0 ? options.max_rate_gbps : profile.rate_max_gbps;
+  ServerConfig config;
+  config.incarnation = static_cast<std::uint32_t>(random_id() | 1U);
+  config.mtu_bytes = static_cast<std::uint16_t>(mtu_bytes);
+  config.push = options.push;
+  config.client_timeout = std::chrono::seconds{options.client_timeout_s};
+  config.flow.max_bytes_per_s = max * kBytesPerGbit;
+  config.flow.initial_bytes_per_s = std::min(initial, max) * kBytesPerGbit;
+  config.end_game.enter = options.end_game;
+  config.end_game.leave = std::min(config.end_game.leave, options.end_game);
+  return config;
+}
+
+Result<void> serve(const ServerOptions& options) {
+  auto images = open_images(options);
+  if (!images) return std::unexpected(images.error());
+  auto datapath = start_datapath(options, "memserver-dpdk", "server", {});
+  if (!datapath) return std::unexpected(datapath.error());
+  Port& port = datapath->port;
+  const TxMode mode = choose_tx_mode(options, port, *images);
+  const ServerConfig config = engine_config(options, datapath->profile, port.mtu_bytes());
+  std::vector<std::unique_ptr<Served>> served;
+  for (Image& image : *images) served.push_back(std::make_unique<Served>(std::move(image), config));
+  Snapshot last;
+  {
+    ServerWorker worker{served, port, mode, options.rx_loss_percent / 100, options.seed};
+    Telemetry telemetry;
+    publish(telemetry, worker, port, served);
+    spdlog::info("{}", port.describe());
+    for (const auto& s : served)
+      spdlog::info("serving image {:016x} epoch {}: {} pages, {} zero, group {}, TX {}",
+                   s->image.image_id(), s->image.epoch(), s->image.nb_pages(),
+                   s->image.nb_zero_pages(), to_string(group_address(s->image.image_id())),
+                   to_string(mode));
+    if (!options.info_file.empty())
+      if (auto ok = write_file(options.info_file, info_json(options, port, mode, served)); !ok)
+        return ok;
+    const std::atomic<bool>& stop = stop_on_signals();
+    std::jthread events{[log = EventLog{served}](std::stop_token ending) mutable {
+      while (!ending.stop_requested()) {
+        log.look();
+        std::this_thread::sleep_for(std::chrono::milliseconds{100});
+      }
+      log.look();
+    }};
+    worker.run(stop, datapath->profile.idle);
+    last = snapshot_of(worker, port, served);
+  }
+  if (const unsigned leaked = port.close(); leaked != 0)
+    spdlog::error("{} mbufs did not come back to the pool", leaked);
+  spdlog::info("stopped");
+  return options.stats_file.empty() ? Result<void>{}
+                                    : write_file(options.stats_file, to_json(last));
+}
+
+}  // namespace snowfabric

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fabric/base/result.hpp"
+#include "memserver-dpdk/worker.hpp"
+#include "pmd-config/app.hpp"
+
+namespace snowfabric {
+
+struct ServerOptions : AppOptions {
+  std::vector<std::string> images;
+  std::vector<std::string> image_ids;  ///< hexadecimal, one an image, or none
+  std::uint32_t epoch = 1;
+  bool push = false;
+  bool copy = false;
+  double rate_gbps = 0;      ///< 0: the profile's
+  double max_rate_gbps = 0;  ///< 0: the profile's
+  double end_game = 0.98;
+  unsigned client_timeout_s = 5;
+  std::string info_file;
+};
+
+void add_server_options(CLI::App& cli, ServerOptions& options);
+
+/// Maps and scans every image, with progress on stderr. Before EAL init (TBB, STYLE 14).
+[[nodiscard]] Result<std::vector<Image>> open_images(const ServerOptions& options);
+
+[[nodiscard]] ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
+                                         unsigned mtu_bytes);
+
+/// Runs the memserver until a signal. @return what stopped it from starting
+[[nodiscard]] Result<void> serve(const ServerOptions& options);
+
+}  // namespace snowfabric

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <cstring>
+
+#include <spdlog/spdlog.h>
+
+#include "memserver-dpdk/control.hpp"
+
+int main(int argc, char** argv) {
+  using namespace snowfabric;
+  CLI::App cli{"Serves frozen memory images to memtaps by Ethernet multicast.", "memserver-dpdk"};
+  ServerOptions options;
+  add_server_options(cli, options);
+  if (const auto status = parse_command_line(cli, argc, argv, options)) return *status;
+  start_logging("memserver", options.log_level);
+  install_sigbus_handler();
+  const auto result = serve(options);
+  if (!result) spdlog::error("{}: {}", result.error().what, std::strerror(result.error().errnum));
+  spdlog::shutdown();
+  return result ? 0 : 1;
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/worker.hpp"
+
+#include <algorithm>
+
+#include "fabric/poll_loop.hpp"
+
+namespace snowfabric {
+namespace {
+
+/// Frames the tail may hold before engines are asked for more: a burst in the ring, one behind it.
+constexpr std::size_t kTailFrames = 2 * kBurst;
+
+ImageView view_of(const Image& image) {
+  return {.image_id = image.image_id(),
+          .epoch = image.epoch(),
+          .nb_pages = image.nb_pages(),
+          .crc32c = image.crcs(),
+          .zero_words = image.zero_words()};
+}
+
+/// The image outlives its mbufs and frees nothing.
+void keep_image(void*, void*) {}
+
+}  // namespace
+
+Served::Served(Image&& frozen, const ServerConfig& config)
+    : image{std::move(frozen)}, engine{config, view_of(image), stats} {
+  extbuf.free_cb = keep_image;
+  rte_mbuf_ext_refcnt_set(&extbuf, 1);  // ours: it never falls to 0
+}
+
+ServerWorker::ServerWorker(std::span<const std::unique_ptr<Served>> served, const Port& port,
+                           TxMode mode, double rx_loss, std::uint64_t seed)
+    : served_{served}, port_{port}, queue_{port.queue(), rx_loss, seed}, mode_{mode} {}
+
+ServerWorker::~ServerWorker() {
+  rte_pktmbuf_free(spare_);
+  rte_pktmbuf_free(spare_page_);
+}
+
+void ServerWorker::run(const std::atomic<bool>& stop, const IdleConfig& idle_config) noexcept {
+  Idle idle{idle_config};
+  const std::array wait_fds{port_.wait_fd()};
+  run_lcore(
+      [this](Nanos now) { return turn(now); }, [this](Nanos now) { return deadline(now); },
+      [this](bool sleeps) { sleeps ? port_.arm_rx_interrupt() : port_.disarm_rx_interrupt(); },
+      wait_fds, idle, stop);
+  say_bye();
+}
+
+unsigned ServerWorker::turn(Nanos now) noexcept { return receive(now) + send(now); }
+
+// --- receive ---------------------------------------------------------------------------------
+
+unsigned ServerWorker::receive(Nanos now) noexcept {
+  std::array<rte_mbuf*, kBurst> burst;
+  const std::uint16_t nb_rx = queue_.rx_burst(burst);
+  for (std::uint16_t i = 0; i < nb_rx; ++i) on_frame(*burst[i], now);
+  rte_pktmbuf_free_bulk(burst.data(), nb_rx);
+  stats_.rx_injected_loss.set(queue_.rx_lost().read());
+  return nb_rx;
+}
+
+void ServerWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
+  wire::EthHdr eth;
+  if (!read_eth(mbuf, eth) || eth.type.host() != wire::kEtherType || eth.src.is_multicast()) {
+    stats_.rx_foreign_ethertype.add(1);
+    return;
+  }
+  stats_.rx_frames.add(1);
+  wire::Frame frame;
+  wire::Drop why = wire::parse(gather(mbuf, gather_), frame);
+  if (why == wire::Drop::kNone) {
+    const auto it = std::ranges::find_if(
+        served_, [&](const auto& s) { return s->image.image_id() == frame.image_id; });
+    why = it == served_.end() ? wire::Drop::kForeignImage
+                              : (*it)->engine.on_frame(frame, eth.src, now);
+  }
+  if (why != wire::Drop::kNone) [[unlikely]]
+    drops_.count(why);
+}
+
+// --- send ------------------------------------------------------------------------------------
+
+unsigned ServerWorker::send(Nanos now) noexcept {
+  bool more = true;
+  while (more && tail_.size() < kTailFrames) {  // one frame of each image in turn
+    more = false;
+    for (const auto& served : served_) more |= send_one(*served, now);
+  }
+  const std::uint16_t nb_tx = tail_.flush(queue_);
+  stats_.tx_back_pressure.set(tail_.back_pressure().read());
+  return nb_tx;
+}
+
+bool ServerWorker::send_one(Served& served, Nanos now) noexcept {
+  if (!have_mbufs()) {
+    stats_.tx_no_mbuf.add(1);
+    return false;
+  }
+  ServerTx tx;
+  if (!served.engine.next(tx, now)) return false;
+  enqueue(served, tx);
+  return true;
+}
+
+bool ServerWorker::have_mbufs() noexcept {
+  if (spare_ == nullptr) spare_ = rte_pktmbuf_alloc(port_.pool());
+  if (mode_ == TxMode::kZeroCopy && spare_page_ == nullptr)
+    spare_page_ = rte_pktmbuf_alloc(port_.pool());
+  return spare_ != nullptr && (mode_ == TxMode::kCopy || spare_page_ != nullptr);
+}
+
+void ServerWorker::enqueue(Served& served, const ServerTx& tx) noexcept {
+  rte_mbuf* mbuf = std::exchange(spare_, nullptr);
+  std::span<std::byte> room{rte_pktmbuf_mtod(mbuf, std::byte*), rte_pktmbuf_tailroom(mbuf)};
+  const std::size_t size = served.engine.write(tx, port_.mac(), room);
+  mbuf->data_len = static_cast<std::uint16_t>(size);
+  mbuf->pkt_len = mbuf->data_len;
+  if (tx.type == wire::FrameType::kPage) attach_page(served, tx, *mbuf);
+  stats_.tx_frames.add(1);
+  stats_.tx_bytes.add(mbuf->pkt_len);
+  RTE_VERIFY(tail_.push(mbuf));  // send() leaves room
+}
+
+void ServerWorker::attach_page(Served& served, const ServerTx& tx, rte_mbuf& header) noexcept {
+  const std::size_t nb_fragments = served.engine.nb_fragments();
+  const std::size_t offset = tx.fragment * wire::fragment_stride(nb_fragments);
+  const std::size_t nb_bytes = wire::fragment_bytes(tx.fragment, nb_fragments);
+  const std::byte* data = served.image.page(tx.range.first).data() + offset;
+  if (mode_ == TxMode::kCopy) {
+    std::memcpy(rte_pktmbuf_mtod_offset(&header, std::byte*, header.data_len), data, nb_bytes);
+    header.data_len = static_cast<std::uint16_t>(header.data_len + nb_bytes);
+  } else {
+    rte_mbuf* page = std::exchange(spare_page_, nullptr);
+    rte_mbuf_ext_refcnt_update(&served.extbuf, 1);
+    // The image is mapped read-only and TX only reads; the mbuf API has no const.
+    auto* address = const_cast<std::byte*>(data);
+    rte_pktmbuf_attach_extbuf(page, address, reinterpret_cast<rte_iova_t>(address),
+                              static_cast<std::uint16_t>(nb_bytes), &served.extbuf);
+    page->data_off = 0;
+    page->data_len = static_cast<std::uint16_t>(nb_bytes);
+    page->pkt_len = page->data_len;
+    header.next = page;
+    header.nb_segs = 2;
+  }
+  header.pkt_len += static_cast<std::uint32_t>(nb_bytes);
+}
+
+void ServerWorker::say_bye() noexcept {
+  for (const auto& served : served_)
+    if (served->engine.has_clients() && have_mbufs() && tail_.room() > 0)
+      enqueue(*served, served->engine.bye());
+  tail_.flush(queue_);
+}
+
+Nanos ServerWorker::deadline(Nanos now) const noexcept {
+  if (tail_.size() != 0) return now;
+  Nanos next = now + Idle::kLongestSleep;
+  for (const auto& served : served_) next = std::min(next, served->engine.deadline(now));
+  return next;
+}
+
+}  // namespace snowfabric

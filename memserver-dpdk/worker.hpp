@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <rte_mbuf.h>
+
+#include <atomic>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "fabric/eth_port.hpp"
+#include "fabric/server_engine.hpp"
+#include "memserver-dpdk/image.hpp"
+#include "pmd-config/port.hpp"
+
+namespace snowfabric {
+
+/// Counters of the worker itself; the engines have theirs. Names in docs/telemetry.md.
+struct alignas(kCacheLine) ServerPortStats {
+  Counter rx_frames, rx_foreign_ethertype, tx_frames, tx_bytes, tx_back_pressure, tx_no_mbuf;
+  Counter rx_injected_loss;
+};
+inline constexpr std::array kServerPortCounters{
+    CounterInfo<ServerPortStats>{"rx_frames", &ServerPortStats::rx_frames,
+                                 "frames of our EtherType received"},
+    CounterInfo<ServerPortStats>{"rx_foreign_ethertype", &ServerPortStats::rx_foreign_ethertype,
+                                 "frames of other protocols or from no station, ignored"},
+    CounterInfo<ServerPortStats>{"tx_frames", &ServerPortStats::tx_frames,
+                                 "frames given to the port"},
+    CounterInfo<ServerPortStats>{"tx_bytes", &ServerPortStats::tx_bytes,
+                                 "bytes of these, Ethernet headers included, no FCS"},
+    CounterInfo<ServerPortStats>{"tx_back_pressure", &ServerPortStats::tx_back_pressure,
+                                 "flushes that found the TX ring full"},
+    CounterInfo<ServerPortStats>{"tx_no_mbuf", &ServerPortStats::tx_no_mbuf,
+                                 "turns that could not send for want of mbufs"},
+    CounterInfo<ServerPortStats>{"rx_injected_loss", &ServerPortStats::rx_injected_loss,
+                                 "received frames lost on purpose (--rx-loss)"},
+};
+
+/// One image being served.
+struct Served {
+  Served(Image&& frozen, const ServerConfig& config);
+
+  Image image;
+  ServerStats stats;
+  ServerEngine engine;
+  rte_mbuf_ext_shared_info extbuf{};  ///< of every mbuf that points into the image
+};
+
+/// The memserver's poll loop: frames to engines, engines' frames to the port. One lcore runs it.
+class ServerWorker {
+ public:
+  /// @param rx_loss  share of received frames to lose on purpose, from the seed
+  ServerWorker(std::span<const std::unique_ptr<Served>> served, const Port& port, TxMode mode,
+               double rx_loss, std::uint64_t seed);
+  ServerWorker(const ServerWorker&) = delete;
+  ServerWorker& operator=(const ServerWorker&) = delete;
+  ~ServerWorker();
+
+  /// Until `stop`; then says BYE to every group.
+  void run(const std::atomic<bool>& stop, const IdleConfig& idle) noexcept;
+
+  /// One turn of the loop. @return frames received and sent
+  unsigned turn(Nanos now) noexcept;
+
+  [[nodiscard]] const ServerPortStats& stats() const noexcept { return stats_; }
+  [[nodiscard]] const DropCounters& drops() const noexcept { return drops_; }
+
+ private:
+  unsigned receive(Nanos now) noexcept;
+  void on_frame(const rte_mbuf& mbuf, Nanos now) noexcept;
+  unsigned send(Nanos now) noexcept;
+  [[nodiscard]] bool send_one(Served& served, Nanos now) noexcept;
+  [[nodiscard]] bool have_mbufs() noexcept;
+  void enqueue(Served& served, const ServerTx& tx) noexcept;
+  void attach_page(Served& served, const ServerTx& tx, rte_mbuf& header) noexcept;
+  void say_bye() noexcept;
+  [[nodiscard]] Nanos deadline(Nanos now) const noexcept;
+
+  std::span<const std::unique_ptr<Served>> served_;
+  const Port& port_;
+  LossyPort<EthPort> queue_;
+  TxMode mode_;
+  TxTail<> tail_;
+  rte_mbuf* spare_ = nullptr;       // for the next frame: engines must not decide in vain
+  rte_mbuf* spare_page_ = nullptr;  // for its external buffer, with TxMode::kZeroCopy
+  GatherBuffer gather_;
+  ServerPortStats stats_;
+  DropCounters drops_;
+};
+
+}  // namespace snowfabric

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memtap-dpdk/guest_listener.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <span>
+#include <utility>
+
+#include <fmt/format.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+namespace snowfabric {
+namespace {
+
+constexpr int kBacklog = 64;
+constexpr int kEventsPerPoll = 32;
+constexpr int kAcceptsPerPoll = 8;
+constexpr std::size_t kMaxPending = 64;
+
+Result<sockaddr_un> address_of(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof address.sun_path)
+    return fail(ENAMETOOLONG, fmt::format("socket path \"{}\" must have 1 to {} bytes", path,
+                                          sizeof address.sun_path - 1));
+  std::memcpy(address.sun_path, path.data(), path.size());
+  return address;
+}
+
+const sockaddr* generic(const sockaddr_un& address) {
+  return reinterpret_cast<const sockaddr*>(&address);
+}
+
+/// A socket file outlives its process; only connecting tells whether somebody still listens.
+Result<void> remove_stale(const sockaddr_un& address, const std::string& path) {
+  struct stat st{};
+  if (lstat(path.c_str(), &st) != 0) {
+    if (errno == ENOENT) return {};
+    return fail(errno, fmt::format("stat {}", path));
+  }
+  if (!S_ISSOCK(st.st_mode))
+    return fail(EEXIST, fmt::format("{} exists and is not a socket; remove it yourself", path));
+  const UniqueFd probe{socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+  if (!probe) return fail(errno, "socket AF_UNIX");
+  if (connect(probe.get(), generic(address), sizeof address) == 0 || errno == EAGAIN)
+    return fail(EADDRINUSE, fmt::format("a process listens on {} already; stop it, or choose "
+                                        "another socket",
+                                        path));
+  if (errno != ECONNREFUSED) return fail(errno, fmt::format("connect {}", path));
+  if (unlink(path.c_str()) != 0) return fail(errno, fmt::format("unlink stale {}", path));
+  return {};
+}
+
+Result<void> make_dir(const std::string& path) {
+  if (mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return {};
+  return fail(errno, fmt::format("mkdir {}", path));
+}
+
+Result<void> add(int epoll_fd, int fd, std::uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.fd = fd;
+  if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0) return {};
+  return fail(errno, fmt::format("epoll_ctl add fd {}", fd));
+}
+
+/// Closing does not remove a description that another process holds too, so this is explicit.
+void remove(int epoll_fd, int fd) { epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, nullptr); }
+
+}  // namespace
+
+Result<std::unique_ptr<GuestListener>> GuestListener::create(ListenerConfig config) {
+  std::unique_ptr<GuestListener> listener{new GuestListener{std::move(config)}};
+  if (auto ok = make_dir(listener->config_.presence_dir); !ok) return std::unexpected(ok.error());
+  if (auto ok = listener->listen(); !ok) return std::unexpected(ok.error());
+  if (auto ok = listener->make_epolls(); !ok) return std::unexpected(ok.error());
+  return listener;
+}
+
+Result<void> GuestListener::listen() {
+  const std::string& path = config_.socket_path;
+  const auto address = address_of(path);
+  if (!address) return std::unexpected(address.error());
+  if (auto ok = remove_stale(*address, path); !ok) return ok;
+  socket_ = UniqueFd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+  if (!socket_) return fail(errno, "socket AF_UNIX");
+  // On a socket the mode given here is the mode bind() makes the file with: no moment open to all.
+  if (fchmod(socket_.get(), 0600) != 0) return fail(errno, "fchmod of a unix socket");
+  if (bind(socket_.get(), generic(*address), sizeof *address) != 0)
+    return fail(errno, fmt::format("bind {}", path));
+  bound_ = true;
+  if (::listen(socket_.get(), kBacklog) != 0) return fail(errno, fmt::format("listen {}", path));
+  return {};
+}
+
+Result<void> GuestListener::make_epolls() {
+  control_ = UniqueFd{epoll_create1(EPOLL_CLOEXEC)};
+  all_ = UniqueFd{epoll_create1(EPOLL_CLOEXEC)};
+  if (!control_ || !all_) return fail(errno, "epoll_create1");
+  if (auto ok = add(control_.get(), socket_.get(), EPOLLIN); !ok) return ok;
+  return add(all_.get(), control_.get(), EPOLLIN);
+}
+
+GuestListener::~GuestListener() {
+  if (bound_) unlink(config_.socket_path.c_str());
+  guests_.clear();                      // their presence files go first
+  rmdir(config_.presence_dir.c_str());  // stays if something else lies in it
+}
+
+ListenerEvents GuestListener::poll(Nanos now) {
+  ListenerEvents events;
+  std::array<epoll_event, kEventsPerPoll> ready;
+  const int nb_ready = epoll_wait(control_.get(), ready.data(), kEventsPerPoll, 0);
+  for (int i = 0; i < nb_ready; ++i) {
+    const int fd = ready[static_cast<std::size_t>(i)].data.fd;
+    if (fd == socket_.get())
+      accept_some(now, events);
+    else if (UffdGuest* guest = guest_of(fd); guest != nullptr)
+      guest->mark_gone();
+    else
+      advance(fd, events);
+  }
+  expire(now, events);
+  collect_gone(events);
+  return events;
+}
+
+void GuestListener::accept_some(Nanos now, ListenerEvents& events) {
+  for (int i = 0; i < kAcceptsPerPoll; ++i) {
+    UniqueFd fd{accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
+    if (!fd) {
+      if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+        events.rejected.push_back({errno, fmt::format("accept on {}", config_.socket_path)});
+      return;
+    }
+    if (pending_.size() >= kMaxPending || guests_.size() >= config_.max_guests) {
+      events.rejected.push_back(
+          {EBUSY, fmt::format("a guest was turned away: {} guests of at most "
+                              "{}, {} handshakes under way",
+                              guests_.size(), config_.max_guests, pending_.size())});
+      continue;
+    }
+    auto handshake = PendingHandshake::begin(std::move(fd));
+    Result<void> added;
+    if (handshake) added = add(control_.get(), handshake->fd(), EPOLLIN);
+    if (!handshake || !added) {
+      events.rejected.push_back(handshake ? added.error() : handshake.error());
+      continue;
+    }
+    pending_.push_back({std::move(*handshake), now + config_.handshake_timeout});
+  }
+}
+
+/// Takes what arrived on a handshake's socket; it leaves pending_ as a guest or as an error.
+void GuestListener::advance(int fd, ListenerEvents& events) {
+  const auto pending =
+      std::ranges::find_if(pending_, [fd](const Pending& p) { return p.handshake.fd() == fd; });
+  if (pending == pending_.end()) return;  // of a guest that left earlier in this poll
+  const auto whole = pending->handshake.receive();
+  if (whole && !*whole) return;
+  remove(control_.get(), fd);
+  PendingHandshake handshake = std::move(pending->handshake);
+  pending_.erase(pending);
+  if (!whole) {
+    events.rejected.push_back(whole.error());
+    return;
+  }
+  if (auto guest = attach(std::move(handshake)); guest)
+    events.attached.push_back(*guest);
+  else
+    events.rejected.push_back(guest.error());
+}
+
+void GuestListener::expire(Nanos now, ListenerEvents& events) {
+  std::erase_if(pending_, [&](const Pending& p) {
+    if (now < p.deadline) return false;
+    remove(control_.get(), p.handshake.fd());
+    events.rejected.push_back(
+        {ETIMEDOUT,
+         fmt::format("handshake: process {} sent no whole message in time", p.handshake.pid())});
+    return true;
+  });
+}
+
+Result<UffdGuest*> GuestListener::attach(PendingHandshake handshake) {
+  auto attachment = std::move(handshake).finish(config_.image.nb_pages * kPageSize);
+  if (!attachment) return std::unexpected(attachment.error());
+  const std::uint32_t id = next_id_++;
+  auto presence = PresenceFile::create(
+      fmt::format("{}/clone-{}.presence", config_.presence_dir, id), config_.image);
+  if (!presence) return std::unexpected(presence.error());
+  auto guest = std::make_unique<UffdGuest>(id, std::move(*attachment), std::move(*presence));
+  if (auto ok = watch(*guest); !ok) return std::unexpected(ok.error());
+  guests_.push_back(std::move(guest));
+  return guests_.back().get();
+}
+
+Result<void> GuestListener::watch(const UffdGuest& guest) {
+  // No EPOLLIN on the socket: only its hang-up, which is always reported, says something.
+  if (auto ok = add(control_.get(), guest.socket(), 0); !ok) return ok;
+  if (auto ok = add(control_.get(), guest.pidfd(), EPOLLIN); !ok) return ok;
+  return add(all_.get(), guest.uffd(), EPOLLIN);
+}
+
+/// Also those whose install found them dead before their socket said so.
+void GuestListener::collect_gone(ListenerEvents& events) {
+  const auto first_gone =
+      std::partition(guests_.begin(), guests_.end(),
+                     [](const std::unique_ptr<UffdGuest>& g) { return !g->gone(); });
+  for (auto& guest : std::span{first_gone, guests_.end()}) {
+    remove(control_.get(), guest->socket());
+    remove(control_.get(), guest->pidfd());
+    remove(all_.get(), guest->uffd());
+    events.gone.push_back(std::move(guest));
+  }
+  guests_.erase(first_gone, guests_.end());
+}
+
+UffdGuest* GuestListener::guest_of(int fd) const noexcept {
+  const auto guest = std::ranges::find_if(
+      guests_, [fd](const auto& g) { return g->socket() == fd || g->pidfd() == fd; });
+  return guest == guests_.end() ? nullptr : guest->get();
+}
+
+}  // namespace snowfabric

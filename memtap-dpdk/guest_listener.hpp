@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fabric/base/result.hpp"
+#include "fabric/base/time.hpp"
+#include "memtap-dpdk/handshake.hpp"
+#include "memtap-dpdk/presence_file.hpp"
+#include "memtap-dpdk/uffd_guest.hpp"
+#include "memtap-dpdk/unique_fd.hpp"
+
+namespace snowfabric {
+
+struct ListenerConfig {
+  std::string socket_path;  ///< guests connect here; unlinked at close
+  std::string
+      presence_dir;  ///< made with mode 0700 if missing; one file a guest, clone-ID.presence
+  ImageGeometry image;
+  std::size_t max_guests = 64;
+  Nanos handshake_timeout = std::chrono::seconds{5};
+};
+
+/// What one poll() saw.
+struct ListenerEvents {
+  std::vector<UffdGuest*> attached;              ///< owned by the listener until gone
+  std::vector<std::unique_ptr<UffdGuest>> gone;  ///< to read the last counters of, then to destroy
+  std::vector<Error> rejected;                   ///< connections that did not become a guest
+};
+
+/// Accepts guests and owns them while they live. One thread for everything, adapters included;
+/// nothing blocks, and the work of one poll() is bounded.
+class GuestListener {
+ public:
+  /// Makes the socket (mode 0600). A socket file nobody listens on is replaced.
+  /// @return EADDRINUSE: a live process listens there; ENAMETOOLONG; or what the call reported
+  static Result<std::unique_ptr<GuestListener>> create(ListenerConfig config);
+
+  GuestListener(const GuestListener&) = delete;
+  GuestListener& operator=(const GuestListener&) = delete;
+  ~GuestListener();
+
+  /// Readable when poll() has something to do or some guest's poll_faults() has.
+  [[nodiscard]] int epoll_fd() const noexcept { return all_.get(); }
+
+  /// Takes in connections, messages and deaths.
+  /// @param now  only for the time-out of handshakes
+  [[nodiscard]] ListenerEvents poll(Nanos now);
+
+  [[nodiscard]] const std::vector<std::unique_ptr<UffdGuest>>& guests() const noexcept {
+    return guests_;
+  }
+
+ private:
+  struct Pending {
+    PendingHandshake handshake;
+    Nanos deadline;
+  };
+
+  explicit GuestListener(ListenerConfig config) : config_{std::move(config)} {}
+  Result<void> listen();
+  Result<void> make_epolls();
+  void accept_some(Nanos now, ListenerEvents& events);
+  void advance(int fd, ListenerEvents& events);
+  void expire(Nanos now, ListenerEvents& events);
+  Result<UffdGuest*> attach(PendingHandshake handshake);
+  Result<void> watch(const UffdGuest& guest);
+  void collect_gone(ListenerEvents& events);
+  [[nodiscard]] UffdGuest* guest_of(int fd) const noexcept;
+
+  ListenerConfig config_;
+  UniqueFd socket_;
+  UniqueFd control_;  ///< epoll: listener, handshakes, guests' sockets and pidfds
+  UniqueFd all_;      ///< epoll: control_ and the guests' userfaultfds
+  bool bound_ = false;
+  std::uint32_t next_id_ = 0;
+  std::vector<Pending> pending_;
+  std::vector<std::unique_ptr<UffdGuest>> guests_;
+};
+
+}  // namespace snowfabric

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memtap-dpdk/handshake.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+namespace snowfabric {
+namespace {
+
+constexpr std::size_t kControlFds = 8;  // room to see that there are too many
+
+/// Adopts the descriptors of one message. Nothing may fail before each has an owner.
+void adopt_fds(msghdr& message, std::vector<UniqueFd>& fds) {
+  for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    const std::size_t nb_fds = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (std::size_t i = 0; i < nb_fds; ++i) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+      UniqueFd owner{fd};
+      fds.push_back(std::move(owner));
+    }
+  }
+}
+
+Result<void> check_userfaultfd(int fd) {
+  std::array<char, 64> target{};
+  const std::string link = fmt::format("/proc/self/fd/{}", fd);
+  if (readlink(link.c_str(), target.data(), target.size() - 1) < 0)
+    return fail(errno, fmt::format("readlink {}", link));
+  if (std::string_view{target.data()} != "anon_inode:[userfaultfd]")
+    return fail(EBADF, fmt::format("handshake: the first descriptor is {}, not a userfaultfd",
+                                   target.data()));
+  return {};
+}
+
+/// The guest may have opened it blocking; poll() then reports an error and read() would hang us.
+Result<void> set_nonblocking(int fd) {
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0)
+    return fail(errno, "handshake: O_NONBLOCK on the userfaultfd");
+  return {};
+}
+
+}  // namespace
+
+Result<PendingHandshake> PendingHandshake::begin(UniqueFd socket) {
+  ucred peer{};
+  socklen_t len = sizeof peer;
+  if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &len) != 0)
+    return fail(errno, "getsockopt SO_PEERCRED on a guest's socket");
+  PendingHandshake pending;
+  // glibc 2.36 declares pidfd_open() without C linkage, so C++ cannot call it.
+  pending.pidfd_ = UniqueFd{static_cast<int>(syscall(SYS_pidfd_open, peer.pid, 0))};
+  if (!pending.pidfd_) return fail(errno, fmt::format("pidfd_open of guest process {}", peer.pid));
+  pending.socket_ = std::move(socket);
+  pending.pid_ = peer.pid;
+  pending.uid_ = peer.uid;
+  return pending;
+}
+
+Result<bool> PendingHandshake::receive() {
+  constexpr int kMaxPieces = 8;  // a slow sender gets its next turn with the next poll
+  for (int i = 0; i < kMaxPieces; ++i) {
+    std::array<char, 4096> piece;
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kControlFds)> control;
+    iovec iov{piece.data(), piece.size()};
+    msghdr message{};
+    message.msg_iov = &iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+    fds_.reserve(fds_.size() + kControlFds);
+    const ssize_t n = recvmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return false;
+    if (n < 0) return fail(errno, fmt::format("handshake: recvmsg from process {}", pid_));
+    adopt_fds(message, fds_);
+    if (fds_.size() > kMaxHandshakeFds || (message.msg_flags & MSG_CTRUNC) != 0)
+      return fail(EPROTO, fmt::format("handshake: process {} sent more than {} descriptors", pid_,
+                                      kMaxHandshakeFds));
+    if (n == 0)
+      return fail(ECONNRESET, fmt::format("handshake: process {} closed after {} bytes, before the "
+                                          "message was whole",
+                                          pid_, message_.size()));
+    const auto whole = take({piece.data(), static_cast<std::size_t>(n)});
+    if (!whole || *whole) return whole;
+  }
+  return false;
+}
+
+Result<bool> PendingHandshake::take(std::string_view piece) {
+  if (message_.size() + piece.size() > kMaxHandshakeBytes)
+    return fail(E2BIG, fmt::format("handshake: process {} sent more than {} bytes", pid_,
+                                   kMaxHandshakeBytes));
+  message_ += piece;
+  const auto verdict = scanner_.feed(piece);
+  if (verdict == ArrayScanner::Verdict::kGarbage)
+    return fail(EPROTO, fmt::format("handshake: process {} sent something other than one JSON "
+                                    "array; is it a memtap guest?",
+                                    pid_));
+  return verdict == ArrayScanner::Verdict::kComplete;
+}
+
+Result<Attachment> PendingHandshake::finish(std::uint64_t image_bytes) && {
+  auto regions = parse_handshake(message_, image_bytes);
+  if (!regions) return std::unexpected(regions.error());
+  if (fds_.empty())
+    return fail(EPROTO, fmt::format("handshake: process {} sent no descriptor", pid_));
+  if (auto ok = check_userfaultfd(fds_[0].get()); !ok) return std::unexpected(ok.error());
+  if (auto ok = set_nonblocking(fds_[0].get()); !ok) return std::unexpected(ok.error());
+  Attachment guest;
+  guest.regions = std::move(*regions);
+  guest.uffd = std::move(fds_[0]);
+  if (fds_.size() > 1) guest.extra = std::move(fds_[1]);
+  guest.socket = std::move(socket_);
+  guest.pidfd = std::move(pidfd_);
+  guest.pid = pid_;
+  guest.uid = uid_;
+  return guest;
+}
+
+}  // namespace snowfabric

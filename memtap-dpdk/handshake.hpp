@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <sys/types.h>
+
+#include "fabric/base/result.hpp"
+#include "memtap-dpdk/unique_fd.hpp"
+
+namespace snowfabric {
+
+/// A part of the image, mapped in the guest's process. All three in bytes, multiples of a page.
+struct Region {
+  std::uint64_t base{};    ///< address in the guest's process
+  std::uint64_t size{};    ///< bytes
+  std::uint64_t offset{};  ///< of its first byte in the image
+  constexpr bool operator==(const Region&) const = default;
+};
+
+inline constexpr std::size_t kMaxRegions = 64;
+inline constexpr std::size_t kMaxHandshakeBytes = 64 * 1024;
+inline constexpr std::size_t kMaxHandshakeFds = 2;  ///< userfaultfd, and one the guest may add
+
+/// Reads Firecracker's message: a JSON array of {base_host_virt_addr, size, offset} with the page
+/// size, in bytes, as `page_size`, as the misnamed `page_size_kib`, or absent. Other fields are
+/// ignored.
+/// @return EINVAL and which region is wrong and why; EOPNOTSUPP: pages other than 4096 bytes;
+///         E2BIG: more than kMaxRegions or kMaxHandshakeBytes
+/// Source: GuestRegionUffdMapping in Firecracker, src/vmm/src/persist.rs.
+Result<std::vector<Region>> parse_handshake(std::string_view json, std::uint64_t image_bytes);
+
+/// Finds the end of a JSON array that arrives in pieces; parse_handshake() does the real checking.
+class ArrayScanner {
+ public:
+  enum class Verdict { kMore, kComplete, kGarbage };
+  /// Bytes are looked at once, so feeding a message byte by byte costs no more than at once.
+  Verdict feed(std::string_view piece) noexcept;
+
+ private:
+  bool step(char c) noexcept;
+
+  unsigned depth_ = 0;
+  bool in_string_ = false;
+  bool escaped_ = false;
+  bool complete_ = false;
+};
+
+/// A guest that said everything it has to say. Owns all its descriptors.
+struct Attachment {
+  std::vector<Region> regions;
+  UniqueFd uffd;    ///< O_NONBLOCK set
+  UniqueFd extra;   ///< second descriptor of the two-fd form: kept open, not used; else empty
+  UniqueFd socket;  ///< stays open: its hang-up means the guest is gone
+  UniqueFd pidfd;   ///< of the peer; readable once it died
+  pid_t pid = 0;
+  uid_t uid = 0;
+};
+
+/// One connection whose message has not arrived whole. Non-blocking; whatever fails, the destructor
+/// closes every descriptor that came with it.
+class PendingHandshake {
+ public:
+  /// @param socket  a connected SOCK_STREAM unix socket
+  /// @return what SO_PEERCRED or pidfd_open reported
+  static Result<PendingHandshake> begin(UniqueFd socket);
+
+  /// Takes what has arrived. @return true once the message is whole
+  /// @return EPROTO: garbage, too many descriptors; ECONNRESET: closed early; E2BIG: too long
+  Result<bool> receive();
+
+  /// Checks message and descriptors. Call once, after receive() returned true.
+  /// @return as parse_handshake; EPROTO: no descriptor; EBADF: the first is not a userfaultfd
+  Result<Attachment> finish(std::uint64_t image_bytes) &&;
+
+  [[nodiscard]] int fd() const noexcept { return socket_.get(); }
+  [[nodiscard]] pid_t pid() const noexcept { return pid_; }
+
+ private:
+  PendingHandshake() = default;
+  Result<bool> take(std::string_view piece);
+
+  UniqueFd socket_;
+  UniqueFd pidfd_;
+  pid_t pid_ = 0;
+  uid_t uid_ = 0;
+  std::string message_;
+  ArrayScanner scanner_;
+  std::vector<UniqueFd> fds_;
+};
+
+}  // namespace snowfabric

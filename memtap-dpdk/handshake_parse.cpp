@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <algorithm>
+#include <cerrno>
+#include <limits>
+#include <optional>
+#include <span>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "fabric/base/frame_number.hpp"
+#include "memtap-dpdk/handshake.hpp"
+
+namespace snowfabric {
+namespace {
+
+using Json = nlohmann::json;
+
+std::unexpected<Error> bad(std::size_t index, std::string_view why) {
+  return fail(EINVAL, fmt::format("handshake: region {}: {}", index, why));
+}
+
+Result<std::uint64_t> number(const Json& region, std::size_t index, const char* name) {
+  const auto field = region.find(name);
+  if (field == region.end()) return bad(index, fmt::format("{} is missing", name));
+  if (!field->is_number_unsigned())
+    return bad(index, fmt::format("{} is not an unsigned integer", name));
+  return field->get<std::uint64_t>();
+}
+
+/// `page_size_kib` carries bytes too: its name is a mistake that Firecracker's API keeps.
+Result<void> check_page_size(const Json& region, std::size_t index) {
+  for (const char* name : {"page_size", "page_size_kib"}) {
+    if (!region.contains(name)) continue;
+    const auto bytes = number(region, index, name);
+    if (!bytes) return std::unexpected(bytes.error());
+    if (*bytes == kPageSize) return {};
+    return fail(EOPNOTSUPP, fmt::format("handshake: region {}: {} {}: only {} bytes are supported, "
+                                        "start the guest without huge pages",
+                                        index, name, *bytes, kPageSize));
+  }
+  return {};
+}
+
+Result<Region> parse_region(const Json& json, std::size_t index, std::uint64_t image_bytes) {
+  if (!json.is_object()) return bad(index, "is not an object");
+  const auto base = number(json, index, "base_host_virt_addr");
+  const auto size = number(json, index, "size");
+  const auto offset = number(json, index, "offset");
+  for (const auto* field : {&base, &size, &offset}) {
+    if (!*field) return std::unexpected(field->error());
+    if (**field % kPageSize != 0)
+      return bad(index, fmt::format("{:#x} is not a multiple of {}", **field, kPageSize));
+  }
+  if (auto ok = check_page_size(json, index); !ok) return std::unexpected(ok.error());
+  if (*size == 0) return bad(index, "is empty");
+  if (*base > std::numeric_limits<std::uint64_t>::max() - *size)
+    return bad(index, fmt::format("{:#x} + {:#x} is beyond the address space", *base, *size));
+  if (*offset > image_bytes || *size > image_bytes - *offset)
+    return bad(index, fmt::format("[{:#x}, +{:#x}) is beyond the image of {:#x} bytes; is the "
+                                  "guest a clone of this image?",
+                                  *offset, *size, image_bytes));
+  return Region{*base, *size, *offset};
+}
+
+/// Neither addresses nor image bytes may lie in two regions: a page has one place.
+Result<void> check_overlap(std::vector<Region> regions, std::uint64_t Region::* start) {
+  std::ranges::sort(regions, {}, start);
+  for (std::size_t i = 1; i < regions.size(); ++i)
+    if (regions[i].*start - regions[i - 1].*start < regions[i - 1].size)
+      return fail(EINVAL,
+                  fmt::format("handshake: two regions overlap at {} {:#x}",
+                              start == &Region::base ? "address" : "offset", regions[i].*start));
+  return {};
+}
+
+}  // namespace
+
+Result<std::vector<Region>> parse_handshake(std::string_view json, std::uint64_t image_bytes) {
+  if (json.size() > kMaxHandshakeBytes)
+    return fail(E2BIG,
+                fmt::format("handshake: {} bytes, at most {}", json.size(), kMaxHandshakeBytes));
+  const Json array = Json::parse(json, nullptr, false);
+  if (!array.is_array()) return fail(EINVAL, "handshake: not a JSON array of regions");
+  if (array.empty()) return fail(EINVAL, "handshake: no region");
+  if (array.size() > kMaxRegions)
+    return fail(E2BIG, fmt::format("handshake: {} regions, at most {}", array.size(), kMaxRegions));
+  std::vector<Region> regions;
+  for (const Json& entry : array) {
+    const auto region = parse_region(entry, regions.size(), image_bytes);
+    if (!region) return std::unexpected(region.error());
+    regions.push_back(*region);
+  }
+  for (const auto start : {&Region::base, &Region::offset})
+    if (auto ok = check_overlap(regions, start); !ok) return std::unexpected(ok.error());
+  return regions;
+}
+
+ArrayScanner::Verdict ArrayScanner::feed(std::string_view piece) noexcept {
+  for (const char c : piece)
+    if (!step(c)) return Verdict::kGarbage;
+  return complete_ ? Verdict::kComplete : Verdict::kMore;
+}
+
+/// @return false on a byte that cannot be part of a message
+bool ArrayScanner::step(char c) noexcept {
+  constexpr unsigned kMaxDepth = 16;  // unknown fields may nest, but not without end
+  if (in_string_) {
+    if (escaped_)
+      escaped_ = false;
+    else if (c == '\\')
+      escaped_ = true;
+    else if (c == '"')
+      in_string_ = false;
+    return true;
+  }
+  if (c == ' ' || c == '\n' || c == '\r' || c == '\t') return true;
+  if (complete_ || (depth_ == 0 && c != '[')) return false;
+  if (c == '"') in_string_ = true;
+  if (c == '[' || c == '{') ++depth_;
+  if (c == ']' || c == '}') --depth_;
+  complete_ = depth_ == 0;
+  return depth_ <= kMaxDepth;
+}
+
+}  // namespace snowfabric

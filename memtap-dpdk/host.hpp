@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "fabric/client_engine.hpp"
+#include "fabric/stats.hpp"
+#include "memtap-dpdk/arrival_buffer.hpp"
+#include "memtap-dpdk/guest_adapter.hpp"
+
+namespace snowfabric {
+
+/// Written by memtap's lcore. Guests' own counters are summed into it by the control path.
+struct alignas(kCacheLine) HostStats {
+  Counter guests, guests_attached, guests_rejected, guests_gone, guests_killed;
+  Counter fault_hits_buffer, prefetch_wanted, wants_deferred, bursts, burst_pages, refetched_pages;
+  Counter failed_pages;
+};
+inline constexpr std::array kHostCounters{
+    CounterInfo<HostStats>{"guests", &HostStats::guests, "guests attached now"},
+    CounterInfo<HostStats>{"guests_attached", &HostStats::guests_attached, "guests that came"},
+    CounterInfo<HostStats>{"guests_rejected", &HostStats::guests_rejected,
+                           "connections that did not become a guest"},
+    CounterInfo<HostStats>{"guests_gone", &HostStats::guests_gone, "guests that left or died"},
+    CounterInfo<HostStats>{"guests_killed", &HostStats::guests_killed,
+                           "guests killed because their memory could not be completed"},
+    CounterInfo<HostStats>{"fault_hits_buffer", &HostStats::fault_hits_buffer,
+                           "faults answered from the arrival buffer"},
+    CounterInfo<HostStats>{"prefetch_wanted", &HostStats::prefetch_wanted,
+                           "neighbour pages asked for with a fault"},
+    CounterInfo<HostStats>{"wants_deferred", &HostStats::wants_deferred,
+                           "faults put off because the request table was full"},
+    CounterInfo<HostStats>{"bursts", &HostStats::bursts, "runs installed from the arrival buffer"},
+    CounterInfo<HostStats>{"burst_pages", &HostStats::burst_pages, "pages in these runs"},
+    CounterInfo<HostStats>{"refetched_pages", &HostStats::refetched_pages,
+                           "pages asked for again because an install was put off"},
+    CounterInfo<HostStats>{"failed_pages", &HostStats::failed_pages,
+                           "pages failed because the server is dead or has no such page"},
+};
+static_assert(kHostCounters.size() * sizeof(Counter) <= sizeof(HostStats) &&
+              sizeof(HostStats) - kHostCounters.size() * sizeof(Counter) < kCacheLine);
+
+/// The clones of one image on this host, between the client engine and their adapters: which pages
+/// are still needed, what is installed when. No I/O but through adapters. One lcore.
+class Host {
+ public:
+  /// @param prefetch_pages  neighbours behind a faulting page to ask for with it
+  /// @param buffer_pages    capacity of the arrival buffer
+  Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,
+       std::size_t buffer_pages);
+
+  void attach(GuestAdapter& guest) { guests_.push_back(&guest); }
+  /// The guest is dead; pages only it wanted are no longer asked for.
+  void detach(const GuestAdapter& guest) noexcept;
+  [[nodiscard]] std::span<GuestAdapter* const> guests() const noexcept { return guests_; }
+
+  /// Takes faults from every guest and asks for their pages. @return faults seen
+  unsigned poll_faults(Nanos now) noexcept;
+
+  /// Pages to fetch in the background, in this order, once there is a guest.
+  void prefetch(std::vector<PageRange> list) noexcept;
+
+  /// Whether some clone lacks the page and it is not in the arrival buffer either.
+  [[nodiscard]] bool needs(Gfn page) const noexcept;
+  void on_page(const PageArrival& arrival, Nanos now) noexcept;
+  void on_zeros(PageRange range, Nanos now) noexcept;
+  /// Installs what has gathered: the loop is idle, so nothing is gained by waiting.
+  void flush(Nanos now) noexcept;
+  [[nodiscard]] bool has_gathered() const noexcept { return !gathered_.empty(); }
+
+  /// The server is dead or has not got these pages: guests get an error instead of a hang.
+  void fail_demands() noexcept;
+  void fail(PageRange range, Nanos now) noexcept;
+
+ private:
+  void on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
+  void want(Gfn page, Nanos now) noexcept;
+  void prefetch_from_list(Nanos now) noexcept;
+  void install(Gfn first, std::span<const std::byte> pages, Nanos now) noexcept;
+  void settle(GuestAdapter& guest, Install verdict, PageRange range, Nanos now) noexcept;
+  [[nodiscard]] bool lacking(Gfn page) const noexcept;
+  [[nodiscard]] bool fail_page(Gfn page) noexcept;
+
+  ClientEngine& engine_;
+  HostStats& stats_;
+  std::uint32_t prefetch_pages_;
+  std::vector<GuestAdapter*> guests_;
+  ArrivalBuffer gathered_;
+  std::vector<Gfn> deferred_;    // faults the engine had no room for
+  std::vector<PageRange> list_;  // still to prefetch, the last first
+};
+
+}  // namespace snowfabric

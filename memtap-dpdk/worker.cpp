@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memtap-dpdk/worker.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "fabric/poll_loop.hpp"
+
+namespace snowfabric {
+
+using wire::Drop;
+using wire::FrameType;
+
+ClientWorker::ClientWorker(ClientEngine& engine, const Port& port, double rx_loss,
+                           std::uint64_t seed)
+    : engine_{engine},
+      port_{port},
+      queue_{port.queue(), rx_loss, seed},
+      wait_fds_{port.wait_fd(), -1} {}
+
+void ClientWorker::serve(Host& host, int guest_fd) noexcept {
+  host_ = &host;
+  wait_fds_[1] = guest_fd;
+}
+
+void ClientWorker::run(const std::atomic<bool>& stop, const IdleConfig& idle_config,
+                       const Control& control) noexcept {
+  Idle idle{idle_config};
+  const auto one_turn = [&](Nanos now) {
+    if (now >= next_control_) {
+      control(now);
+      next_control_ = now + kControlInterval;
+    }
+    return turn(now);
+  };
+  const auto deadline = [this](Nanos now) {
+    return tail_.size() != 0 ? now : std::min(engine_.deadline(now), next_control_);
+  };
+  const auto sleeping = [this](bool sleeps) {
+    sleeps ? port_.arm_rx_interrupt() : port_.disarm_rx_interrupt();
+  };
+  run_lcore(one_turn, deadline, sleeping, wait_fds_, idle, stop);
+  say_bye();
+}
+
+unsigned ClientWorker::turn(Nanos now) noexcept {
+  unsigned nb_done = receive(now);
+  if (host_ != nullptr) {
+    nb_done += host_->poll_faults(now);
+    if (engine_.state() == ClientState::kServerDead) host_->fail_demands();
+    if (nb_done == 0 && host_->has_gathered()) host_->flush(now);
+  }
+  return nb_done + send(now);
+}
+
+// --- receive ---------------------------------------------------------------------------------
+
+unsigned ClientWorker::receive(Nanos now) noexcept {
+  std::array<rte_mbuf*, kBurst> burst;
+  const std::uint16_t nb_rx = queue_.rx_burst(burst);
+  for (std::uint16_t i = 0; i < nb_rx; ++i) on_frame(*burst[i], now);
+  rte_pktmbuf_free_bulk(burst.data(), nb_rx);
+  stats_.rx_injected_loss.set(queue_.rx_lost().read());
+  return nb_rx;
+}
+
+void ClientWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
+  wire::EthHdr eth;
+  if (!read_eth(mbuf, eth) || eth.type.host() != wire::kEtherType || eth.src.is_multicast()) {
+    stats_.rx_foreign_ethertype.add(1);
+    return;
+  }
+  stats_.rx_frames.add(1);
+  stats_.rx_bytes.add(mbuf.pkt_len);
+  wire::Frame frame;
+  Drop why = wire::parse(gather(mbuf, gather_), frame);
+  if (why == Drop::kNone) why = engine_.on_frame(frame, eth.src, mbuf.pkt_len, now);
+  if (why != Drop::kNone) [[unlikely]] {
+    drops_.count(why);
+    return;
+  }
+  if (frame.type == FrameType::kPage) on_page(frame, now);
+  if (frame.type == FrameType::kZeros || frame.type == FrameType::kAbsent) on_ranges(frame, now);
+}
+
+void ClientWorker::on_page(const wire::Frame& frame, Nanos now) noexcept {
+  if (host_ == nullptr || !host_->needs(Gfn{frame.page.gfn.host()})) {
+    engine_.on_duplicate(frame);
+    return;
+  }
+  Drop why{};
+  const auto arrival = engine_.take_page(frame, now, why);
+  if (arrival) host_->on_page(*arrival, now);
+  if (why != Drop::kNone) [[unlikely]]
+    drops_.count(why);
+}
+
+void ClientWorker::on_ranges(const wire::Frame& frame, Nanos now) noexcept {
+  for (std::size_t i = 0; i < frame.nb_ranges(); ++i) {
+    const PageRange range = frame.range(i);
+    const bool demanded = engine_.take_range(frame.type, range, now);
+    if (host_ == nullptr) continue;
+    if (frame.type == FrameType::kZeros) host_->on_zeros(range, now);
+    if (frame.type == FrameType::kAbsent && demanded) host_->fail(range, now);
+  }
+}
+
+// --- send ------------------------------------------------------------------------------------
+
+unsigned ClientWorker::send(Nanos now) noexcept {
+  while (tail_.size() < kBurst && engine_.has_output(now)) {
+    if (spare_ == nullptr) spare_ = rte_pktmbuf_alloc(port_.pool());
+    if (spare_ == nullptr) {
+      stats_.tx_no_mbuf.add(1);
+      break;
+    }
+    const std::size_t size =
+        engine_.next({rte_pktmbuf_mtod(spare_, std::byte*), rte_pktmbuf_tailroom(spare_)}, now);
+    if (size == 0) break;
+    enqueue(size);
+  }
+  const std::uint16_t nb_tx = tail_.flush(queue_);
+  stats_.tx_back_pressure.set(tail_.back_pressure().read());
+  return nb_tx;
+}
+
+void ClientWorker::enqueue(std::size_t size) noexcept {
+  rte_mbuf* mbuf = std::exchange(spare_, nullptr);
+  mbuf->data_len = static_cast<std::uint16_t>(size);
+  mbuf->pkt_len = mbuf->data_len;
+  stats_.tx_frames.add(1);
+  stats_.tx_bytes.add(size);
+  RTE_VERIFY(tail_.push(mbuf));  // send() leaves room
+}
+
+void ClientWorker::say_bye() noexcept {
+  if (engine_.state() != ClientState::kJoined || tail_.room() == 0) return;
+  if (spare_ == nullptr) spare_ = rte_pktmbuf_alloc(port_.pool());
+  if (spare_ == nullptr) return;
+  enqueue(engine_.write_bye({rte_pktmbuf_mtod(spare_, std::byte*), rte_pktmbuf_tailroom(spare_)}));
+  tail_.flush(queue_);
+}
+
+}  // namespace snowfabric

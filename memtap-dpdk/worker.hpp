@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <rte_mbuf.h>
+
+#include <atomic>
+#include <functional>
+
+#include "fabric/client_engine.hpp"
+#include "fabric/eth_port.hpp"
+#include "memtap-dpdk/host.hpp"
+#include "pmd-config/port.hpp"
+
+namespace snowfabric {
+
+/// Counters of the worker itself; engine and host have theirs. Names in docs/telemetry.md.
+struct alignas(kCacheLine) ClientPortStats {
+  Counter rx_frames, rx_bytes, rx_foreign_ethertype, tx_frames, tx_bytes, tx_back_pressure;
+  Counter tx_no_mbuf, rx_injected_loss;
+};
+inline constexpr std::array kClientPortCounters{
+    CounterInfo<ClientPortStats>{"rx_frames", &ClientPortStats::rx_frames,
+                                 "frames of our EtherType received"},
+    CounterInfo<ClientPortStats>{"rx_bytes", &ClientPortStats::rx_bytes, "bytes of these"},
+    CounterInfo<ClientPortStats>{"rx_foreign_ethertype", &ClientPortStats::rx_foreign_ethertype,
+                                 "frames of other protocols or from no station, ignored"},
+    CounterInfo<ClientPortStats>{"tx_frames", &ClientPortStats::tx_frames,
+                                 "frames given to the port"},
+    CounterInfo<ClientPortStats>{"tx_bytes", &ClientPortStats::tx_bytes, "bytes of these"},
+    CounterInfo<ClientPortStats>{"tx_back_pressure", &ClientPortStats::tx_back_pressure,
+                                 "flushes that found the TX ring full"},
+    CounterInfo<ClientPortStats>{"tx_no_mbuf", &ClientPortStats::tx_no_mbuf,
+                                 "turns that could not send for want of mbufs"},
+    CounterInfo<ClientPortStats>{"rx_injected_loss", &ClientPortStats::rx_injected_loss,
+                                 "received frames lost on purpose (--rx-loss)"},
+};
+
+/// Memtap's poll loop: frames and faults to the engine, its frames to the port, pages to the host's
+/// clones. One lcore runs it.
+class ClientWorker {
+ public:
+  /// Control work between turns, on the same lcore: guests that come and go, state changes.
+  using Control = std::function<void(Nanos now)>;
+  static constexpr Nanos kControlInterval = std::chrono::milliseconds{1};
+
+  /// @param rx_loss  share of received frames to lose on purpose, from the seed
+  ClientWorker(ClientEngine& engine, const Port& port, double rx_loss, std::uint64_t seed);
+  ClientWorker(const ClientWorker&) = delete;
+  ClientWorker& operator=(const ClientWorker&) = delete;
+  ~ClientWorker() { rte_pktmbuf_free(spare_); }
+
+  /// From now on pages go to this host's clones. @param guest_fd  readable when a guest has faults
+  void serve(Host& host, int guest_fd) noexcept;
+
+  /// Until `stop`; then says BYE to the server.
+  void run(const std::atomic<bool>& stop, const IdleConfig& idle, const Control& control) noexcept;
+
+  /// One turn of the loop. @return frames and faults seen, frames sent
+  unsigned turn(Nanos now) noexcept;
+
+  [[nodiscard]] const ClientPortStats& stats() const noexcept { return stats_; }
+  [[nodiscard]] const DropCounters& drops() const noexcept { return drops_; }
+
+ private:
+  unsigned receive(Nanos now) noexcept;
+  void on_frame(const rte_mbuf& mbuf, Nanos now) noexcept;
+  void on_page(const wire::Frame& frame, Nanos now) noexcept;
+  void on_ranges(const wire::Frame& frame, Nanos now) noexcept;
+  unsigned send(Nanos now) noexcept;
+  void enqueue(std::size_t size) noexcept;
+  void say_bye() noexcept;
+
+  ClientEngine& engine_;
+  const Port& port_;
+  LossyPort<EthPort> queue_;
+  Host* host_ = nullptr;
+  std::array<int, 2> wait_fds_;  // port, guests
+  TxTail<> tail_;
+  rte_mbuf* spare_ = nullptr;  // for the next frame: the engine must not decide in vain
+  GatherBuffer gather_;
+  Nanos next_control_ = kNever;
+  ClientPortStats stats_;
+  DropCounters drops_;
+};
+
+}  // namespace snowfabric

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "fabric/base/result.hpp"
+#include "pmd-config/eal.hpp"
+#include "pmd-config/port.hpp"
+#include "pmd-config/telemetry.hpp"
+
+/// What memserver-dpdk and memtap-dpdk have in common around their workers.
+namespace snowfabric {
+
+/// Options of every process with a port.
+struct AppOptions {
+  std::string profile = "net_af_packet";
+  std::string device;
+  unsigned mtu = 0;  ///< 0: the profile's
+  std::string idle;  ///< empty: the profile's
+  std::string lcores;
+  double rx_loss_percent = 0;
+  std::uint64_t seed = 1;
+  std::string stats_file;
+  std::string log_level = "info";
+  std::vector<std::string> eal_args;  ///< what followed `--`
+};
+
+/// Adds the options to a parser; `--help` and `--version` come with it.
+void add_app_options(CLI::App& cli, AppOptions& options);
+
+/// Parses argv; the part behind `--` goes to EAL untouched.
+/// @return nullopt: go on; else exit with this status (help, version or usage error were printed)
+[[nodiscard]] std::optional<int> parse_command_line(CLI::App& cli, int argc, char** argv,
+                                                    AppOptions& options);
+
+/// The asynchronous logger of the control side, set as spdlog's default. Before EAL init: its
+/// thread must not inherit the lcore's CPU mask.
+void start_logging(const std::string& program, const std::string& level);
+
+/// SIGINT and SIGTERM set it; SIGPIPE is ignored. Call once, on the main thread.
+[[nodiscard]] const std::atomic<bool>& stop_on_signals();
+
+/// Does what such a signal does.
+void request_stop() noexcept;
+
+/// EAL and the port, up. Members are destroyed in the right order: port, then EAL.
+struct Datapath {
+  Profile profile;
+  Eal eal;
+  Port port;
+};
+/// @param role    "server" or "client", for net_memif
+/// @param groups  multicast groups to receive
+[[nodiscard]] Result<Datapath> start_datapath(const AppOptions& options, const std::string& program,
+                                              const std::string& role, std::vector<MacAddr> groups);
+
+/// Writes text to a file so that readers see all of it or nothing. @return errno of the failed call
+[[nodiscard]] Result<void> write_file(const std::string& path, const std::string& text);
+
+/// A snapshot as a JSON object, for `--stats`.
+[[nodiscard]] std::string to_json(const Snapshot& snapshot);
+
+/// A number no other start of a process draws; never 0.
+[[nodiscard]] std::uint64_t random_id();
+
+}  // namespace snowfabric

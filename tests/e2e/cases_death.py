@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Cases in which somebody dies, or talks nonsense: the others do not notice."""
+import subprocess
+import sys
+import time
+
+import lablib
+from lib import SLOW_WIRE, case, check, check_complete, half_way, start_clones, wait_until, ROOT
+
+MIXED = ["sequential", "random", "hotset"]
+GIVE_UP_S = 3
+
+
+@case(120)
+def memtap_killed_others_complete(context):
+    with context.world(server_args=SLOW_WIRE) as fleet:
+        guests = start_clones(fleet, 8, MIXED)
+        half_way(context, fleet)
+        fleet.memtaps[2].kill()
+        check_complete(context, fleet, [g for g in guests if g.host != 2])
+        orphans = [g for g in guests if g.host == 2]
+        check(fleet.wait_guests(20.0, orphans), "guests of the dead memtap hang")
+        check(all(g.status() != 0 for g in orphans), "a guest of the dead memtap claims to be complete")
+
+
+@case(120)
+def guest_killed_others_complete(context):
+    """Also those on the same memtap."""
+    with context.world(server_args=SLOW_WIRE) as fleet:
+        guests = start_clones(fleet, 8, MIXED)
+        half_way(context, fleet)
+        guests[0].kill()
+        check_complete(context, fleet, guests[1:])
+
+
+@case(120)
+def memserver_restarted_all_complete(context):
+    with context.world(server_args=SLOW_WIRE) as fleet:
+        guests = start_clones(fleet, 8, MIXED)
+        half_way(context, fleet)
+        fleet.server.kill()
+        fleet.start_server()
+        check_complete(context, fleet, guests)
+        seen = [fleet.memtap_stats(host)["server_restarts"] for host in fleet.memtaps]
+        check(all(count >= 1 for count in seen), f"server_restarts by memtap: {seen}")
+
+
+@case(120)
+def dead_memserver_is_a_clear_error(context):
+    """Within --give-up, and no silent hang."""
+    with context.world(server_args=SLOW_WIRE, memtap_args=("--give-up", GIVE_UP_S)) as fleet:
+        guests = start_clones(fleet, 4, MIXED)
+        half_way(context, fleet)
+        killed_at = time.monotonic()
+        fleet.server.kill()
+        check(fleet.wait_guests(GIVE_UP_S + 15.0, guests), "guests hang on a dead memserver")
+        took_s = time.monotonic() - killed_at
+        for guest in guests:
+            check(guest.status() not in (0, None), f"guest {guest.id} claims to be complete")
+            check(guest.log.read_text().strip(), f"guest {guest.id} ended without a word")
+        check(took_s >= GIVE_UP_S * 0.8, f"given up after {took_s:.1f} s already")
+        dead = [fleet.memtap_stats(host).get("server_dead") for host in fleet.memtaps]
+        check(all(dead), f"server_dead by memtap: {dead}")
+        return f"error after {took_s:.1f} s"
+
+
+def dropped(stats):
+    return sum(count for name, count in stats.items() if name.startswith("rx_drop_"))
+
+
+def send_junk(fleet, kind, dst, count, seed):
+    image = fleet.info["images"][0]
+    done = subprocess.run(
+        fleet.lab.exec_args(1, [sys.executable, "-B", ROOT / "tests" / "e2e" / "junk.py", lablib.PORT, dst,
+                                image["image_id"], image["epoch"], kind, count, seed]),
+        capture_output=True, text=True, timeout=30)
+    check(done.returncode == 0, f"junk sender: {done.stderr}")
+
+
+def check_counted(fleet, kind, dst, read, context):
+    """Sends 200 frames of a kind and waits until `read()` has grown by as many."""
+    count, before = 200, read()
+    send_junk(fleet, kind, dst, count, context.seed)
+    wait_until(lambda: read() >= before + count, f"{count} '{kind}' frames counted (now {read() - before})", 5.0)
+
+
+@case(180)
+def junk_is_counted_and_dropped(context):
+    """Random bytes, truncated frames, other versions, foreign and stale frames, pages out of range."""
+    with context.world(nb_hosts=2, server_args=SLOW_WIRE) as fleet:
+        guests = start_clones(fleet, 4, MIXED)
+        # The sender sits on host 1, and a host's own frames do not come back to it: host 2 is watched.
+        server, group = fleet.info["server_mac"], fleet.info["images"][0]["group_mac"]
+        for kind in ("random", "truncated", "version", "type", "length", "image", "epoch", "page"):
+            check_counted(fleet, kind, server, lambda: dropped(fleet.server_stats()), context)
+        check_counted(fleet, "range", server, lambda: fleet.server_stats()["wants_absent"], context)
+        for kind in ("random", "truncated", "version", "type", "length", "image", "epoch", "page", "far"):
+            check_counted(fleet, kind, group, lambda: dropped(fleet.memtap_stats(2)), context)
+        check_complete(context, fleet, guests)
+        # And the service still takes newcomers.
+        check_complete(context, fleet, start_clones(fleet, 2, "random"))

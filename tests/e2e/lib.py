@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the end-to-end cases share: images, a world to run in, checks, and the search for leftovers."""
+import contextlib
+import os
+import pathlib
+import random
+import signal
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import fleetlib  # noqa: E402
+import lablib  # noqa: E402
+
+CASES = {}
+SLOW_WIRE = ("--rate-gbps", "0.1", "--max-rate-gbps", "0.1")  # leaves time to interfere mid-way
+
+
+class Failed(Exception):
+    """A case's expectation did not hold."""
+
+
+class Skipped(Exception):
+    """The case cannot run here, and why."""
+
+
+class TimedOut(Exception):
+    """The case ran longer than it may."""
+
+
+def case(timeout_s):
+    """Registers a case: a function of a Context."""
+    def register(function):
+        CASES[function.__name__] = (function, timeout_s)
+        return function
+    return register
+
+
+def check(holds, text):
+    if not holds:
+        raise Failed(text)
+
+
+def wait_until(holds, what, timeout_s=20.0):
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > deadline:
+            raise Failed(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    def expired(_signum, _frame):
+        raise TimedOut(f"still running after {seconds} s")
+    signal.signal(signal.SIGALRM, expired)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def make_image(path, mb, seed):
+    """A memory image of mixed pages: runs of zeros, random, patterned and sparse ones; also repeated contents."""
+    rng = random.Random(seed)
+    repeated = rng.randbytes(fleetlib.PAGE)
+    kinds = {
+        "zero": lambda: bytes(fleetlib.PAGE),
+        "random": lambda: rng.randbytes(fleetlib.PAGE),
+        "pattern": lambda: rng.randbytes(16) * (fleetlib.PAGE // 16),
+        "repeated": lambda: repeated,
+        # Looks zero until its last byte.
+        "sparse": lambda: bytes(fleetlib.PAGE - 1) + bytes([rng.randrange(1, 256)]),
+    }
+    names, weights = list(kinds), [30, 40, 20, 5, 5]
+    left = mb * 256
+    with open(path, "wb") as out:
+        while left > 0:
+            run = min(left, rng.randrange(1, 65))
+            kind = kinds[rng.choices(names, weights)[0]]
+            out.write(b"".join(kind() for _ in range(run)))
+            left -= run
+    return path
+
+
+def lab_name():
+    return f"sf-e2e-{os.getpid()}"
+
+
+class Context:
+    """What a case gets: programs, image and seed of this run."""
+
+    def __init__(self, build, image, seed, workdir):
+        self.build, self.image, self.seed, self.workdir = build, image, seed, workdir
+        self.nb_pages, self.nb_nonzero = fleetlib.count_pages(image)
+
+    def unique_bytes(self, mtu):
+        return self.nb_nonzero * fleetlib.page_wire_bytes(mtu)
+
+    @contextlib.contextmanager
+    def world(self, mtu=9000, nb_hosts=4, loss=0.0, server_args=(), memtap_args=(), memtaps=None):
+        """Lab, memserver and memtaps; at the end, that everything stopped as asked and left nothing."""
+        lab = lablib.Lab(lab_name(), nb_hosts, mtu)
+        options = fleetlib.Options(self.build, self.image, loss=loss, seed=self.seed, server_args=server_args,
+                                   memtap_args=memtap_args)
+        with lab, fleetlib.Fleet(lab, options) as fleet:
+            try:
+                fleet.start_server()
+                for host in range(1, nb_hosts + 1) if memtaps is None else memtaps:
+                    fleet.start_memtap(host)
+                yield fleet
+                complaints = fleet.stop()
+                check(not complaints, "; ".join(complaints))
+            except Exception:
+                for process in fleet.processes():
+                    print(process.tail(), file=sys.stderr)
+                raise
+        check_no_leftovers(lab, fleet)
+
+
+def check_no_leftovers(lab, fleet):
+    check(not lab.existing(), f"namespaces left: {lab.existing()}")
+    check(not fleet.dir.exists(), f"{fleet.dir} left")
+    marker = str(fleet.dir).encode()
+    for cmdline in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            check(marker not in cmdline.read_bytes(), f"process {cmdline.parent.name} left")
+
+
+def start_clones(fleet, nb_clones, order, hosts=None):
+    """Clone i on the i-th host in turn; `order` may be one or a list taken in turn."""
+    hosts = hosts or sorted(fleet.memtaps)
+    orders = [order] if isinstance(order, str) else order
+    first = len(fleet.guests)
+    with fleet.at_once():
+        return [fleet.start_guest(first + i, hosts[i % len(hosts)], orders[i % len(orders)])
+                for i in range(nb_clones)]
+
+
+def check_complete(context, fleet, guests, timeout_s=120.0):
+    """Every one of these guests ended well and verified every page."""
+    check(fleet.wait_guests(timeout_s, guests),
+          f"guests not complete after {timeout_s:.0f} s: {[g.id for g in guests if g.status() is None]}")
+    for guest in guests:
+        report = fleet.report(guest)
+        check(guest.status() == 0 and report, f"guest {guest.id} on host {guest.host}: status {guest.status()}")
+        check(report["verified"] is True and report["pages"] == context.nb_pages and report["mismatches"] == 0,
+              f"guest {guest.id}: {report}")
+
+
+def check_wire_ratio(context, fleet, mtu, limit):
+    """All bytes the memserver sent, against every non-zero page once."""
+    sent = fleet.server_stats()["tx_bytes"]
+    ratio = sent / context.unique_bytes(mtu)
+    check(ratio <= limit, f"wire ratio {ratio:.3f} > {limit} ({sent} bytes)")
+    return f"wire ratio {ratio:.3f}"
+
+
+def half_way(context, fleet):
+    """Waits until half of the pages went out: the moment to interfere."""
+    wait_until(lambda: fleet.server_stats().get("pages_sent_once", 0) >= context.nb_nonzero // 2,
+               "half of the pages on the wire", 60.0)
+    running = [g for g in fleet.guests if g.status() is None]
+    check(running, "every guest was complete before the test could interfere: slow the wire down")

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// docs/wire-format.md is normative: its examples are the input here.
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <set>
+#include <string>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "fabric/crc32c.hpp"
+#include "fabric/wire.hpp"
+#include "tests/unit/wire_encode.hpp"
+#include "tests/unit/wire_examples.hpp"
+
+namespace snowfabric {
+namespace {
+
+using test::WireExample;
+using wire::Frame;
+using wire::FrameType;
+
+constexpr const char* kDocument = SNOWFABRIC_SOURCE_DIR "/docs/wire-format.md";
+
+const std::vector<WireExample>& examples() {
+  static const auto kExamples = test::read_wire_examples(kDocument);
+  return kExamples;
+}
+
+std::span<const std::byte> l2_payload(const WireExample& example) {
+  return std::span{example.bytes}.subspan(sizeof(wire::EthHdr));
+}
+
+class WireDoc : public testing::TestWithParam<WireExample> {
+ protected:
+  void expect(const std::string& field, std::uint64_t decoded) const {
+    EXPECT_EQ(GetParam().number(field), decoded) << field;
+  }
+  void expect_body(const Frame& frame) const;
+  void expect_request(const Frame& frame) const;
+  void expect_page(const Frame& frame) const;
+  void expect_ranges(const Frame& frame) const;
+};
+
+void WireDoc::expect_body(const Frame& frame) const {
+  switch (frame.type) {
+    case FrameType::kHello:
+      expect("client_id", frame.hello.client_id.host());
+      return expect("mtu_bytes", frame.hello.mtu_bytes.host());
+    case FrameType::kWelcome:
+      expect("client_id", frame.welcome.client_id.host());
+      expect("nb_pages", frame.welcome.nb_pages.host());
+      expect("report_interval_us", frame.welcome.report_interval_us.host());
+      expect("mtu_bytes", frame.welcome.mtu_bytes.host());
+      return expect("nb_fragments", frame.welcome.nb_fragments);
+    case FrameType::kRequest: return expect_request(frame);
+    case FrameType::kPage: return expect_page(frame);
+    case FrameType::kZeros:
+    case FrameType::kAbsent: return expect_ranges(frame);
+    case FrameType::kBye: return expect("client_id", frame.bye.client_id.host());
+  }
+}
+
+void WireDoc::expect_request(const Frame& frame) const {
+  const wire::ReportBody& report = frame.request.report;
+  expect("client_id", frame.request.client_id.host());
+  expect("clock_us", report.clock_us.host());
+  expect("rx_bytes", report.rx_bytes.host());
+  expect("rx_frames", report.rx_frames.host());
+  expect("lost", report.lost.host());
+  expect("srtt_us", report.srtt_us.host());
+  expect("rttvar_us", report.rttvar_us.host());
+  std::vector<std::string> wants;
+  for (std::size_t i = 0; i < frame.nb_wants(); ++i) {
+    const wire::WantEntry want = frame.want(i);
+    wants.push_back(fmt::format("{:#x}+{}:{}:{}:{:#x}", want.first.host(), want.nb_pages.host(),
+                                want.priority, want.flags, want.fragments));
+  }
+  EXPECT_EQ(wants, GetParam().all("want"));
+}
+
+void WireDoc::expect_page(const Frame& frame) const {
+  expect("gfn", frame.page.gfn.host());
+  expect("crc32c", frame.page.crc32c.host());
+  expect("fragment", frame.page.fragment);
+  expect("nb_fragments", frame.page.nb_fragments);
+  const std::string fill =
+      fmt::format("{:#x}*{}", std::to_integer<unsigned>(frame.tail.front()), frame.tail.size());
+  EXPECT_EQ(fill, GetParam().text("data"));
+  EXPECT_EQ(std::ranges::count(frame.tail, frame.tail.front()), std::ssize(frame.tail));
+  // the fragment's page is alike throughout
+  const std::vector<std::byte> page(kPageSize, frame.tail.front());
+  EXPECT_EQ(crc32c(page), frame.page.crc32c.host());
+}
+
+void WireDoc::expect_ranges(const Frame& frame) const {
+  std::vector<std::string> ranges;
+  for (std::size_t i = 0; i < frame.nb_ranges(); ++i)
+    ranges.push_back(fmt::format("{:#x}+{}", frame.range(i).first.value, frame.range(i).nb_pages));
+  EXPECT_EQ(ranges, GetParam().all("range"));
+}
+
+TEST_P(WireDoc, ExampleDecodesToItsFieldsAndEncodesToItsBytes) {
+  const WireExample& example = GetParam();
+  ASSERT_GE(example.bytes.size(), 60U) << "shorter than Ethernet allows: padding is missing";
+  Frame frame;
+  ASSERT_EQ(wire::parse(l2_payload(example), frame), wire::Drop::kNone);
+  expect("type", static_cast<std::uint64_t>(frame.type));
+  expect("flags", frame.flags);
+  expect("space", frame.space);
+  expect("image_id", frame.image_id);
+  expect("epoch", frame.epoch);
+  expect("incarnation", frame.incarnation);
+  expect("seq", frame.seq);
+  expect_body(frame);
+
+  const auto dst = parse_mac(example.text("dst"));
+  const auto src = parse_mac(example.text("src"));
+  ASSERT_TRUE(dst && src);
+  if (dst->is_multicast() && *dst != kBroadcast) {
+    EXPECT_EQ(*dst, group_address(frame.image_id));
+  }
+  std::vector<std::byte> again = test::encode(frame, *dst, *src);
+  expect("payload_len", again.size() - sizeof(wire::EthHdr) - sizeof(wire::Header));
+  const std::size_t padding = example.fields.contains("padding") ? example.number("padding") : 0;
+  again.resize(again.size() + padding);
+  EXPECT_EQ(again, example.bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(Examples, WireDoc, testing::ValuesIn(examples()),
+                         [](const auto& example) { return example.param.name; });
+
+TEST(WireDocument, HasAnExampleOfEveryFrameType) {
+  std::set<std::uint64_t> types;
+  for (const WireExample& example : examples()) types.insert(example.number("type"));
+  EXPECT_EQ(types, (std::set<std::uint64_t>{1, 2, 3, 4, 5, 6, 7}));
+}
+
+TEST(WireDocument, ExplainsEveryReasonToDropAFrame) {
+  std::ifstream file{kDocument};
+  const std::string text{std::istreambuf_iterator<char>{file}, {}};
+  for (const std::string_view name : wire::kDropNames) {
+    if (name != "none") {
+      EXPECT_NE(text.find(fmt::format("| `rx_drop_{}` |", name)), std::string::npos) << name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace snowfabric
