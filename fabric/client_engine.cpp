@@ -36,7 +36,6 @@ ClientEngine::ClientEngine(const ClientConfig& config, ClientStats& stats)
       send_queues_{RingBuffer<std::uint32_t>{std::size_t{2} * config.max_inflight},
                    RingBuffer<std::uint32_t>{std::size_t{2} * config.max_inflight}},
       timers_{config.max_inflight, kTimerTick},
-      reassembler_{config.partial_pages},
       rto_{RtoEstimator{config.rto}, RtoEstimator{config.rto}},
       prng_{config.seed} {
   free_.reserve(config.max_inflight);
@@ -94,7 +93,10 @@ Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nano
     state_ = ClientState::kMtuTooSmall;
     return Drop::kNone;
   }
-  if (slot_of_.empty()) slot_of_.resize(nb_pages);
+  if (slot_of_.empty()) {
+    slot_of_.resize(nb_pages);
+    if (nb_fragments > 1) reassembler_ = Reassembler{config_.partial_pages};
+  }
   if (frame.incarnation != identity_.incarnation) on_incarnation(frame, now);
   server_ = src;
   report_interval_ = std::chrono::microseconds{body.report_interval_us.host()};
@@ -251,9 +253,12 @@ void ClientEngine::on_timer(std::uint32_t id, Nanos now) noexcept {
 
 // --- frames out ------------------------------------------------------------------------------
 
-bool ClientEngine::has_output(Nanos now) noexcept {
+void ClientEngine::expire(Nanos now) noexcept {
   timers_.expire(now, [&](std::uint32_t id) { on_timer(id, now); });
   watch_server(now);
+}
+
+bool ClientEngine::has_output(Nanos now) const noexcept {
   if (state_ == ClientState::kMtuTooSmall) return false;
   if (now >= next_hello_) return true;
   if (slot_of_.empty()) return false;  // not welcomed yet
@@ -313,13 +318,12 @@ std::size_t ClientEngine::collect_wants(std::span<wire::WantEntry> wants, Nanos 
         send_queues_[priority].pop();
         continue;
       }
-      const wire::WantEntry entry{
-          .first = flight.page.value,
-          .nb_pages = std::uint16_t{1},
-          .priority = static_cast<std::uint8_t>(priority),
-          .flags = flight.attempts > 0 ? wire::kWantRetry : std::uint8_t{0},
-          .fragments = flight.attempts > 0 ? reassembler_.missing(flight.page) : std::uint8_t{0},
-          .reserved = {}};
+      const wire::WantEntry entry{.first = flight.page.value,
+                                  .nb_pages = std::uint16_t{1},
+                                  .priority = static_cast<std::uint8_t>(priority),
+                                  .flags = flight.attempts > 0 ? wire::kWantRetry : std::uint8_t{0},
+                                  .fragments = reassembler_.missing(flight.page),
+                                  .reserved = {}};
       if (nb_wants > 0 && extends(wants[nb_wants - 1], entry)) {
         wants[nb_wants - 1].nb_pages =
             static_cast<std::uint16_t>(wants[nb_wants - 1].nb_pages.host() + 1);

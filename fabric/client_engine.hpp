@@ -88,13 +88,18 @@ class ClientEngine {
       if (flight.used && flight.priority == wire::Priority::kDemand) each(flight.page);
   }
 
+  /// Finds what has timed out. Call only when every frame that has arrived was passed in: an answer
+  /// that waits in the receive ring of a starved host is not late, and asking again floods the
+  /// group.
+  void expire(Nanos now) noexcept;
   /// Writes the next frame to send, if any. @param out at least wire::ControlBuffer's size
   /// @return its bytes, 0 = nothing to send now
   std::size_t next(std::span<std::byte> out, Nanos now) noexcept;
-  [[nodiscard]] bool has_output(Nanos now) noexcept;
+  [[nodiscard]] bool has_output(Nanos now) const noexcept;
   /// The last frame of an orderly stop. @return its bytes
   std::size_t write_bye(std::span<std::byte> out) const noexcept;
-  /// Time of the next call to next() that could do something if no frame or fault comes before.
+  /// Time of the next call to expire() or next() that could do something if no frame or fault comes
+  /// before.
   [[nodiscard]] Nanos deadline(Nanos now) const noexcept;
 
   [[nodiscard]] ClientState state() const noexcept { return state_; }
@@ -147,7 +152,7 @@ class ClientEngine {
   TimerWheel timers_;
   std::uint32_t nb_demands_ = 0;
 
-  Reassembler reassembler_;
+  Reassembler reassembler_{1};  // made anew at WELCOME where pages come in fragments
   LossMeter loss_;
   std::array<RtoEstimator, 2> rto_;  // by priority: prefetch waits longer at the server
   Prng prng_;

@@ -6,8 +6,8 @@
 namespace snowfabric {
 
 struct EndGameConfig {
-  double enter = 0.98;  ///< begin when this share of the image went out to the present members
-  double leave = 0.90;  ///< end when it falls below (members joined late)
+  double enter = 0.995;  ///< begin when this share of the image went out to the present members
+  double leave = 0.95;   ///< end when it falls below (members joined late)
 };
 
 /// Whether answers go by unicast because most pages have gone out by multicast. Coverage is the

@@ -19,7 +19,7 @@ struct ServerOptions : AppOptions {
   bool copy = false;
   double rate_gbps = 0;      ///< 0: the profile's
   double max_rate_gbps = 0;  ///< 0: the profile's
-  double end_game = 0.98;
+  double end_game = EndGameConfig{}.enter;
   unsigned client_timeout_s = 5;
   std::string info_file;
 };

@@ -11,6 +11,10 @@ namespace snowfabric {
 using wire::Drop;
 using wire::FrameType;
 
+namespace {
+constexpr unsigned kMaxRxBursts = 16;  // a turn
+}
+
 ClientWorker::ClientWorker(ClientEngine& engine, const Port& port, double rx_loss,
                            std::uint64_t seed)
     : engine_{engine},
@@ -44,13 +48,28 @@ void ClientWorker::run(const std::atomic<bool>& stop, const IdleConfig& idle_con
 }
 
 unsigned ClientWorker::turn(Nanos now) noexcept {
-  unsigned nb_done = receive(now);
-  if (host_ != nullptr) {
-    nb_done += host_->poll_faults(now);
-    if (engine_.state() == ClientState::kServerDead) host_->fail_demands();
-    if (nb_done == 0 && host_->has_gathered()) host_->flush(now);
+  unsigned nb_done = 0;
+  bool drained = false;
+  for (unsigned i = 0; i < kMaxRxBursts && !drained; ++i) {
+    const unsigned nb_rx = receive(now);
+    nb_done += nb_rx;
+    drained = nb_rx < kBurst;
   }
+  if (drained) nb_done += ask(now);
   return nb_done + send(now);
+}
+
+/// What may lead to requests waits until the receive ring is empty: on a starved host it holds the
+/// very pages that would be asked for.
+unsigned ClientWorker::ask(Nanos now) noexcept {
+  unsigned nb_faults = 0;
+  if (host_ != nullptr) {
+    nb_faults = host_->poll_faults(now);
+    if (engine_.state() == ClientState::kServerDead) host_->fail_demands();
+    if (nb_faults == 0 && host_->has_gathered()) host_->flush(now);
+  }
+  engine_.expire(now);
+  return nb_faults;
 }
 
 // --- receive ---------------------------------------------------------------------------------

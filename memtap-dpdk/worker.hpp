@@ -8,31 +8,10 @@
 #include "fabric/client_engine.hpp"
 #include "fabric/eth_port.hpp"
 #include "memtap-dpdk/host.hpp"
+#include "memtap-dpdk/port_stats.hpp"
 #include "pmd-config/port.hpp"
 
 namespace snowfabric {
-
-/// Counters of the worker itself; engine and host have theirs. Names in docs/telemetry.md.
-struct alignas(kCacheLine) ClientPortStats {
-  Counter rx_frames, rx_bytes, rx_foreign_ethertype, tx_frames, tx_bytes, tx_back_pressure;
-  Counter tx_no_mbuf, rx_injected_loss;
-};
-inline constexpr std::array kClientPortCounters{
-    CounterInfo<ClientPortStats>{"rx_frames", &ClientPortStats::rx_frames,
-                                 "frames of our EtherType received"},
-    CounterInfo<ClientPortStats>{"rx_bytes", &ClientPortStats::rx_bytes, "bytes of these"},
-    CounterInfo<ClientPortStats>{"rx_foreign_ethertype", &ClientPortStats::rx_foreign_ethertype,
-                                 "frames of other protocols or from no station, ignored"},
-    CounterInfo<ClientPortStats>{"tx_frames", &ClientPortStats::tx_frames,
-                                 "frames given to the port"},
-    CounterInfo<ClientPortStats>{"tx_bytes", &ClientPortStats::tx_bytes, "bytes of these"},
-    CounterInfo<ClientPortStats>{"tx_back_pressure", &ClientPortStats::tx_back_pressure,
-                                 "flushes that found the TX ring full"},
-    CounterInfo<ClientPortStats>{"tx_no_mbuf", &ClientPortStats::tx_no_mbuf,
-                                 "turns that could not send for want of mbufs"},
-    CounterInfo<ClientPortStats>{"rx_injected_loss", &ClientPortStats::rx_injected_loss,
-                                 "received frames lost on purpose (--rx-loss)"},
-};
 
 /// Memtap's poll loop: frames and faults to the engine, its frames to the port, pages to the host's
 /// clones. One lcore runs it.
@@ -61,6 +40,7 @@ class ClientWorker {
   [[nodiscard]] const DropCounters& drops() const noexcept { return drops_; }
 
  private:
+  unsigned ask(Nanos now) noexcept;
   unsigned receive(Nanos now) noexcept;
   void on_frame(const rte_mbuf& mbuf, Nanos now) noexcept;
   void on_page(const wire::Frame& frame, Nanos now) noexcept;

@@ -71,13 +71,6 @@ def _die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _name(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return None
-
-
 class Process:
     """A child with its own log file."""
 
@@ -167,7 +160,7 @@ class Fleet:
                 "--stats", self.dir / "server-stats.json", *self.opt.server_args, *extra, self.opt.image,
                 "--", f"--file-prefix={self.prefix(0)}"]
         self.server = self._start("memserver", 0, args)
-        self.wait_for(self.server, info.exists, "ready", timeout_s)
+        self.wait_for(self.server, info.exists, "ready", timeout_s, host=0)
         self.info = json.loads(info.read_text())
         return self.server
 
@@ -183,7 +176,7 @@ class Fleet:
                 *self._loss_args(host), *self.opt.memtap_args, *extra,
                 "--", f"--file-prefix={self.prefix(host)}"]
         self.memtaps[host] = self._start(f"memtap{host}", host, args)
-        self.wait_for(self.memtaps[host], path.exists, "listening", timeout_s)
+        self.wait_for(self.memtaps[host], path.exists, "listening", timeout_s, host)
         return self.memtaps[host]
 
     def start_guest(self, guest_id, host, order, extra=(), image=None):
@@ -192,7 +185,7 @@ class Fleet:
                 image or self.opt.image, "--order", order, "--seed", self.opt.seed * 1000 + guest_id,
                 "--shared-seed", self.opt.seed, "--id", guest_id, "--json", report, *extra]
         if self.gate:
-            args = ["flock", "--shared", "--no-fork", self.gate, *args]
+            args += ["--gate", self.gate]
         # No namespace: all a guest needs is memtap's socket, and the start is quicker.
         guest = self._start(f"guest{guest_id}", None, args)
         guest.id, guest.host, guest.order, guest.report_path = guest_id, host, order, report
@@ -201,15 +194,22 @@ class Fleet:
 
     @contextlib.contextmanager
     def at_once(self):
-        """Guests started inside wait for each other, as the clones of one fork start together."""
+        """Guests started inside touch their first page together, as the clones of one fork do: a host whose guests
+        attach late would ask again for what went by before."""
+        before = {host: self._attached(host) for host in self.memtaps}
         self.gate = self.dir / "gate"
         with open(self.gate, "w") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)
             first = len(self.guests)
             yield
-            for guest in self.guests[first:]:
-                self.wait_for(guest, lambda: _name(guest.pid) == "flock", "waiting at the gate", 20.0)
+            for host, attached in before.items():
+                mine = [guest for guest in self.guests[first:] if guest.host == host]
+                for guest in mine:
+                    self.wait_for(guest, lambda: self._attached(host) >= attached + len(mine), "attached", 60.0)
             self.gate = None
+
+    def _attached(self, host):
+        return self.memtap_stats(host).get("guests_attached", 0)
 
     def start_other(self, name, args, host=None):
         """Any further process that must not outlive the fleet."""
@@ -296,9 +296,11 @@ class Fleet:
             args = self.lab.exec_args(host, args)
         return Process(name, args, self.dir / f"{name}.log")
 
-    def wait_for(self, process, ready, what, timeout_s):
+    def wait_for(self, process, ready, what, timeout_s, host=None):
         deadline = time.monotonic() + timeout_s
         while not ready():
+            if self.lab.tap and host is not None:
+                self.lab.release_tap(host)
             if process.status() is not None:
                 raise FleetError(f"{process.name} ended with status {process.status()} before it was {what}:\n"
                                  f"{process.tail()}")

@@ -159,6 +159,13 @@ class Lab:
         run(["ip", "-n", ns, "link", "set", TAP, "mtu", str(self.mtu), "master", BRIDGE, "up"])
         run(["ip", "-n", ns, "link", "set", PORT, "master", BRIDGE])
 
+    def release_tap(self, host):
+        """Call while a DPDK process starts: it gives the tap device its own MAC, and a bridge keeps to itself what is
+        sent to a port's MAC. Forgetting that entry makes it hand those frames to the process."""
+        shown = run(["bridge", "-n", self.ns(host), "fdb", "show", "dev", TAP])
+        for mac in re.findall(rf"^(\S+) master {BRIDGE} permanent", shown, re.MULTILINE):
+            run(["bridge", "-n", self.ns(host), "fdb", "del", mac, "dev", TAP, "master"], check=False)
+
     def _wait_forwarding(self, timeout_s=10.0):
         """A port that is not forwarding yet drops frames: the first HELLO would be lost."""
         deadline = time.monotonic() + timeout_s

@@ -2,6 +2,7 @@
 //
 // sf-guest: a guest without a VM. It hands its empty memory to memtap as Firecracker would, faults
 // the pages in as a clone would, and compares each with the image.
+#include <fcntl.h>
 #include <poll.h>
 #include <unistd.h>
 
@@ -21,6 +22,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -37,7 +39,7 @@ enum ExitCode : int { kOk = 0, kMismatch = 1, kSetUp = 2, kMemtapGone = 3, kPois
 constexpr int kTerminated = 128 + SIGTERM;
 
 struct Options {
-  std::string socket_path, image_path, json_path;
+  std::string socket_path, image_path, json_path, gate_path;
   TouchPlan plan;
   HandshakeForm form;
   unsigned id = 0, nb_threads = 1, remove_percent = 0;
@@ -209,6 +211,16 @@ Result<void> write_json(const std::string& path, const nlohmann::json& json) {
   return {};
 }
 
+/// Waits for whoever holds an exclusive lock on the file: clones of one fork start together.
+Result<void> pass_gate(const std::string& path) {
+  if (path.empty()) return {};
+  const UniqueFd gate{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (!gate) return fail(errno, fmt::format("open {}", path));
+  while (flock(gate.get(), LOCK_SH) != 0)
+    if (errno != EINTR) return fail(errno, fmt::format("flock {}", path));
+  return {};
+}
+
 /// @return true if every page was right
 Result<bool> run(Options& options) {
   const auto image = ImageFile::map(options.image_path);
@@ -223,6 +235,7 @@ Result<bool> run(Options& options) {
   const auto socket = hand_over(options.socket_path, *memory, options.form,
                                 std::chrono::seconds{options.connect_timeout_s});
   if (!socket) return std::unexpected(socket.error());
+  if (auto ok = pass_gate(options.gate_path); !ok) return std::unexpected(ok.error());
   const auto begin = Clock::now();
   const std::uint64_t nb_pages = touch_order(options.plan).size();
   std::thread watcher{[&] { watch_memtap(socket->get(), options, nb_pages); }};
@@ -266,6 +279,8 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--remove", o.remove_percent, "give back this percentage afterwards")
       ->check(CLI::Range(0, 100));
   app.add_option("--json", o.json_path, "write the report here; - is standard output");
+  app.add_option("--gate", o.gate_path,
+                 "after the handshake, wait until nobody holds an exclusive flock on this file");
   app.add_option("--connect-timeout", o.connect_timeout_s, "seconds to wait for memtap");
   app.add_flag("--progress", o.progress, "say on standard error how far it is");
   app.add_flag("--hold", o.hold, "when done, stay until SIGTERM");

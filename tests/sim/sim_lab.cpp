@@ -230,6 +230,7 @@ void Lab::poll_server() {
 
 void Lab::poll_host(Host& host) {
   run_guests(host);
+  host.engine->expire(now_);
   Bytes frame(sizeof(wire::ControlBuffer));
   for (;;) {
     const std::size_t size = host.engine->next(frame, now_);
