@@ -93,10 +93,9 @@ Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nano
     state_ = ClientState::kMtuTooSmall;
     return Drop::kNone;
   }
-  if (slot_of_.empty()) {
-    slot_of_.resize(nb_pages);
-    if (nb_fragments > 1) reassembler_ = Reassembler{config_.partial_pages};
-  }
+  if (slot_of_.empty()) slot_of_.resize(nb_pages);
+  if (nb_fragments > 1 && reassembler_.capacity() < config_.partial_pages)
+    reassembler_ = Reassembler{config_.partial_pages};
   if (frame.incarnation != identity_.incarnation) on_incarnation(frame, now);
   server_ = src;
   report_interval_ = std::chrono::microseconds{body.report_interval_us.host()};
@@ -182,7 +181,7 @@ bool ClientEngine::want(Gfn page, Priority priority, Nanos now) noexcept {
       flight.first_asked = now;
       if (nb_demands_++ == 0) waiting_since_ = now;
       stats_.asked_demand.add(1);
-      queue(slot - 1);
+      queue(slot - 1, now);
     }
     return true;
   }
@@ -194,7 +193,7 @@ bool ClientEngine::want(Gfn page, Priority priority, Nanos now) noexcept {
   if (priority == Priority::kDemand && nb_demands_++ == 0) waiting_since_ = now;
   (priority == Priority::kDemand ? stats_.asked_demand : stats_.asked_prefetch).add(1);
   stats_.inflight.add(1);
-  queue(id);
+  queue(id, now);
   return true;
 }
 
@@ -208,10 +207,11 @@ bool ClientEngine::make_room(Priority priority) noexcept {
   return false;
 }
 
-void ClientEngine::queue(std::uint32_t id) noexcept {
+void ClientEngine::queue(std::uint32_t id, Nanos now) noexcept {
   Flight& flight = flights_[id];
-  // Should the queue be full of stale entries, the timer tries again.
   flight.to_send = send_queues_[static_cast<std::size_t>(flight.priority)].push(id);
+  // The queue may be full of stale entries: try again soon.
+  if (!flight.to_send) timers_.arm(id, now + config_.rto.min);
 }
 
 void ClientEngine::forget(Gfn page) noexcept {
@@ -247,8 +247,8 @@ void ClientEngine::on_timer(std::uint32_t id, Nanos now) noexcept {
     release(id);
     return;
   }
-  queue(id);
-  if (!flight.to_send) timers_.arm(id, now + config_.rto.min);
+  flight.timed_out = flight.attempts > 0;
+  queue(id, now);
 }
 
 // --- frames out ------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ void ClientEngine::watch_server(Nanos now) noexcept {
   if (state_ == ClientState::kJoining && waiting_since_ == kNever) waiting_since_ = now;
   if (!waiting() || state_ == ClientState::kMtuTooSmall) return;
   const Nanos silent = now - std::max(last_heard_, waiting_since_);
-  if (silent > config_.silence) greet(now);
+  if (silent >= config_.silence) greet(now);
   if (silent >= config_.give_up && state_ != ClientState::kServerDead) {
     state_ = ClientState::kServerDead;
     stats_.server_dead.add(1);
@@ -298,13 +298,21 @@ std::size_t ClientEngine::write_hello(std::span<std::byte> out, Nanos now) noexc
 
 std::size_t ClientEngine::write_request(std::span<std::byte> out, Nanos now) noexcept {
   std::array<wire::WantEntry, wire::kMaxWants> wants;
-  const std::size_t nb_wants = collect_wants(wants, now);
+  const std::size_t nb_wants = collect_wants(std::span{wants}.first(max_wants()), now);
   if (nb_wants == 0 && now < next_report_) return 0;  // the queues held stale entries only
   next_report_ = std::max(next_report_, now + report_interval_);
   stats_.tx_requests.add(1);
   return wire::write_request(out, identity_, server_, config_.mac,
                              {.client_id = config_.client_id, .report = report(now)},
                              std::span{wants}.first(nb_wants));
+}
+
+/// A REQUEST must fit both ports: a frame above its MTU jams a kernel socket's ring for ever.
+std::size_t ClientEngine::max_wants() const noexcept {
+  constexpr std::size_t kFixed = sizeof(wire::Header) + sizeof(wire::RequestBody);
+  const std::size_t mtu = std::min(config_.mtu_bytes, server_mtu_bytes_);
+  const std::size_t room = mtu > kFixed ? (mtu - kFixed) / sizeof(wire::WantEntry) : 0;
+  return std::clamp<std::size_t>(room, 1, wire::kMaxWants);
 }
 
 std::size_t ClientEngine::collect_wants(std::span<wire::WantEntry> wants, Nanos now) noexcept {
@@ -321,7 +329,7 @@ std::size_t ClientEngine::collect_wants(std::span<wire::WantEntry> wants, Nanos 
       const wire::WantEntry entry{.first = flight.page.value,
                                   .nb_pages = std::uint16_t{1},
                                   .priority = static_cast<std::uint8_t>(priority),
-                                  .flags = flight.attempts > 0 ? wire::kWantRetry : std::uint8_t{0},
+                                  .flags = flight.timed_out ? wire::kWantRetry : std::uint8_t{0},
                                   .fragments = reassembler_.missing(flight.page),
                                   .reserved = {}};
       if (nb_wants > 0 && extends(wants[nb_wants - 1], entry)) {
@@ -340,7 +348,7 @@ std::size_t ClientEngine::collect_wants(std::span<wire::WantEntry> wants, Nanos 
 
 void ClientEngine::mark_sent(std::uint32_t id, Nanos now) noexcept {
   Flight& flight = flights_[id];
-  if (flight.attempts > 0) stats_.retries.add(1);
+  if (flight.timed_out) stats_.retries.add(1);
   if (flight.attempts == 0) flight.first_asked = now;
   flight.to_send = false;
   const Nanos rto = rto_[static_cast<std::size_t>(flight.priority)].rto(flight.attempts);
@@ -369,8 +377,11 @@ Nanos ClientEngine::deadline(Nanos now) const noexcept {
   if (!send_queues_[0].empty() || !send_queues_[1].empty()) return now;
   Nanos next = std::min(next_hello_, timers_.next_deadline());
   if (!slot_of_.empty()) next = std::min(next, next_report_);
-  if (waiting() && state_ != ClientState::kServerDead)
-    next = std::min(next, std::max(last_heard_, waiting_since_) + config_.give_up);
+  if (waiting() && state_ != ClientState::kServerDead) {
+    const Nanos heard = std::max(last_heard_, waiting_since_);
+    next = std::min(next, heard + config_.give_up);
+    if (next_hello_ == Nanos::max()) next = std::min(next, heard + config_.silence);
+  }
   return std::max(now, next);
 }
 

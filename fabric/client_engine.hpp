@@ -30,7 +30,7 @@ struct ClientConfig {
   std::uint16_t mtu_bytes = 9000;
   std::uint64_t seed = 1;             ///< of the retry jitter
   std::uint32_t max_inflight = 4096;  ///< pages asked for at once; demand displaces prefetch
-  std::size_t partial_pages = 512;    ///< pages being put together from fragments
+  std::size_t partial_pages = 4096;   ///< pages being put together, where they come in parts
   unsigned prefetch_attempts = 3;     ///< then a prefetched page is left to be faulted
   Nanos hello_interval{std::chrono::milliseconds{100}};
   Nanos silence{std::chrono::milliseconds{500}};  ///< unanswered so long: HELLO again
@@ -80,6 +80,10 @@ class ClientEngine {
   /// The page is no longer wanted (all its guests are gone).
   void forget(Gfn page) noexcept;
   [[nodiscard]] bool in_flight(Gfn page) const noexcept { return slot_of_[page.value] != 0; }
+  [[nodiscard]] bool demanded(Gfn page) const noexcept {
+    const std::uint32_t slot = slot_of_[page.value];
+    return slot != 0 && flights_[slot - 1].priority == wire::Priority::kDemand;
+  }
   [[nodiscard]] std::size_t nb_in_flight() const noexcept { return flights_.size() - free_.size(); }
   /// Calls `each(Gfn)` for every demanded page in flight: to fail them when the server is dead.
   template <class Each>
@@ -115,6 +119,7 @@ class ClientEngine {
     std::uint8_t attempts = 0;
     bool used = false;
     bool to_send = false;
+    bool timed_out = false;  ///< asked, and no answer came in time
   };
 
   wire::Drop on_welcome(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
@@ -123,7 +128,7 @@ class ClientEngine {
   void finish(Gfn page, Nanos now) noexcept;
   void release(std::uint32_t id) noexcept;
   [[nodiscard]] bool make_room(wire::Priority priority) noexcept;
-  void queue(std::uint32_t id) noexcept;
+  void queue(std::uint32_t id, Nanos now) noexcept;
   void on_timer(std::uint32_t id, Nanos now) noexcept;
   [[nodiscard]] bool waiting() const noexcept {
     return state_ == ClientState::kJoining || nb_demands_ != 0;
@@ -132,6 +137,7 @@ class ClientEngine {
   void greet(Nanos now) noexcept;
   std::size_t write_hello(std::span<std::byte> out, Nanos now) noexcept;
   std::size_t write_request(std::span<std::byte> out, Nanos now) noexcept;
+  [[nodiscard]] std::size_t max_wants() const noexcept;
   std::size_t collect_wants(std::span<wire::WantEntry> wants, Nanos now) noexcept;
   void mark_sent(std::uint32_t id, Nanos now) noexcept;
   [[nodiscard]] wire::ReportBody report(Nanos now) const noexcept;

@@ -28,7 +28,7 @@ struct FlowInterval {
   bool bucket_limited = false;  ///< the server's bucket, not low demand, set the rate
 };
 
-/// Capacity estimate of one client, in bytes per second (DESIGN section 4, "Flow control"; the
+/// Capacity estimate of one client, in bytes per second (docs/design.md, "Flow control"; the
 /// weighted mean over clients is SnowFlock's, TOCS 2011 section 4.4). Loss that stays when the rate
 /// falls is background noise and is put back before it counts; what exceeds it is congestion.
 class FlowEstimate {

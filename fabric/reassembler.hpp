@@ -47,6 +47,7 @@ class Reassembler {
     return 0;
   }
 
+  [[nodiscard]] std::size_t capacity() const noexcept { return slots_.size(); }
   [[nodiscard]] std::uint64_t evicted() const noexcept { return evicted_; }
 
  private:

@@ -12,7 +12,8 @@ using wire::FrameType;
 
 constexpr Nanos kTick{std::chrono::milliseconds{10}};  // housekeeping: rate, window, dead clients
 constexpr std::size_t kControlQueue = 1024;
-constexpr double kDemandDecay = 0.9;    // a tick
+constexpr double kDemandDecay = 0.9;                     // a tick
+constexpr std::uint64_t kMaxIntervalUs = 3'600'000'000;  // of a report that can be believed
 constexpr double kLimitedShare = 0.75;  // of the granted bytes sent: the bucket was the limit
 
 Nanos micros(std::uint32_t us) noexcept { return std::chrono::microseconds{us}; }
@@ -113,16 +114,21 @@ void ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nano
 
 void ServerEngine::take_report(Client& client, const wire::ReportBody& report) noexcept {
   const wire::ReportBody& last = client.last_report;
-  const Nanos duration = std::chrono::microseconds{report.clock_us.host() - last.clock_us.host()};
+  const std::uint64_t elapsed_us = report.clock_us.host() - last.clock_us.host();
+  // A clock that went back or leapt cannot be believed: this report is a new base line.
+  if (elapsed_us > kMaxIntervalUs) client.reported = false;
+  const Nanos duration = std::chrono::microseconds{client.reported ? elapsed_us : 0};
   if (client.reported && duration < config_.report_interval * 9 / 10)
     return;  // too short to say anything: the next one covers it
+  // Falls when frames given up for lost arrive late after all.
+  const auto lost = static_cast<std::int32_t>(report.lost.host() - last.lost.host());
   const double granted = bucket_.granted() - client.granted_at_report;
   const double taken = bucket_.taken() - client.taken_at_report;
   if (client.reported)
     client.flow.on_interval({.duration = duration,
                              .rx_bytes = report.rx_bytes.host() - last.rx_bytes.host(),
                              .rx_frames = report.rx_frames.host() - last.rx_frames.host(),
-                             .lost = report.lost.host() - last.lost.host(),
+                             .lost = static_cast<std::uint32_t>(std::max(lost, 0)),
                              .bucket_limited = taken >= kLimitedShare * granted});
   client.last_report = report;
   client.reported = true;
@@ -149,7 +155,8 @@ void ServerEngine::on_want(ClientTable::Index who, Gfn page, const wire::WantEnt
   }
   std::uint8_t fragments = entry.fragments & all_fragments_;
   if (fragments == 0) fragments = all_fragments_;  // none named, or none that exists
-  if (slot.pending) {
+  const bool was_pending = slot.pending;
+  if (was_pending) {
     stats_.wants_merged.add(1);
     slot.fragments |= fragments;
   } else {
@@ -158,8 +165,7 @@ void ServerEngine::on_want(ClientTable::Index who, Gfn page, const wire::WantEnt
     slot.fragments = fragments;
   }
   const bool asked_by_another = slot.last_client != who && slot.last_client != ClientTable::kNone;
-  if (asked_by_another && (slot.queued != 0 || now - slot.last_unicast < window_))
-    slot.shared = true;
+  if (asked_by_another && (was_pending || now - slot.last_unicast < window_)) slot.shared = true;
   slot.last_client = who;
   const std::uint8_t bit = static_cast<std::uint8_t>(1U << entry.priority);
   if ((slot.queued & bit) != 0) return;
@@ -231,8 +237,10 @@ bool ServerEngine::pop_pushed(Gfn& page) noexcept {
 void ServerEngine::begin_train(Gfn page, Nanos now) noexcept {
   PageSlot& slot = pages_[page.value];
   const bool zero = image_.is_zero(page);
+  // Missing fragments are one member's loss: the others have the page, or lost other fragments.
+  const bool repair = slot.fragments != all_fragments_;
   const bool to_one =
-      end_game_.active() && !zero && !slot.shared && clients_.valid(slot.last_client);
+      (end_game_.active() || repair) && !zero && !slot.shared && clients_.valid(slot.last_client);
   train_ = {.page = page,
             .fragments = zero ? std::uint8_t{1} : slot.fragments,
             .multicast = !to_one,
@@ -242,7 +250,7 @@ void ServerEngine::begin_train(Gfn page, Nanos now) noexcept {
     if (slot.last_multicast == kNever && slot.last_unicast == kNever) stats_.pages_sent_once.add(1);
     if (!to_one && slot.last_multicast <= newest_join_ && end_game_.on_new_multicast())
       update_end_game();
-    if (slot.fragments != all_fragments_) stats_.tx_pages_partial.add(1);
+    if (repair) stats_.tx_pages_partial.add(1);
     (to_one ? stats_.tx_pages_unicast : stats_.tx_pages_multicast).add(1);
   }
   (to_one ? slot.last_unicast : slot.last_multicast) = now;

@@ -54,8 +54,9 @@ inline constexpr std::array kServerCounters{
     CounterInfo<ServerStats>{"wants_absent", &ServerStats::wants_absent, "wants outside the image"},
     CounterInfo<ServerStats>{"tx_pages_multicast", &ServerStats::tx_pages_multicast,
                              "pages answered by multicast, repeats included"},
-    CounterInfo<ServerStats>{"tx_pages_unicast", &ServerStats::tx_pages_unicast,
-                             "pages answered by unicast in the end game"},
+    CounterInfo<ServerStats>{
+        "tx_pages_unicast", &ServerStats::tx_pages_unicast,
+        "pages answered by unicast: in the end game, and fragments one client lost"},
     CounterInfo<ServerStats>{"tx_pages_pushed", &ServerStats::tx_pages_pushed,
                              "multicast pages nobody had asked for yet"},
     CounterInfo<ServerStats>{"tx_pages_partial", &ServerStats::tx_pages_partial,

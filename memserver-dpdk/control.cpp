@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
-#include <thread>
+#include <map>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -220,13 +220,8 @@ Result<void> serve(const ServerOptions& options) {
       if (auto ok = write_file(options.info_file, info_json(options, port, mode, served)); !ok)
         return ok;
     const std::atomic<bool>& stop = stop_on_signals();
-    std::jthread events{[log = EventLog{served}](std::stop_token ending) mutable {
-      while (!ending.stop_requested()) {
-        log.look();
-        std::this_thread::sleep_for(std::chrono::milliseconds{100});
-      }
-      log.look();
-    }};
+    EventLog log{served};
+    const Watcher watcher{[&log] { log.look(); }};
     worker.run(stop, datapath->profile.idle);
     last = snapshot_of(worker, port, served);
   }

@@ -26,7 +26,8 @@ struct ServerOptions : AppOptions {
 
 void add_server_options(CLI::App& cli, ServerOptions& options);
 
-/// Maps and scans every image, with progress on stderr. Before EAL init (TBB, STYLE 14).
+/// Maps and scans every image, with progress on stderr. Before EAL init, which would pin
+/// TBB's workers to one CPU.
 [[nodiscard]] Result<std::vector<Image>> open_images(const ServerOptions& options);
 
 [[nodiscard]] ServerConfig engine_config(const ServerOptions& options, const Profile& profile,

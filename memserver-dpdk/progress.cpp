@@ -59,7 +59,7 @@ void Progress::add(std::uint64_t nb_bytes) noexcept {
   Nanos::rep due = next_draw_.load(std::memory_order_relaxed);
   // Whoever moves the deadline draws; the others go on scanning.
   if (now < due || !next_draw_.compare_exchange_strong(due, now + kRedraw.count())) return;
-  print("\r" + progress_line(state()));
+  print(fmt::format("\r{}", progress_line(state())));
 }
 
 ProgressState Progress::state() const {

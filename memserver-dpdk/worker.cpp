@@ -84,10 +84,10 @@ void ServerWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
 // --- send ------------------------------------------------------------------------------------
 
 unsigned ServerWorker::send(Nanos now) noexcept {
-  bool more = true;
-  while (more && tail_.size() < kTailFrames) {  // one frame of each image in turn
-    more = false;
-    for (const auto& served : served_) more |= send_one(*served, now);
+  std::size_t nb_idle = 0;
+  while (nb_idle < served_.size() && tail_.size() < kTailFrames) {  // one frame of each in turn
+    nb_idle = send_one(*served_[next_image_], now) ? 0 : nb_idle + 1;
+    next_image_ = (next_image_ + 1) % served_.size();
   }
   const std::uint16_t nb_tx = tail_.flush(queue_);
   stats_.tx_back_pressure.set(tail_.back_pressure().read());

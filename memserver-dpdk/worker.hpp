@@ -60,6 +60,7 @@ class ServerWorker {
   LossyPort<EthPort> queue_;
   TxMode mode_;
   TxTail<> tail_;
+  std::size_t next_image_ = 0;      // whose turn it is to send
   rte_mbuf* spare_ = nullptr;       // for the next frame: engines must not decide in vain
   rte_mbuf* spare_page_ = nullptr;  // for its external buffer, with TxMode::kZeroCopy
   GatherBuffer gather_;

@@ -120,14 +120,16 @@ Result<std::vector<PageRange>> read_prefetch_list(const std::string& path) {
 GuestControl::GuestControl(const TapOptions& options, ClientEngine& engine, ClientWorker& worker)
     : options_{options}, engine_{engine}, worker_{worker} {}
 
-GuestControl::~GuestControl() {
+void GuestControl::shut_down() {
   if (!listener_) return;
   for (const auto& guest : listener_->guests()) {
     if (guest->gone() || complete(*guest)) continue;
     spdlog::warn("guest {} (process {}) is killed: its memory is not complete", guest->id(),
                  guest->pid());
     guest->kill();
+    host_stats_.guests_killed.add(1);
   }
+  sum_counters();
 }
 
 void GuestControl::step(Nanos now) {
@@ -262,6 +264,7 @@ Result<void> tap(const TapOptions& options) {
     telemetry.publish("/memtap/stats", "Counters of port, engine, host and guests",
                       [&](std::string_view) { return snapshot_of(worker, stats, control, port); });
     worker.run(stop_on_signals(), datapath->profile.idle, [&](Nanos now) { control.step(now); });
+    control.shut_down();
     verdict = control.verdict();
     last = snapshot_of(worker, stats, control, port);
   }

@@ -38,10 +38,11 @@ class GuestControl {
   GuestControl(const TapOptions& options, ClientEngine& engine, ClientWorker& worker);
   GuestControl(const GuestControl&) = delete;
   GuestControl& operator=(const GuestControl&) = delete;
-  /// Guests whose memory is not complete are killed: without us they would read zeros.
-  ~GuestControl();
 
   void step(Nanos now);
+  /// Before the end. Guests whose memory is not complete are killed: without us they would read
+  /// zeros.
+  void shut_down();
 
   [[nodiscard]] const HostStats& host_stats() const noexcept { return host_stats_; }
   /// All guests', also those that have gone; brought up to date by step().

@@ -10,6 +10,7 @@ namespace {
 constexpr std::size_t kFaultBurst = 64;  // a guest and turn
 constexpr std::size_t kMaxDeferred = 4096;
 constexpr std::size_t kListInFlight = 512;  // a list leaves most of the request table to faults
+constexpr std::size_t kListStep = 4096;     // pages of a list looked at in one turn
 
 }  // namespace
 
@@ -25,7 +26,7 @@ void Host::detach(const GuestAdapter& guest) noexcept {
   for (std::size_t nb = orphans.size(); nb == orphans.size();) {  // forget() disturbs the walk
     nb = 0;
     engine_.for_each_demand([&](Gfn page) {
-      if (nb < orphans.size() && !lacking(page)) orphans[nb++] = page;
+      if (nb < orphans.size() && !unsettled(page)) orphans[nb++] = page;
     });
     for (std::size_t i = 0; i < nb; ++i) engine_.forget(orphans[i]);
   }
@@ -34,8 +35,11 @@ void Host::detach(const GuestAdapter& guest) noexcept {
 // --- faults ----------------------------------------------------------------------------------
 
 unsigned Host::poll_faults(Nanos now) noexcept {
-  while (!deferred_.empty() && engine_.want(deferred_.back(), wire::Priority::kDemand, now))
+  while (!deferred_.empty()) {
+    const Gfn page = deferred_.back();  // unless it came meanwhile, or its guest is gone
+    if (unsettled(page) && !engine_.want(page, wire::Priority::kDemand, now)) break;
     deferred_.pop_back();
+  }
   if (!list_.empty() && !guests_.empty()) prefetch_from_list(now);
   unsigned nb_seen = 0;
   std::array<Gfn, kFaultBurst> faults;
@@ -65,14 +69,17 @@ void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
 
 void Host::prefetch(std::vector<PageRange> list) noexcept {
   list_ = std::move(list);
+  for (PageRange& range : list_) range = inside(range);
+  std::erase_if(list_, [](const PageRange& range) { return range.nb_pages == 0; });
   std::ranges::reverse(list_);
 }
 
 void Host::prefetch_from_list(Nanos now) noexcept {
-  while (!list_.empty() && engine_.nb_in_flight() < kListInFlight) {
+  for (std::size_t i = 0; i < kListStep && !list_.empty(); ++i) {
+    if (engine_.nb_in_flight() >= kListInFlight) return;
     PageRange& range = list_.back();
     const Gfn page = range.first;
-    if (page.value < engine_.nb_pages() && needs(page) && !engine_.in_flight(page) &&
+    if (needs(page) && !engine_.in_flight(page) &&
         engine_.want(page, wire::Priority::kPrefetch, now))
       stats_.prefetch_wanted.add(1);
     ++range.first.value;
@@ -83,7 +90,8 @@ void Host::prefetch_from_list(Nanos now) noexcept {
 void Host::want(Gfn page, Nanos now) noexcept {
   if (engine_.want(page, wire::Priority::kDemand, now)) return;
   stats_.wants_deferred.add(1);
-  deferred_.push_back(page);
+  // Full of pages put off, which nobody may wait for: poll_faults() leaves room for faults.
+  if (deferred_.size() < kMaxDeferred) deferred_.push_back(page);
 }
 
 // --- pages -----------------------------------------------------------------------------------
@@ -93,7 +101,24 @@ bool Host::lacking(Gfn page) const noexcept {
       guests_, [page](const GuestAdapter* guest) { return guest->presence().absent(page); });
 }
 
-bool Host::needs(Gfn page) const noexcept { return lacking(page) && !gathered_.contains(page); }
+/// Whether somebody may still wait for the page: also a vCPU whose guest has claimed it meanwhile,
+/// which the adapter wakes when it is offered the page.
+bool Host::unsettled(Gfn page) const noexcept {
+  return std::ranges::any_of(guests_, [page](const GuestAdapter* guest) {
+    return guest->presence().state(page) != PageState::kPresent;
+  });
+}
+
+bool Host::needs(Gfn page) const noexcept {
+  return engine_.demanded(page) || (lacking(page) && !gathered_.contains(page));
+}
+
+PageRange Host::inside(PageRange range) const noexcept {
+  const std::uint64_t end = engine_.nb_pages();
+  if (range.first.value >= end) return {range.first, 0};
+  const std::uint64_t most = std::min<std::uint64_t>(range.nb_pages, end - range.first.value);
+  return {range.first, static_cast<std::uint32_t>(most)};
+}
 
 void Host::on_page(const PageArrival& arrival, Nanos now) noexcept {
   if (arrival.demanded) {
@@ -106,7 +131,8 @@ void Host::on_page(const PageArrival& arrival, Nanos now) noexcept {
 }
 
 void Host::on_zeros(PageRange range, Nanos now) noexcept {
-  for (GuestAdapter* guest : guests_) settle(*guest, guest->install_zeros(range), range, now);
+  constexpr std::uint32_t kOne = 1;  // asked for again, it brings back the whole run
+  for (GuestAdapter* guest : guests_) settle(*guest, guest->install_zeros(range), range, kOne, now);
 }
 
 void Host::flush(Nanos now) noexcept {
@@ -119,14 +145,19 @@ void Host::flush(Nanos now) noexcept {
 
 void Host::install(Gfn first, std::span<const std::byte> pages, Nanos now) noexcept {
   const PageRange range{first, static_cast<std::uint32_t>(pages.size() / kPageSize)};
-  for (GuestAdapter* guest : guests_) settle(*guest, guest->install(first, pages), range, now);
+  for (GuestAdapter* guest : guests_)
+    settle(*guest, guest->install(first, pages), range, range.nb_pages, now);
 }
 
 /// An install that was put off is asked for again: rarer than worth a buffer of its own.
-void Host::settle(GuestAdapter& guest, Install verdict, PageRange range, Nanos now) noexcept {
+/// @param most  pages to ask for
+void Host::settle(GuestAdapter& guest, Install verdict, PageRange range, std::uint32_t most,
+                  Nanos now) noexcept {
   if (verdict != Install::kAgain && verdict != Install::kNoMemory) return;
-  for (std::uint64_t p = range.first.value; p < range.first.value + range.nb_pages; ++p) {
-    if (!guest.presence().absent(Gfn{p}) || deferred_.size() == kMaxDeferred) continue;
+  const std::uint64_t end = range.first.value + range.nb_pages;
+  for (std::uint64_t p = range.first.value; p < end && most > 0; ++p) {
+    if (!guest.presence().absent(Gfn{p})) continue;
+    --most;
     stats_.refetched_pages.add(1);
     want(Gfn{p}, now);
   }
@@ -137,7 +168,8 @@ void Host::settle(GuestAdapter& guest, Install verdict, PageRange range, Nanos n
 bool Host::fail_page(Gfn page) noexcept {
   bool settled = true;
   for (GuestAdapter* guest : guests_)
-    if (guest->presence().absent(page)) settled &= guest->fail(page) != FailMeans::kAgain;
+    if (guest->presence().state(page) != PageState::kPresent)
+      settled &= guest->fail(page) != FailMeans::kAgain;
   if (settled) stats_.failed_pages.add(1);
   return settled;
 }
@@ -153,6 +185,7 @@ void Host::fail_demands() noexcept {
 }
 
 void Host::fail(PageRange range, Nanos now) noexcept {
+  range = inside(range);  // ABSENT may name pages that no guest has a bit for
   for (std::uint64_t p = range.first.value; p < range.first.value + range.nb_pages; ++p)
     if (!fail_page(Gfn{p})) want(Gfn{p}, now);  // to be told ABSENT again
 }

@@ -61,7 +61,8 @@ class Host {
   /// Pages to fetch in the background, in this order, once there is a guest.
   void prefetch(std::vector<PageRange> list) noexcept;
 
-  /// Whether some clone lacks the page and it is not in the arrival buffer either.
+  /// Whether a guest waits for the page, or some clone lacks it and it is not in the arrival
+  /// buffer.
   [[nodiscard]] bool needs(Gfn page) const noexcept;
   void on_page(const PageArrival& arrival, Nanos now) noexcept;
   void on_zeros(PageRange range, Nanos now) noexcept;
@@ -78,8 +79,11 @@ class Host {
   void want(Gfn page, Nanos now) noexcept;
   void prefetch_from_list(Nanos now) noexcept;
   void install(Gfn first, std::span<const std::byte> pages, Nanos now) noexcept;
-  void settle(GuestAdapter& guest, Install verdict, PageRange range, Nanos now) noexcept;
+  void settle(GuestAdapter& guest, Install verdict, PageRange range, std::uint32_t most,
+              Nanos now) noexcept;
   [[nodiscard]] bool lacking(Gfn page) const noexcept;
+  [[nodiscard]] bool unsettled(Gfn page) const noexcept;
+  [[nodiscard]] PageRange inside(PageRange range) const noexcept;
   [[nodiscard]] bool fail_page(Gfn page) noexcept;
 
   ClientEngine& engine_;

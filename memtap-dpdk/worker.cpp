@@ -56,6 +56,7 @@ unsigned ClientWorker::turn(Nanos now) noexcept {
     drained = nb_rx < kBurst;
   }
   if (drained) nb_done += ask(now);
+  if (nb_done == 0 && host_ != nullptr && host_->has_gathered()) host_->flush(now);
   return nb_done + send(now);
 }
 
@@ -66,7 +67,6 @@ unsigned ClientWorker::ask(Nanos now) noexcept {
   if (host_ != nullptr) {
     nb_faults = host_->poll_faults(now);
     if (engine_.state() == ClientState::kServerDead) host_->fail_demands();
-    if (nb_faults == 0 && host_->has_gathered()) host_->flush(now);
   }
   engine_.expire(now);
   return nb_faults;

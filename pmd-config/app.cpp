@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "pmd-config/app.hpp"
 
+#include <rte_lcore.h>
+
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <thread>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -98,6 +101,26 @@ Result<Datapath> start_datapath(const AppOptions& options, const std::string& pr
       {.profile = *profile, .name = {}, .mtu = options.mtu, .groups = std::move(groups)});
   if (!port) return std::unexpected(port.error());
   return Datapath{std::move(*profile), std::move(*eal), std::move(*port)};
+}
+
+Watcher::Watcher(std::function<void()> look) : look_{std::move(look)} {
+  // std::thread would inherit the CPU mask of the polling lcore.
+  started_ = rte_ctrl_thread_create(&thread_, "sf-watch", nullptr, run, this) == 0;
+}
+
+Watcher::~Watcher() {
+  stop_.store(true, std::memory_order_relaxed);
+  if (started_) pthread_join(thread_, nullptr);
+  look_();
+}
+
+void* Watcher::run(void* self) {
+  auto& watcher = *static_cast<Watcher*>(self);
+  while (!watcher.stop_.load(std::memory_order_relaxed)) {
+    watcher.look_();
+    std::this_thread::sleep_for(std::chrono::milliseconds{100});
+  }
+  return nullptr;
 }
 
 Result<void> write_file(const std::string& path, const std::string& text) {

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <pthread.h>
+
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -58,6 +61,24 @@ struct Datapath {
 /// @param groups  multicast groups to receive
 [[nodiscard]] Result<Datapath> start_datapath(const AppOptions& options, const std::string& program,
                                               const std::string& role, std::vector<MacAddr> groups);
+
+/// A thread that calls `look` ten times a second and once more at the end, on the CPUs EAL leaves
+/// to control work. After EAL init.
+class Watcher {
+ public:
+  explicit Watcher(std::function<void()> look);
+  Watcher(const Watcher&) = delete;
+  Watcher& operator=(const Watcher&) = delete;
+  ~Watcher();
+
+ private:
+  static void* run(void* self);
+
+  std::function<void()> look_;
+  std::atomic<bool> stop_{false};
+  pthread_t thread_{};
+  bool started_ = false;
+};
 
 /// Writes text to a file so that readers see all of it or nothing. @return errno of the failed call
 [[nodiscard]] Result<void> write_file(const std::string& path, const std::string& text);

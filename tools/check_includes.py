@@ -18,20 +18,20 @@ LEVELS = [
     ["memserver-dpdk", "memtap-dpdk"],
     ["control"],
     ["tools"],
-    ["tests", "bench"],
+    ["tests"],
 ]
 LEVEL_OF = {folder: level for level, folders in enumerate(LEVELS) for folder in folders}
 
 # System headers that only some folders may include.
 RESTRICTED = [
-    (re.compile(r"rte_\w+\.h"), {"fabric", "pmd-config", "memserver-dpdk", "memtap-dpdk", "tests", "bench"}),
+    (re.compile(r"rte_\w+\.h"), {"fabric", "pmd-config", "memserver-dpdk", "memtap-dpdk", "tools", "tests"}),
     (re.compile(r"(xen|xenctrl|xenforeignmemory|xenevtchn|xenstore)[./].*|xen\w*\.h"), {"xen-glue"}),
     (re.compile(r"spdlog/.*"), {"pmd-config", "memserver-dpdk", "memtap-dpdk", "control", "tools", "tests"}),
 ]
 # Calls that only some folders may make.
 CALLS = [
-    (re.compile(r"\brte_eal_init\s*\("), {"pmd-config", "tests", "bench"}),
-    (re.compile(r"\brte_eth_dev_(configure|start|set_mtu|set_mc_addr_list)\s*\("), {"pmd-config", "tests", "bench"}),
+    (re.compile(r"\brte_eal_init\s*\("), {"pmd-config", "tests"}),
+    (re.compile(r"\brte_eth_dev_(configure|start|set_mtu|set_mc_addr_list)\s*\("), {"pmd-config", "tests"}),
 ]
 # These and all they include must compile without DPDK.
 PURE = ["fabric/wire.hpp", "fabric/server_engine.hpp", "fabric/client_engine.hpp"]

@@ -10,7 +10,7 @@
 namespace snowfabric {
 
 /// What one clone knows of one page. Two bits in shared memory: bit 0 is memtap's claim, bit 1 the
-/// guest's; both set means present. DESIGN: "the state says who claimed it, and whether present".
+/// guest's; both set means present. docs/adr/0007 says why one word holds both.
 enum class PageState : std::uint8_t {
   kAbsent = 0b00,
   kClaimedByMemtap = 0b01,  ///< being installed; after a memtap restart it is fetched again

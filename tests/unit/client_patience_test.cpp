@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the client does when no answer comes: retries, restarted and dead servers.
+#include <gmock/gmock.h>
+
+#include "fabric/client_engine.hpp"
+#include "tests/unit/engine_harness.hpp"
+
+namespace snowfabric {
+namespace {
+
+using namespace std::chrono_literals;
+using test::Parsed;
+using test::TestClient;
+using testing::IsEmpty;
+using testing::SizeIs;
+using wire::FrameType;
+
+// --- retries -----------------------------------------------------------------------------------
+
+/// Times at which page 5 is asked for, until `until`, if nobody answers.
+std::vector<Nanos> ask_times(TestClient& client, Nanos until) {
+  std::vector<Nanos> times;
+  for (; client.now < until; client.now += 250us)
+    for (const wire::WantEntry& want : client.send_wants()) {
+      EXPECT_EQ((want.flags & wire::kWantRetry) != 0, !times.empty());
+      times.push_back(client.now);
+    }
+  return times;
+}
+
+TEST(ClientPatience, AnUnansweredDemandIsRetriedWithDoublingPausesUpToTheMaximum) {
+  ClientConfig config = TestClient::defaults();
+  config.rto = {.initial = 20ms, .min = 1ms, .max = 100ms};
+  TestClient client{config};
+  client.join();
+  client.demand(5);
+  const auto times = ask_times(client, 1s);
+  ASSERT_GE(times.size(), 8U);
+  const std::array<Nanos, 5> least{20ms, 40ms, 80ms, 100ms, 100ms};
+  for (std::size_t i = 0; i < least.size(); ++i) {
+    EXPECT_GE(times[i + 1] - times[i], least[i]);
+    EXPECT_LE(times[i + 1] - times[i], least[i] * 5 / 4 + 1ms) << "pause " << i;
+  }
+  EXPECT_EQ(client.stats.retries.read(), times.size() - 1);
+}
+
+TEST(ClientPatience, APrefetchIsGivenUpAfterItsAttempts) {
+  TestClient client;
+  client.join();
+  client.prefetch(5);
+  EXPECT_THAT(ask_times(client, 2s), SizeIs(3));
+  EXPECT_FALSE(client.engine.in_flight(Gfn{5}));
+  EXPECT_EQ(client.stats.prefetch_given_up.read(), 1U);
+}
+
+TEST(ClientPatience, TheRoundTripIsMeasuredFromPagesAskedForOnce) {
+  TestClient client;
+  client.join();
+  client.demand(5);
+  client.send();
+  client.now += 3ms;
+  EXPECT_TRUE(client.page(5));
+  EXPECT_EQ(client.stats.srtt_us.read(), 3000U);
+}
+
+TEST(ClientPatience, APageAskedForTwiceIsNoMeasurement) {  // Karn's rule
+  TestClient client;
+  client.join();
+  client.demand(5);
+  client.send();
+  client.now += 30ms;
+  EXPECT_THAT(client.send_wants(), SizeIs(1));  // the retry
+  client.now += 1ms;
+  EXPECT_TRUE(client.page(5));
+  EXPECT_EQ(client.stats.srtt_us.read(), 0U);
+}
+
+// --- servers that restart or die ---------------------------------------------------------------
+
+TEST(ClientPatience, ANewIncarnationIsAskedForEverythingAgainAndIsNotLoss) {
+  TestClient client;
+  client.join();
+  client.page(0);
+  client.demand(5);
+  client.demand(6);
+  client.send();
+  client.server.incarnation = 2;  // the server restarts: a new sequence
+  client.seq = 500'000;
+  EXPECT_TRUE(client.page(1));
+  const auto hello = client.send();
+  ASSERT_THAT(hello, SizeIs(1));
+  EXPECT_EQ(hello[0].frame.type, FrameType::kHello);
+  client.welcome();
+  EXPECT_TRUE(client.page(2));
+  EXPECT_EQ(client.stats.rx_lost.read(), 0U);
+  std::vector<wire::WantEntry> wants;
+  for (const Nanos until = client.now + 3ms; client.now < until; client.now += 256us)
+    for (const auto& want : client.send_wants()) wants.push_back(want);
+  std::uint64_t nb_pages = 0;
+  for (const auto& want : wants) {
+    nb_pages += want.nb_pages.host();
+    EXPECT_EQ(want.flags, 0);  // it has not been asked before
+  }
+  EXPECT_EQ(nb_pages, 2U);
+  EXPECT_EQ(client.stats.server_restarts.read(), 1U);
+}
+
+TEST(ClientPatience, AServerSilentForTheConfiguredTimeIsDeadAndAliveAgainWithItsNextFrame) {
+  ClientConfig config = TestClient::defaults();
+  config.give_up = 2s;
+  TestClient client{config};
+  client.join();
+  client.now = 10s;  // nothing was asked: silence means nothing
+  client.send();
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  client.demand(5);
+  unsigned nb_hellos = 0;
+  for (; client.now < 12s; client.now += 5ms)
+    for (const Parsed& sent : client.send()) nb_hellos += sent.frame.type == FrameType::kHello;
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  EXPECT_GE(nb_hellos, 10U);  // after half a second of silence
+  client.send();
+  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
+  EXPECT_EQ(client.stats.server_dead.read(), 1U);
+  client.page(7);
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+}
+
+TEST(ClientPatience, AByeMakesItAskForTheServerAtOnce) {
+  TestClient client;
+  client.join();
+  EXPECT_THAT(client.send(), IsEmpty());
+  client.give(test::made_by([&](auto out) {
+    return wire::write_bye(out, client.server, {}, test::kServerMac, 0, wire::kFlagSequenced, 0);
+  }));
+  const auto sent = client.send();
+  ASSERT_THAT(sent, SizeIs(1));
+  EXPECT_EQ(sent[0].frame.type, FrameType::kHello);
+}
+
+TEST(ClientPatience, TheDeadlineIsNeverInThePastAndNeverMissesWork) {
+  TestClient client;
+  client.join();
+  client.demand(5);
+  client.send();
+  for (int i = 0; i < 200; ++i) {
+    const Nanos deadline = client.engine.deadline(client.now);
+    ASSERT_GT(deadline, client.now);
+    client.now = deadline - 1ns;
+    ASSERT_THAT(client.send(), IsEmpty());
+    client.now = deadline;
+    client.send();
+  }
+  EXPECT_GE(client.stats.retries.read(), 5U);
+}
+
+}  // namespace
+}  // namespace snowfabric

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memtap-dpdk/host.hpp"
+
+#include <gmock/gmock.h>
+
+#include "tests/unit/engine_harness.hpp"
+#include "tests/unit/fake_guest.hpp"
+
+namespace snowfabric {
+namespace {
+
+using namespace std::chrono_literals;
+using test::FakeGuest;
+using testing::ElementsAre;
+using testing::IsEmpty;
+using testing::SizeIs;
+using Calls = std::vector<FakeGuest::Call>;
+
+constexpr std::uint64_t kPages = 1024;
+
+/// A host whose engine has joined; frames go the way the worker sends them.
+struct HostTest : testing::Test {
+  void SetUp() override { client.join(kPages); }
+
+  unsigned poll() { return host.poll_faults(client.now); }
+  void page_comes(std::uint64_t gfn) {
+    if (!host.needs(Gfn{gfn})) {
+      client.engine.forget(Gfn{gfn});
+      return;
+    }
+    const auto arrival = client.page(gfn);
+    ASSERT_TRUE(arrival);
+    host.on_page(*arrival, client.now);
+  }
+  void zeros_come(PageRange range) {
+    client.engine.take_range(wire::FrameType::kZeros, range, client.now);
+    host.on_zeros(range, client.now);
+  }
+  [[nodiscard]] std::vector<std::uint64_t> demands() const {
+    std::vector<std::uint64_t> pages;
+    client.engine.for_each_demand([&](Gfn page) { pages.push_back(page.value); });
+    return pages;
+  }
+  static void expect_page(const FakeGuest& guest, std::uint64_t gfn) {
+    EXPECT_TRUE(guest.has(gfn));
+    EXPECT_TRUE(std::ranges::equal(guest.page(gfn), test::page_bytes(gfn))) << gfn;
+  }
+
+  test::TestClient client;
+  HostStats stats;
+  Host host{client.engine, stats, 0, 4};
+  FakeGuest a{kPages}, b{kPages};
+};
+
+// --- faults ------------------------------------------------------------------------------------
+
+TEST_F(HostTest, SeveralGuestsOnOnePageMakeOneRequestAndAllGetThePage) {
+  host.attach(a);
+  host.attach(b);
+  a.touch(5);
+  b.touch(5);
+  EXPECT_EQ(poll(), 2U);
+  EXPECT_THAT(client.send_wants(), SizeIs(1));
+  page_comes(5);
+  expect_page(a, 5);
+  expect_page(b, 5);
+  EXPECT_FALSE(a.anybody_waits() || b.anybody_waits());
+}
+
+TEST_F(HostTest, AFaultOnAGatheredPageIsAnsweredFromTheBufferWithoutARequest) {
+  host.attach(a);
+  page_comes(5);  // nobody asked
+  EXPECT_FALSE(a.has(5));
+  a.touch(5);
+  poll();
+  expect_page(a, 5);
+  EXPECT_THAT(client.send_wants(), IsEmpty());
+  EXPECT_EQ(stats.fault_hits_buffer.read(), 1U);
+}
+
+TEST_F(HostTest, NeighboursArePrefetchedUpToTheEndOfTheImage) {
+  Host eager{client.engine, stats, 8, 4};
+  eager.attach(a);
+  a.touch(kPages - 3);
+  eager.poll_faults(client.now);
+  std::uint64_t nb_pages = 0;
+  for (const auto& want : client.send_wants()) nb_pages += want.nb_pages.host();
+  EXPECT_EQ(nb_pages, 3U);  // the page and the two behind it
+  EXPECT_EQ(stats.prefetch_wanted.read(), 2U);
+}
+
+TEST_F(HostTest, NeighboursThatArePresentOrGatheredAreNotPrefetched) {
+  Host eager{client.engine, stats, 4, 4};
+  eager.attach(a);
+  const test::Bytes bytes = test::page_bytes(11);
+  a.install(Gfn{11}, bytes);
+  const auto arrival = client.page(12);
+  eager.on_page(*arrival, client.now);  // gathered
+  a.touch(10);
+  eager.poll_faults(client.now);
+  const auto wants = client.send_wants();
+  ASSERT_THAT(wants, SizeIs(2));
+  EXPECT_EQ(wants[0].first.host(), 10U);
+  EXPECT_EQ(wants[1].first.host(), 13U);
+  EXPECT_EQ(wants[1].nb_pages.host(), 2U);
+}
+
+TEST_F(HostTest, FaultsTheTableHasNoRoomForAreAskedForLater) {
+  ClientConfig config = test::TestClient::defaults();
+  config.max_inflight = 2;
+  test::TestClient small{config};
+  small.join(kPages);
+  Host narrow{small.engine, stats, 0, 4};
+  narrow.attach(a);
+  for (const std::uint64_t gfn : {1U, 2U, 3U, 4U}) a.touch(gfn);
+  EXPECT_EQ(narrow.poll_faults(small.now), 4U);
+  EXPECT_EQ(stats.wants_deferred.read(), 2U);
+  for (int turn = 0; turn < 4 && a.anybody_waits(); ++turn) {
+    for (const std::uint64_t gfn : {1U, 2U, 3U, 4U})
+      if (small.engine.in_flight(Gfn{gfn})) narrow.on_page(*small.page(gfn), small.now);
+    narrow.poll_faults(small.now);
+  }
+  for (const std::uint64_t gfn : {1U, 2U, 3U, 4U}) expect_page(a, gfn);
+}
+
+TEST_F(HostTest, ADeferredFaultWhosePageCameMeanwhileIsNotAskedFor) {
+  ClientConfig config = test::TestClient::defaults();
+  config.max_inflight = 1;
+  test::TestClient small{config};
+  small.join(kPages);
+  Host narrow{small.engine, stats, 0, 4};
+  narrow.attach(a);
+  a.touch(1);
+  a.touch(2);
+  narrow.poll_faults(small.now);
+  narrow.on_page(*small.page(2), small.now);  // others asked for it
+  narrow.flush(small.now);
+  narrow.on_page(*small.page(1), small.now);
+  narrow.poll_faults(small.now);
+  EXPECT_EQ(small.engine.nb_in_flight(), 0U);
+  EXPECT_FALSE(a.anybody_waits());
+}
+
+// --- arrivals ----------------------------------------------------------------------------------
+
+TEST_F(HostTest, ADemandedPageIsInstalledAtOnceAndFlushesWhatGathered) {
+  host.attach(a);
+  a.touch(5);
+  poll();
+  page_comes(21);
+  page_comes(20);
+  EXPECT_THAT(a.calls, IsEmpty());
+  page_comes(5);
+  EXPECT_EQ(a.calls, (Calls{{5, 1}, {20, 2}}));
+  EXPECT_FALSE(host.has_gathered());
+}
+
+TEST_F(HostTest, UnaskedPagesGatherUntilTheBufferIsFull) {
+  host.attach(a);
+  for (const std::uint64_t gfn : {30U, 31U, 32U, 33U}) page_comes(gfn);
+  EXPECT_THAT(a.calls, IsEmpty());
+  EXPECT_FALSE(host.needs(Gfn{31}));  // a second copy would be a duplicate
+  page_comes(34);
+  EXPECT_EQ(a.calls, (Calls{{30, 4}}));
+  EXPECT_TRUE(host.has_gathered());  // page 34 waits
+  host.flush(client.now);
+  for (std::uint64_t gfn = 30; gfn < 35; ++gfn) expect_page(a, gfn);
+}
+
+TEST_F(HostTest, APageThatEveryGuestHasIsNotNeeded) {
+  host.attach(a);
+  EXPECT_TRUE(host.needs(Gfn{5}));
+  const test::Bytes bytes = test::page_bytes(5);
+  a.install(Gfn{5}, bytes);
+  EXPECT_FALSE(host.needs(Gfn{5}));
+  host.attach(b);
+  EXPECT_TRUE(host.needs(Gfn{5}));
+}
+
+TEST_F(HostTest, AVcpuWaitingForAPageItsGuestThenClaimedIsWoken) {
+  host.attach(a);
+  a.touch(5);
+  poll();
+  a.claim(5);
+  page_comes(5);
+  EXPECT_FALSE(a.anybody_waits());
+}
+
+TEST_F(HostTest, ZerosAreInstalledInEveryGuest) {
+  host.attach(a);
+  host.attach(b);
+  a.touch(5);
+  poll();
+  zeros_come({Gfn{0}, 64});
+  EXPECT_TRUE(a.has(0) && a.has(63) && b.has(5));
+  EXPECT_FALSE(a.anybody_waits());
+  EXPECT_THAT(demands(), IsEmpty());
+}
+
+// --- installs that are put off -------------------------------------------------------------------
+
+struct PutOff : HostTest, testing::WithParamInterface<Install> {};
+
+TEST_P(PutOff, ADemandedPageIsAskedForAgainAndThenInstalled) {
+  host.attach(a);
+  a.touch(5);
+  poll();
+  client.send_wants();
+  a.verdicts = {GetParam()};
+  page_comes(5);
+  EXPECT_TRUE(a.anybody_waits());
+  EXPECT_THAT(demands(), ElementsAre(5));
+  EXPECT_THAT(client.send_wants(), SizeIs(1));
+  page_comes(5);
+  expect_page(a, 5);
+  EXPECT_EQ(stats.refetched_pages.read(), 1U);
+}
+
+TEST_P(PutOff, ADemandedPageInAZeroRunIsServedThoughManyRunsWerePutOffBefore) {
+  constexpr std::uint64_t kMany = 64 * 1024;
+  test::TestClient big;
+  big.join(kMany);
+  FakeGuest guest{kMany};
+  Host wide{big.engine, stats, 0, 4};
+  wide.attach(guest);
+  const auto zeros = [&](std::uint64_t first) {
+    const PageRange run{Gfn{first}, wire::kMaxRangePages};
+    big.engine.take_range(wire::FrameType::kZeros, run, big.now);
+    wide.on_zeros(run, big.now);
+  };
+  guest.touch(kMany - 1);
+  wide.poll_faults(big.now);
+  guest.verdicts.assign(16, GetParam());  // a REMOVE waits to be read through a whole burst
+  for (std::uint64_t first = 0; first < kMany; first += wire::kMaxRangePages) zeros(first);
+  big.send_wants();
+  // What is asked for again stays far below the pages of the runs: one brings back its run.
+  EXPECT_LE(stats.refetched_pages.read(), 16U);
+  wide.poll_faults(big.now);
+  for (std::uint64_t first = 0; first < kMany; first += wire::kMaxRangePages)
+    for (std::uint64_t p = first; p < first + wire::kMaxRangePages; ++p)
+      if (big.engine.in_flight(Gfn{p})) {
+        zeros(first);
+        break;
+      }
+  EXPECT_FALSE(guest.anybody_waits());
+}
+
+INSTANTIATE_TEST_SUITE_P(Host, PutOff, testing::Values(Install::kAgain, Install::kNoMemory));
+
+// --- guests that go, servers that die ------------------------------------------------------------
+
+TEST_F(HostTest, AGoneGuestsDemandsAreForgottenUnlessAnotherWaitsForThem) {
+  host.attach(a);
+  host.attach(b);
+  for (std::uint64_t gfn = 0; gfn < 200; ++gfn) b.install(Gfn{gfn}, test::page_bytes(gfn));
+  for (std::uint64_t gfn = 0; gfn < 200; ++gfn) a.touch(gfn);
+  a.touch(500);
+  b.touch(500);
+  while (poll() != 0) {
+  }
+  EXPECT_EQ(demands().size(), 201U);
+  host.detach(a);
+  EXPECT_THAT(demands(), ElementsAre(500));
+  host.detach(b);
+  EXPECT_EQ(client.engine.nb_in_flight(), 0U);
+}
+
+TEST_F(HostTest, ADeadServerFailsTheDemandsAndTheGuestsGetAnError) {
+  host.attach(a);
+  for (std::uint64_t gfn = 0; gfn < 100; ++gfn) a.touch(gfn);
+  while (poll() != 0) {
+  }
+  while (!demands().empty()) host.fail_demands();
+  EXPECT_EQ(a.failed.size(), 100U);
+  EXPECT_FALSE(a.anybody_waits());
+  EXPECT_EQ(stats.failed_pages.read(), 100U);
+}
+
+TEST_F(HostTest, AFailureThatWasPutOffIsTriedAgain) {
+  host.attach(a);
+  a.touch(5);
+  poll();
+  a.fail_verdict = FailMeans::kAgain;
+  host.fail_demands();
+  EXPECT_THAT(demands(), ElementsAre(5));
+  a.fail_verdict = FailMeans::kPoisoned;
+  host.fail_demands();
+  EXPECT_THAT(a.failed, ElementsAre(5));
+}
+
+TEST_F(HostTest, AVcpuWaitingForAPageItsGuestThenClaimedIsWokenByFailureToo) {
+  host.attach(a);
+  a.touch(5);
+  poll();
+  a.claim(5);
+  host.fail_demands();
+  EXPECT_FALSE(a.anybody_waits());
+  EXPECT_THAT(a.failed, IsEmpty());
+}
+
+TEST_F(HostTest, AnAbsentPageFailsItsGuests) {
+  host.attach(a);
+  a.touch(5);
+  poll();
+  const PageRange range{Gfn{5}, 1};
+  EXPECT_TRUE(client.engine.take_range(wire::FrameType::kAbsent, range, client.now));
+  host.fail(range, client.now);
+  EXPECT_THAT(a.failed, ElementsAre(5));
+  EXPECT_THAT(demands(), IsEmpty());
+}
+
+TEST_F(HostTest, AnAbsentRangeThatReachesBeyondTheImageIsCutAtItsEnd) {
+  host.attach(a);
+  a.touch(kPages - 1);
+  poll();
+  const PageRange range{Gfn{kPages - 1}, wire::kMaxRangePages};
+  EXPECT_TRUE(client.engine.take_range(wire::FrameType::kAbsent, range, client.now));
+  host.fail(range, client.now);
+  EXPECT_THAT(a.failed, ElementsAre(kPages - 1));
+}
+
+}  // namespace
+}  // namespace snowfabric
