@@ -32,7 +32,7 @@ Result<fs::path> find_profile(std::string_view name, const fs::path& beside,
     return fs::absolute(beside / fs::path{name}).lexically_normal();
   std::set<std::string> known;
   for (const fs::path& dir : profile_dirs()) {
-    const fs::path file = fs::absolute(dir / fmt::format("{}.toml", name)).lexically_normal();
+    fs::path file = fs::absolute(dir / fmt::format("{}.toml", name)).lexically_normal();
     std::error_code ignored;
     if (fs::is_regular_file(file, ignored) && std::ranges::find(seen, file) == seen.end())
       return file;

@@ -83,7 +83,7 @@ Setter texts(Member member) {
 
 /// `names` in the order of the enumerators.
 template <class Member>
-Setter one_of(Member member, std::vector<std::string_view> names) {
+Setter one_of(Member member, const std::vector<std::string_view>& names) {
   return [=](Profile& p, const toml::node& node) -> std::expected<void, std::string> {
     auto& target = std::invoke(member, p);
     for (std::size_t i = 0; i < names.size(); ++i) {

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Frames, faults and time steps of the fuzzer's choice into a server and a client engine that also
+// talk to each other. Neither crashes or hangs, what they send is bounded and well formed, and no
+// page number leaves the image.
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "fabric/client_engine.hpp"
+#include "fabric/crc32c.hpp"
+#include "fabric/server_engine.hpp"
+
+namespace {
+
+using namespace snowfabric;
+using Bytes = std::vector<std::byte>;
+
+constexpr std::uint64_t kPages = 200;
+constexpr std::uint64_t kImageId = 0x5eed;
+constexpr std::uint16_t kMtu = 1500;
+constexpr std::uint32_t kMaxInflight = 16;
+constexpr MacAddr kServerMac{{2, 0, 0, 0, 0, 1}}, kClientMac{{2, 0, 0, 0, 0, 2}};
+/// More than any engine may send without new input: every page queued twice in three fragments and
+/// every control frame the server keeps.
+constexpr unsigned kMostFrames = 2 * kPages * 3 + 2048;
+
+void check(bool holds) {
+  if (!holds) std::abort();  // libFuzzer keeps the input
+}
+
+/// Takes the input apart.
+class Input {
+ public:
+  explicit Input(std::span<const std::byte> bytes) : bytes_{bytes} {}
+  [[nodiscard]] bool empty() const { return bytes_.empty(); }
+  std::uint8_t byte() {
+    return empty() ? std::uint8_t{0} : std::to_integer<std::uint8_t>(take(1)[0]);
+  }
+  std::uint16_t word() { return static_cast<std::uint16_t>(byte() * 256U + byte()); }
+  std::span<const std::byte> take(std::size_t most) {
+    const auto taken = bytes_.first(std::min(most, bytes_.size()));
+    bytes_ = bytes_.subspan(taken.size());
+    return taken;
+  }
+
+ private:
+  std::span<const std::byte> bytes_;
+};
+
+const std::vector<std::uint32_t>& checksums() {
+  static const std::vector<std::uint32_t> all(kPages, crc32c(Bytes(kPageSize)));
+  return all;
+}
+constexpr std::array<std::uint64_t, 4> kZeros{0xff00, ~0ULL, 0x1, 0x80};
+
+ServerConfig server_config(std::uint8_t choice) {
+  ServerConfig config{.mtu_bytes = kMtu, .push = (choice & 1U) != 0, .max_clients = 3};
+  config.end_game = {.enter = (choice & 2U) != 0 ? 0.1 : 0.9, .leave = 0.05};
+  config.burst_bytes = (choice & 4U) != 0 ? 1U << 20U : 8192;
+  return config;
+}
+ClientConfig client_config(std::uint8_t choice) {
+  ClientConfig config;
+  config.client_id = 1;
+  config.image_id = kImageId;
+  config.epoch = 1;
+  config.mac = kClientMac;
+  config.mtu_bytes = kMtu;
+  config.max_inflight = kMaxInflight;
+  config.partial_pages = (choice & 8U) != 0 ? 8 : 64;
+  config.give_up = std::chrono::milliseconds{200};
+  return config;
+}
+
+class Bed {
+ public:
+  explicit Bed(std::uint8_t choice)
+      : server_{server_config(choice),
+                {.image_id = kImageId,
+                 .epoch = 1,
+                 .nb_pages = kPages,
+                 .crc32c = checksums(),
+                 .zero_words = kZeros},
+                server_stats_},
+        client_{client_config(choice), client_stats_} {}
+
+  void step(Input& in) {
+    switch (in.byte() % 12) {
+      case 0: now_ += std::chrono::microseconds{in.word()}; break;
+      case 1: now_ += std::chrono::milliseconds{in.byte()}; break;
+      case 2: talk(); break;
+      case 3: to_server(in.take(in.word() % 1600)); break;
+      case 4: to_client(in.take(in.word() % 1600)); break;
+      case 5: to_server(dressed(in)); break;
+      case 6: to_client(dressed(in)); break;
+      case 7: fault(in.byte() % kPages, in.byte()); break;
+      case 8: to_server(request(in)); break;
+      case 9: to_client(page(in)); break;
+      case 10: to_client(ranges(in)); break;
+      case 11: to_client(welcome(in)); break;
+    }
+  }
+  /// Both send what they want to; the other side gets it.
+  void talk() {
+    client_.expire(now_);
+    check(client_.deadline(now_) >= now_);
+    drain_client();
+    drain_server();
+    check(server_.deadline(now_) >= now_);
+    check(client_.nb_in_flight() <= kMaxInflight);
+  }
+
+ private:
+  /// A frame of our family around the fuzzer's body: gets past the first checks.
+  static Bytes dressed(Input& in) {
+    wire::Header header{.magic = wire::kMagic,
+                        .version = wire::kVersion,
+                        .type = static_cast<std::uint8_t>(1 + in.byte() % 7),
+                        .flags = in.byte(),
+                        .space = 0,
+                        .payload_len = 0,
+                        .image_id = kImageId,
+                        .epoch = 1,
+                        .incarnation = std::uint32_t{in.byte()} % 3,
+                        .seq = std::uint32_t{in.word()}};
+    const auto body = in.take(in.word() % 1500);
+    header.payload_len = static_cast<std::uint16_t>(body.size());
+    Bytes frame(sizeof header + body.size());
+    std::memcpy(frame.data(), &header, sizeof header);
+    std::ranges::copy(body, frame.begin() + sizeof header);
+    return frame;
+  }
+  /// Who speaks: mostly somebody the engines know.
+  static wire::Identity identity(Input& in) { return {kImageId, 1, in.byte() % 4U, 0}; }
+  /// What a writer wrote, behind the Ethernet header.
+  template <class Write>
+  static Bytes written(Write&& write) {
+    Bytes frame(wire::kMaxFrameBytes);
+    frame.resize(write(std::span{frame}));
+    frame.erase(frame.begin(), frame.begin() + sizeof(wire::EthHdr));
+    return frame;
+  }
+  static Bytes request(Input& in) {
+    wire::RequestBody body{.client_id = 1U + in.byte() % 5U, .report = {}};
+    std::ranges::copy(in.take(sizeof body.report), reinterpret_cast<std::byte*>(&body.report));
+    std::vector<wire::WantEntry> wants(in.byte() % 8U);
+    for (wire::WantEntry& want : wants) {
+      const std::uint8_t choice = in.byte();
+      const bool one = (choice & 1U) != 0;
+      want = {.first = in.byte(),
+              .nb_pages = static_cast<std::uint16_t>(one ? 1 : 1 + in.byte()),
+              .priority = static_cast<std::uint8_t>(choice >> 1U & 1U),
+              .flags = static_cast<std::uint8_t>(choice >> 2U & 1U),
+              .fragments = one ? in.byte() : std::uint8_t{0},
+              .reserved = {}};
+    }
+    const wire::Identity who = identity(in);
+    return written([&](auto out) {
+      return wire::write_request(out, who, kServerMac, kClientMac, body, wants);
+    });
+  }
+  static Bytes page(Input& in) {
+    const std::size_t nb_fragments = 1 + in.byte() % wire::kMaxFragments;
+    const std::size_t fragment = in.byte() % nb_fragments;
+    const std::uint32_t crc = in.byte() % 4 == 0 ? in.byte() : checksums()[0];
+    const Gfn gfn{in.byte()};
+    const std::uint8_t flags = in.byte();
+    const std::uint32_t seq = in.word();
+    const wire::Identity who = identity(in);
+    return written([&](auto out) {
+      return wire::write_page_header(out, who, kClientMac, kServerMac, gfn, crc, fragment,
+                                     nb_fragments, flags, seq) +
+             wire::fragment_bytes(fragment, nb_fragments);
+    });
+  }
+  static Bytes ranges(Input& in) {
+    const auto type = in.byte() % 2 == 0 ? wire::FrameType::kZeros : wire::FrameType::kAbsent;
+    std::vector<PageRange> some(1 + in.byte() % 4U);
+    for (PageRange& range : some) range = {Gfn{in.byte()}, 1U + in.word() % 4096U};
+    const wire::Identity who = identity(in);
+    return written([&](auto out) {
+      return wire::write_ranges(out, type, who, kClientMac, kServerMac, some, wire::kFlagSequenced,
+                                0);
+    });
+  }
+  static Bytes welcome(Input& in) {
+    const wire::WelcomeBody body{.client_id = 1U,
+                                 .nb_pages = in.byte() % 8 == 0 ? in.byte() : kPages,
+                                 .report_interval_us = std::uint32_t{in.word()},
+                                 .mtu_bytes = in.byte() % 8 == 0 ? in.word() : kMtu,
+                                 .nb_fragments = in.byte() % 8 == 0 ? in.byte() : std::uint8_t{3},
+                                 .reserved = 0};
+    const wire::Identity who = identity(in);
+    return written(
+        [&](auto out) { return wire::write_welcome(out, who, kClientMac, kServerMac, body); });
+  }
+  void to_server(std::span<const std::byte> payload) {
+    wire::Frame frame;
+    if (wire::parse(payload, frame) == wire::Drop::kNone) server_.on_frame(frame, kClientMac, now_);
+  }
+  void to_client(std::span<const std::byte> payload) {
+    wire::Frame frame;
+    if (wire::parse(payload, frame) != wire::Drop::kNone) return;
+    // A true WELCOME may name 2^32 pages, and the client allocates for them: not in a fuzzer.
+    if (frame.type == wire::FrameType::kWelcome && frame.welcome.nb_pages.host() > 1U << 16U)
+      return;
+    if (client_.on_frame(frame, kServerMac, payload.size() + sizeof(wire::EthHdr), now_) !=
+        wire::Drop::kNone)
+      return;
+    if (frame.type == wire::FrameType::kPage) take_page(frame);
+    if (frame.type == wire::FrameType::kZeros || frame.type == wire::FrameType::kAbsent)
+      for (std::size_t i = 0; i < frame.nb_ranges(); ++i)
+        client_.take_range(frame.type, frame.range(i), now_);
+  }
+  void take_page(const wire::Frame& frame) {
+    wire::Drop drop{};
+    const auto arrival = client_.take_page(frame, now_, drop);
+    if (!arrival) return;
+    check(drop == wire::Drop::kNone && arrival->page.value < client_.nb_pages());
+    check(crc32c(arrival->bytes) == frame.page.crc32c.host());
+    check(!client_.in_flight(arrival->page));
+  }
+  void fault(std::uint64_t page, std::uint8_t choice) {
+    if (page >= client_.nb_pages()) return;
+    const auto priority = (choice & 1U) != 0 ? wire::Priority::kPrefetch : wire::Priority::kDemand;
+    if ((choice & 6U) == 6)
+      client_.forget(Gfn{page});
+    else if (client_.want(Gfn{page}, priority, now_))
+      check(client_.in_flight(Gfn{page}));
+  }
+
+  void drain_client() {
+    wire::ControlBuffer buffer;
+    for (unsigned n = 0; const std::size_t size = client_.next(buffer, now_); ++n) {
+      check(n < kMostFrames && size <= buffer.size());
+      const auto payload = std::span{buffer}.first(size).subspan(sizeof(wire::EthHdr));
+      wire::Frame frame;
+      check(wire::parse(payload, frame) == wire::Drop::kNone);
+      if (frame.type == wire::FrameType::kRequest)
+        for (std::size_t i = 0; i < frame.nb_wants(); ++i)
+          check(frame.want(i).first.host() + frame.want(i).nb_pages.host() <= client_.nb_pages());
+      server_.on_frame(frame, kClientMac, now_);
+    }
+  }
+  void drain_server() {
+    ServerTx tx;
+    for (unsigned n = 0; server_.next(tx, now_); ++n) {
+      check(n < kMostFrames);
+      const std::uint64_t end = tx.range.first.value + tx.range.nb_pages;
+      if (tx.type == wire::FrameType::kAbsent) check(tx.range.first.value >= kPages);
+      if (tx.type == wire::FrameType::kPage || tx.type == wire::FrameType::kZeros)
+        check(tx.range.nb_pages > 0 && end <= kPages);
+      Bytes frame(wire::kMaxFrameBytes);
+      std::size_t size = server_.write(tx, kServerMac, frame);
+      if (tx.type == wire::FrameType::kPage)  // of an image of nothing but zeros
+        size += wire::fragment_bytes(tx.fragment, server_.nb_fragments());
+      check(size <= sizeof(wire::EthHdr) + kMtu);
+      const auto payload = std::span{frame}.first(size).subspan(sizeof(wire::EthHdr));
+      wire::Frame parsed;
+      check(wire::parse(payload, parsed) == wire::Drop::kNone);
+      to_client(payload);
+    }
+  }
+
+  ServerStats server_stats_;
+  ClientStats client_stats_;
+  ServerEngine server_;
+  ClientEngine client_;
+  Nanos now_{0};
+};
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  Input in{std::as_bytes(std::span{data, size})};
+  Bed bed{in.byte()};
+  bed.talk();  // HELLO and WELCOME: what follows meets engines that know each other
+  while (!in.empty()) bed.step(in);
+  bed.talk();
+  return 0;
+}
