@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "tools/bench_report.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+namespace snowfabric::bench {
+namespace {
+
+struct Spread {
+  double min = 0, median = 0, max = 0;
+};
+
+Spread spread_of(const std::vector<double>& values) {
+  const auto [min, max] = std::ranges::minmax_element(values);
+  return {*min, median(values), *max};
+}
+
+struct Summary {
+  Spread bare, fabric, pair;  // pair: ratio of neighbours in time
+  double ratio = 0;
+};
+
+Summary summary_of(const RingResult& result) {
+  std::vector<double> bare, fabric, ratios;
+  for (const RingPair& pair : result.pairs) {
+    bare.push_back(pair.bare);
+    fabric.push_back(pair.fabric);
+    ratios.push_back(pair.fabric / pair.bare);
+  }
+  Summary out{spread_of(bare), spread_of(fabric), spread_of(ratios)};
+  out.ratio = out.fabric.median / out.bare.median;
+  return out;
+}
+
+/// What tells a healthy run from one that asked twice or was starved.
+constexpr std::array kTelling{
+    "retries",      "rx_duplicates",           "rx_lost",
+    "tx_requests",  "server_tx_back_pressure", "server_tx_no_mbuf",
+    "server_wants", "server_lockstep_hits",    "server_tx_pages_multicast",
+    "bursts"};
+
+const char* name_of(Mode mode) {
+  constexpr std::array kNames{"list", "faults", "push"};
+  return kNames[static_cast<std::size_t>(mode)];
+}
+
+}  // namespace
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::ranges::sort(values);
+  const std::size_t half = values.size() / 2;
+  return values.size() % 2 != 0 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+std::string ring_json(const RingOptions& options, std::uint64_t nb_pages, std::size_t nb_fragments,
+                      const RingResult& result) {
+  const Summary s = summary_of(result);
+  nlohmann::ordered_json json{
+      {"benchmark", "ring"},
+      {"unit", "pages/s"},
+      {"rate", s.fabric.median},
+      {"limit", s.bare.median},
+      {"ratio", s.ratio},
+      {"ratio_min", s.pair.min},
+      {"ratio_max", s.pair.max},
+      {"limited_by_flow_control", result.flow_limited},
+      {"verified", true},  // run_ring() returns no result otherwise
+      {"pages", nb_pages},
+      {"mtu", options.mtu},
+      {"frames_per_page", nb_fragments},
+      {"tx", std::string{to_string(options.tx)}},
+      {"mode", name_of(options.mode)},
+      {"hugepages", !options.no_huge},
+      {"seed", options.seed},
+  };
+  json["runs"] = nlohmann::ordered_json::array();
+  for (const RingPair& pair : result.pairs)
+    json["runs"].push_back({{"limit", pair.bare}, {"rate", pair.fabric}});
+  for (const char* name : kTelling) json["last_run"][name] = counter(result.counters, name);
+  return json.dump(2) + "\n";
+}
+
+std::string ring_table(const RingOptions& options, std::uint64_t nb_pages, std::size_t nb_fragments,
+                       const RingResult& result) {
+  const Summary s = summary_of(result);
+  const auto row = [&](const char* name, const Spread& spread) {
+    return fmt::format("{:8} {:>10.0f} {:>10.0f} {:>10.0f}   {:6.0f} ns a page\n", name, spread.min,
+                       spread.median, spread.max, 1e9 / spread.median);
+  };
+  std::string out = fmt::format(
+      "ring: {} pages, MTU {} ({} frame(s) a page), TX {}, mode {}, {} runs\n", nb_pages,
+      options.mtu, nb_fragments, to_string(options.tx), name_of(options.mode), result.pairs.size());
+  out += fmt::format("{:8} {:>10} {:>10} {:>10}\n", "pages/s", "min", "median", "max");
+  out += row("bare", s.bare);
+  out += row("fabric", s.fabric);
+  out += fmt::format(
+      "ratio    {:>10.3f} {:>10.3f} {:>10.3f}   (min and max: of runs next to each "
+      "other)\n",
+      s.pair.min, s.ratio, s.pair.max);
+  if (result.flow_limited)
+    out += "the flow control's rate was the limit: repeat with a higher --max-rate-gbps\n";
+  return out;
+}
+
+}  // namespace snowfabric::bench

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <string>
+#include <vector>
+
+#include "tools/bench_ring.hpp"
+
+namespace snowfabric::bench {
+
+[[nodiscard]] double median(std::vector<double> values);
+
+/// The result as JSON: `rate` and `limit` (medians, pages/s), `ratio` of the two, and all runs.
+[[nodiscard]] std::string ring_json(const RingOptions& options, std::uint64_t nb_pages,
+                                    std::size_t nb_fragments, const RingResult& result);
+/// The same for people.
+[[nodiscard]] std::string ring_table(const RingOptions& options, std::uint64_t nb_pages,
+                                     std::size_t nb_fragments, const RingResult& result);
+
+}  // namespace snowfabric::bench

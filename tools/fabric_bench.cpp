@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// fabric-bench: the fabric's rate as a ratio to a bare loop over the same device. tools/bench makes
+// what it needs and calls it.
+#include <rte_cycles.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <sys/mman.h>
+
+#include "fabric/base/prng.hpp"
+#include "pmd-config/app.hpp"
+#include "tools/bench_bare.hpp"
+#include "tools/bench_report.hpp"
+#include "tools/bench_ring.hpp"
+
+namespace snowfabric::bench {
+namespace {
+
+/// 256 MiB: far more than the caches hold, so that pages come from memory as in real use, and a run
+/// is long against its start and end; small enough that eight receivers fit into one machine.
+constexpr std::uint64_t kPages = 65536;
+constexpr Nanos kSilence = std::chrono::milliseconds{500};
+
+struct Options : AppOptions {
+  RingOptions ring;
+  std::uint64_t nb_pages = kPages;
+  std::string mode = "list", json_path, image_path, server_mac, image_id;
+  bool zero_copy = false, gate = false;
+  double pages_per_s = 0, timeout_s = 120;
+};
+
+// --- what all have in common -----------------------------------------------------------------
+
+/// Pages of random bytes: none is zero, none is another's twin.
+Result<void> write_image(int fd, std::uint64_t nb_pages, std::uint64_t seed) {
+  Prng random{seed};
+  std::array<std::uint64_t, 64 * kPageSize / 8> chunk;
+  for (std::uint64_t left = nb_pages * kPageSize; left > 0;) {
+    for (std::uint64_t& word : chunk) word = random.next();
+    const ssize_t done = write(fd, chunk.data(), std::min<std::uint64_t>(left, sizeof chunk));
+    if (done <= 0) return fail(errno, "write the image");
+    left -= static_cast<std::uint64_t>(done);
+  }
+  return {};
+}
+
+/// A random image that lives in memory and has no name.
+Result<Image> anonymous_image(std::uint64_t nb_pages, std::uint64_t seed) {
+  const int fd = memfd_create("fabric-bench", MFD_CLOEXEC);
+  if (fd < 0) return fail(errno, "memfd_create");
+  auto written = write_image(fd, nb_pages, seed);
+  auto image = written ? Image::open(fmt::format("/proc/self/fd/{}", fd))
+                       : Result<Image>{std::unexpected(written.error())};
+  close(fd);  // the mapping stays
+  return image;
+}
+
+/// With --gate: says READY, waits for a line, so that several processes begin together.
+void pass_gate(const Options& options) {
+  if (!options.gate) return;
+  fmt::print("READY\n");
+  std::fflush(stdout);
+  for (int c = std::getchar(); c != '\n' && c != EOF; c = std::getchar()) {
+  }
+}
+
+double seconds_between(std::uint64_t from, std::uint64_t to) {
+  return static_cast<double>(to - from) / static_cast<double>(rte_get_tsc_hz());
+}
+
+void print_json(const nlohmann::ordered_json& json) { fmt::print("{}\n", json.dump()); }
+
+Result<void> complete_mode(Options& options) {
+  const auto mode = parse_mode(options.mode);
+  if (!mode) return fail(EINVAL, fmt::format("--mode {}: list, faults or push", options.mode));
+  options.ring.mode = *mode;
+  options.ring.tx = options.zero_copy ? TxMode::kZeroCopy : TxMode::kCopy;
+  options.ring.seed = options.seed;
+  options.ring.eal_args = options.eal_args;
+  return {};
+}
+
+// --- subcommands -----------------------------------------------------------------------------
+
+Result<void> ring(const Options& options) {
+  const std::size_t nb_fragments = wire::fragments_for_mtu(options.ring.mtu);
+  auto image = anonymous_image(options.nb_pages, options.seed);
+  if (!image) return std::unexpected(image.error());
+  const auto result = run_ring(options.ring, std::move(*image), stop_on_signals());
+  if (!result) return std::unexpected(result.error());
+  fmt::print("{}", ring_table(options.ring, options.nb_pages, nb_fragments, *result));
+  if (options.json_path.empty()) return {};
+  return write_file(options.json_path,
+                    ring_json(options.ring, options.nb_pages, nb_fragments, *result));
+}
+
+Result<void> make_image(const Options& options) {
+  std::FILE* file = std::fopen(options.image_path.c_str(), "w");
+  if (file == nullptr) return fail(errno, fmt::format("open {}", options.image_path));
+  auto written = write_image(fileno(file), options.nb_pages, options.seed);
+  std::fclose(file);
+  return written;
+}
+
+Result<void> send(const Options& options) {
+  auto image = Image::open(options.image_path);
+  if (!image) return std::unexpected(image.error());
+  auto datapath = start_datapath(options, "fabric-bench", "server", {});
+  if (!datapath) return std::unexpected(datapath.error());
+  const std::atomic<bool>& stop = stop_on_signals();
+  BareSender sender{*image, datapath->port, datapath->port.tx_mode(), options.pages_per_s};
+  pass_gate(options);
+  sender.run(stop, datapath->profile.idle);
+  print_json({{"pages", sender.nb_pages()}, {"seconds", sender.seconds()}});
+  return {};
+}
+
+Result<void> receive(const Options& options) {
+  auto image = Image::open(options.image_path);
+  if (!image) return std::unexpected(image.error());
+  auto arena = Arena::make(image->nb_pages());
+  if (!arena) return std::unexpected(arena.error());
+  auto datapath =
+      start_datapath(options, "fabric-bench", "client", {group_address(image->image_id())});
+  if (!datapath) return std::unexpected(datapath.error());
+  const Port& port = datapath->port;
+  const std::atomic<bool>& stop = stop_on_signals();
+  BareReceiver receiver{port, *arena, port.nb_fragments()};
+  pass_gate(options);
+  receiver.run(stop, datapath->profile.idle, kSilence);
+  print_json({{"pages", receiver.nb_pages()},
+              {"seconds", seconds_between(receiver.first_at(), receiver.last_at())},
+              {"bad_crc", receiver.nb_bad()},
+              {"foreign", receiver.nb_foreign()},
+              {"kernel_drops", port.kernel_drops().value_or(0)}});
+  return {};
+}
+
+Result<void> client(const Options& options) {
+  auto image = Image::open(options.image_path);
+  if (!image) return std::unexpected(image.error());
+  auto arena = Arena::make(image->nb_pages());
+  if (!arena) return std::unexpected(arena.error());
+  auto datapath =
+      start_datapath(options, "fabric-bench", "client", {group_address(image->image_id())});
+  if (!datapath) return std::unexpected(datapath.error());
+  const Port& port = datapath->port;
+  FetchConfig config{.mode = options.ring.mode, .timeout_s = options.timeout_s};
+  config.engine.client_id = random_id();
+  config.engine.image_id = image->image_id();
+  config.engine.epoch = image->epoch();
+  config.engine.mac = port.mac();
+  config.engine.mtu_bytes = static_cast<std::uint16_t>(port.mtu_bytes());
+  config.engine.seed = config.engine.client_id;
+  if (!options.server_mac.empty()) config.engine.server = parse_mac(options.server_mac);
+  const std::atomic<bool>& stop = stop_on_signals();
+  pass_gate(options);
+  const Fetched fetched = fetch(config, port, *arena, datapath->profile.idle, stop);
+  nlohmann::ordered_json json{{"pages", fetched.nb_pages},
+                              {"seconds", fetched.seconds},
+                              {"complete", fetched.complete},
+                              {"verified", fetched.complete && arena->equals(*image)}};
+  for (const auto& [name, value] : fetched.counters) json["counters"][name] = value;
+  print_json(json);
+  return {};
+}
+
+// --- command line ----------------------------------------------------------------------------
+
+using Action = Result<void> (*)(const Options&);
+
+void add_ring(CLI::App& app, Options& options) {
+  app.add_option("--runs", options.ring.runs, "pairs of runs, bare and fabric by turns")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--pages", options.nb_pages, "pages of the image")
+      ->check(CLI::Range(1024, 4 << 20))
+      ->capture_default_str();
+  app.add_option("--mtu", options.ring.mtu, "of the ports: 4140 or more is one frame a page")
+      ->capture_default_str();
+  app.add_option_function<std::string>(
+         "--tx", [&](const std::string& tx) { options.zero_copy = tx == "zerocopy"; },
+         "how pages leave: copy or zerocopy (copy)")
+      ->check(CLI::IsMember({"copy", "zerocopy"}));
+  app.add_option("--max-rate-gbps", options.ring.max_rate_gbps,
+                 "flow control's rate, from the start; default: the profile's highest");
+  app.add_flag("--no-huge", options.ring.no_huge, "without hugepages: slower, both sides");
+  app.add_option("--seed", options.seed, "of the image")->capture_default_str();
+  app.add_option("--json", options.json_path, "write the result there");
+}
+
+void add_mode(CLI::App& app, Options& options) {
+  app.add_option("--mode", options.mode,
+                 "list: the client asks for all as a prefetch list; faults: its guest faults them; "
+                 "push: the server sends unasked")
+      ->check(CLI::IsMember({"list", "faults", "push"}))
+      ->capture_default_str();
+}
+
+void add_peer(CLI::App& app, Options& options) {
+  add_app_options(app, options);
+  app.add_option("--image", options.image_path, "the image file")->required();
+  app.add_flag("--gate", options.gate, "print READY, begin after a line on standard input");
+}
+
+int bench(int argc, char** argv) {
+  CLI::App cli{"Measures the fabric against a bare loop over the same device.", "fabric-bench"};
+  Options options;
+  cli.require_subcommand(1);
+  auto* ring_app = cli.add_subcommand("ring", "both ends in this process, over DPDK rings");
+  add_ring(*ring_app, options);
+  add_mode(*ring_app, options);
+  auto* image_app = cli.add_subcommand("image", "write an image of random pages");
+  image_app->add_option("FILE", options.image_path)->required();
+  image_app->add_option("--pages", options.nb_pages)->capture_default_str();
+  image_app->add_option("--seed", options.seed)->capture_default_str();
+  auto* send_app = cli.add_subcommand("send", "bare: send every page once");
+  add_peer(*send_app, options);
+  send_app->add_option("--pages-per-s", options.pages_per_s, "pace; 0: as fast as the port takes");
+  auto* receive_app = cli.add_subcommand("receive", "bare: copy and check what comes");
+  add_peer(*receive_app, options);
+  auto* client_app = cli.add_subcommand("client", "fetch an image from a memserver");
+  add_peer(*client_app, options);
+  add_mode(*client_app, options);
+  client_app->add_option("--server", options.server_mac, "memserver's MAC address");
+  client_app->add_option("--timeout", options.timeout_s, "seconds")->capture_default_str();
+  if (const auto status = parse_command_line(cli, argc, argv, options)) return *status;
+  const std::pair<CLI::App*, Action> actions[]{{ring_app, ring},
+                                               {image_app, make_image},
+                                               {send_app, send},
+                                               {receive_app, receive},
+                                               {client_app, client}};
+  Result<void> result = complete_mode(options);
+  for (const auto& [app, action] : actions)
+    if (result && app->parsed()) result = action(options);
+  if (!result)
+    fmt::print(stderr, "fabric-bench: {}: {}\n", result.error().what,
+               std::strerror(result.error().errnum));
+  return result ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace snowfabric::bench
+
+int main(int argc, char** argv) { return snowfabric::bench::bench(argc, argv); }
