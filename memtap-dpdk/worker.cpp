@@ -77,7 +77,11 @@ unsigned ClientWorker::ask(Nanos now) noexcept {
 unsigned ClientWorker::receive(Nanos now) noexcept {
   std::array<rte_mbuf*, kBurst> burst;
   const std::uint16_t nb_rx = queue_.rx_burst(burst);
-  for (std::uint16_t i = 0; i < nb_rx; ++i) on_frame(*burst[i], now);
+  prefetch_mbufs({burst.data(), nb_rx});
+  for (std::uint16_t i = 0; i < nb_rx; ++i) {
+    if (i + 1 < nb_rx) prefetch_frame(*burst[i + 1]);
+    on_frame(*burst[i], now);
+  }
   rte_pktmbuf_free_bulk(burst.data(), nb_rx);
   stats_.rx_injected_loss.set(queue_.rx_lost().read());
   return nb_rx;
