@@ -108,13 +108,13 @@ void watch_memtap(int socket, const Options& options, std::uint64_t nb_pages) {
 /// Faults of this thread so far. A touch that waited on the userfaultfd counts as a major one, one
 /// that found the page arriving as a minor one; a page that is in already makes none. Not under
 /// AddressSanitizer, whose shadow memory faults too: the same holds for touch().
-[[gnu::noinline, gnu::no_sanitize("address")]] long nb_faults() {
+[[gnu::noinline, gnu::no_sanitize_address]] long nb_faults() {
   rusage usage{};
   getrusage(RUSAGE_THREAD, &usage);
   return usage.ru_majflt + usage.ru_minflt;
 }
 
-[[gnu::noinline, gnu::no_sanitize("address")]] void touch(const std::byte* page) {
+[[gnu::noinline, gnu::no_sanitize_address]] void touch(const std::byte* page) {
   [[maybe_unused]] const std::byte first = *static_cast<const volatile std::byte*>(page);
 }
 
