@@ -23,6 +23,7 @@
 #include <sys/stat.h>
 #include <tbb/parallel_for.h>
 
+#include "fabric/base/unique_fd.hpp"
 #include "fabric/crc32c.hpp"
 #include "memserver-dpdk/progress.hpp"
 
@@ -32,21 +33,6 @@ namespace {
 constexpr std::size_t kPagesPerWord = 64;
 constexpr std::size_t kChunkWords = 16;  // 4 MiB: small enough to balance, large enough to amortise
 constexpr std::uint64_t kMaxPages = std::numeric_limits<std::uint32_t>::max();
-
-/// A file descriptor that closes itself: the mapping outlives it.
-class Fd {
- public:
-  explicit Fd(int fd) noexcept : fd_{fd} {}
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  ~Fd() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  [[nodiscard]] int get() const noexcept { return fd_; }
-
- private:
-  int fd_;
-};
 
 /// Bytes of an open file, or why it cannot be an image.
 Result<std::size_t> image_size(int fd, const std::string& name) {
@@ -92,8 +78,8 @@ FileMapping::~FileMapping() {
 
 Result<FileMapping> FileMapping::open(const std::filesystem::path& path) {
   // O_NONBLOCK: opening a FIFO by mistake must fail below, not wait for its writer
-  const Fd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  if (fd.get() < 0) return fail(errno, fmt::format("open image {}", path.string()));
+  const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  if (!fd) return fail(errno, fmt::format("open image {}", path.string()));
   const Result<std::size_t> nb_bytes = image_size(fd.get(), path.string());
   if (!nb_bytes) return std::unexpected(nb_bytes.error());
   void* base = ::mmap(nullptr, *nb_bytes, PROT_READ, MAP_SHARED, fd.get(), 0);

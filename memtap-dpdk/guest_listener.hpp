@@ -8,10 +8,10 @@
 
 #include "fabric/base/result.hpp"
 #include "fabric/base/time.hpp"
+#include "fabric/base/unique_fd.hpp"
 #include "memtap-dpdk/handshake.hpp"
 #include "memtap-dpdk/presence_file.hpp"
 #include "memtap-dpdk/uffd_guest.hpp"
-#include "memtap-dpdk/unique_fd.hpp"
 
 namespace snowfabric {
 

@@ -9,7 +9,7 @@
 #include <sys/types.h>
 
 #include "fabric/base/result.hpp"
-#include "memtap-dpdk/unique_fd.hpp"
+#include "fabric/base/unique_fd.hpp"
 
 namespace snowfabric {
 

@@ -7,7 +7,7 @@
 
 #include "fabric/base/presence.hpp"
 #include "fabric/base/result.hpp"
-#include "memtap-dpdk/unique_fd.hpp"
+#include "fabric/base/unique_fd.hpp"
 
 namespace snowfabric {
 

@@ -8,7 +8,7 @@
 
 #include "fabric/base/frame_number.hpp"
 #include "fabric/base/result.hpp"
-#include "memtap-dpdk/unique_fd.hpp"
+#include "fabric/base/unique_fd.hpp"
 
 namespace snowfabric {
 

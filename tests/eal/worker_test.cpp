@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 
 #include "fabric/base/prng.hpp"
-#include "memtap-dpdk/unique_fd.hpp"
+#include "fabric/base/unique_fd.hpp"
 #include "memtap-dpdk/worker.hpp"
 #include "tests/eal/mbufs.hpp"
 #include "tests/unit/fake_guest.hpp"

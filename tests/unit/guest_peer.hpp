@@ -21,7 +21,7 @@
 #include <sys/un.h>
 
 #include "fabric/base/frame_number.hpp"
-#include "memtap-dpdk/unique_fd.hpp"
+#include "fabric/base/unique_fd.hpp"
 
 /// The guest's end of the handshake, for tests.
 namespace snowfabric::testing {
