@@ -120,7 +120,14 @@ Result<void> send(const Options& options) {
   return {};
 }
 
-Result<void> receive(const Options& options) {
+/// What both receiving ends hold: the image to compare with, room for its pages, a port.
+struct Receiving {
+  Image image;
+  Arena arena;
+  Datapath datapath;
+};
+
+Result<Receiving> open_receiving(const Options& options) {
   auto image = Image::open(options.image_path);
   if (!image) return std::unexpected(image.error());
   auto arena = Arena::make(image->nb_pages());
@@ -128,11 +135,17 @@ Result<void> receive(const Options& options) {
   auto datapath =
       start_datapath(options, "fabric-bench", "client", {group_address(image->image_id())});
   if (!datapath) return std::unexpected(datapath.error());
-  const Port& port = datapath->port;
+  return Receiving{std::move(*image), std::move(*arena), std::move(*datapath)};
+}
+
+Result<void> receive(const Options& options) {
+  auto end = open_receiving(options);
+  if (!end) return std::unexpected(end.error());
+  const Port& port = end->datapath.port;
   const std::atomic<bool>& stop = stop_on_signals();
-  BareReceiver receiver{port, *arena, port.nb_fragments()};
+  BareReceiver receiver{port, end->arena, port.nb_fragments()};
   pass_gate(options);
-  receiver.run(stop, datapath->profile.idle, kSilence);
+  receiver.run(stop, end->datapath.profile.idle, kSilence);
   print_json({{"pages", receiver.nb_pages()},
               {"seconds", seconds_between(receiver.first_at(), receiver.last_at())},
               {"bad_crc", receiver.nb_bad()},
@@ -142,29 +155,25 @@ Result<void> receive(const Options& options) {
 }
 
 Result<void> client(const Options& options) {
-  auto image = Image::open(options.image_path);
-  if (!image) return std::unexpected(image.error());
-  auto arena = Arena::make(image->nb_pages());
-  if (!arena) return std::unexpected(arena.error());
-  auto datapath =
-      start_datapath(options, "fabric-bench", "client", {group_address(image->image_id())});
-  if (!datapath) return std::unexpected(datapath.error());
-  const Port& port = datapath->port;
+  auto end = open_receiving(options);
+  if (!end) return std::unexpected(end.error());
+  const Image& image = end->image;
+  Port& port = end->datapath.port;
   FetchConfig config{.mode = options.ring.mode, .timeout_s = options.timeout_s};
   config.engine.client_id = random_id();
-  config.engine.image_id = image->image_id();
-  config.engine.epoch = image->epoch();
+  config.engine.image_id = image.image_id();
+  config.engine.epoch = image.epoch();
   config.engine.mac = port.mac();
   config.engine.mtu_bytes = static_cast<std::uint16_t>(port.mtu_bytes());
   config.engine.seed = config.engine.client_id;
   if (!options.server_mac.empty()) config.engine.server = parse_mac(options.server_mac);
   const std::atomic<bool>& stop = stop_on_signals();
   pass_gate(options);
-  const Fetched fetched = fetch(config, port, *arena, datapath->profile.idle, stop);
+  const Fetched fetched = fetch(config, port, end->arena, end->datapath.profile.idle, stop);
   nlohmann::ordered_json json{{"pages", fetched.nb_pages},
                               {"seconds", fetched.seconds},
                               {"complete", fetched.complete},
-                              {"verified", fetched.complete && arena->equals(*image)}};
+                              {"verified", fetched.complete && end->arena.equals(image)}};
   for (const auto& [name, value] : fetched.counters) json["counters"][name] = value;
   print_json(json);
   return {};

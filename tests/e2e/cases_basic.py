@@ -59,6 +59,18 @@ def late_joiner_completes(context):
         check_complete(context, fleet, early + late)
 
 
+@case(90)
+def pages_given_back_read_as_zeros(context):
+    """Guests in Firecracker's two-descriptor form, several threads each, that return a third of their memory."""
+    with context.world(nb_hosts=2) as fleet:
+        guests = start_clones(fleet, 4, MIXED, extra=("--two-fds", "--threads", 2, "--remove", 33))
+        check_complete(context, fleet, guests)
+        removed = [fleet.report(guest)["removed"] for guest in guests]
+        check(all(nb == context.nb_pages * 33 // 100 for nb in removed), f"pages given back: {removed}")
+        counted = sum(fleet.memtap_stats(host)["removed_pages"] for host in (1, 2))
+        check(counted == sum(removed), f"memtaps saw {counted} of {sum(removed)} pages given back")
+
+
 @case(120)
 def two_images_do_not_mix(context):
     """One memserver, two parents: each clone gets its own parent's bytes."""

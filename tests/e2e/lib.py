@@ -129,13 +129,14 @@ def check_no_leftovers(lab, fleet):
             check(marker not in cmdline.read_bytes(), f"process {cmdline.parent.name} left")
 
 
-def start_clones(fleet, nb_clones, order, hosts=None):
+def start_clones(fleet, nb_clones, order, hosts=None, extra=()):
     """Clone i on the i-th host in turn; `order` may be one or a list taken in turn."""
     hosts = hosts or sorted(fleet.memtaps)
     orders = [order] if isinstance(order, str) else order
     first = len(fleet.guests)
     with fleet.at_once():
-        return [fleet.start_guest(first + i, hosts[i % len(hosts)], orders[i % len(orders)])
+        return [fleet.start_guest(first + i, hosts[i % len(hosts)], orders[i % len(orders)],
+                                  extra)
                 for i in range(nb_clones)]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.dont_write_bytecode = True
+sys.path.insert(0, str(ROOT / "tools"))  # as for a script that is run
 loader = importlib.machinery.SourceFileLoader("doctor", str(ROOT / "tools/doctor"))
 doctor = importlib.util.module_from_spec(importlib.util.spec_from_loader("doctor", loader))
 loader.exec_module(doctor)
@@ -75,12 +76,12 @@ class DoctorTest(unittest.TestCase):
 
     def profile(self, name, content):
         (self.dir / f"{name}.toml").write_text(content)
-        return doctor.load_profile(name)
+        return doctor.profilelib.load_profile(name)
 
     def examine(self, profile, iface=None, mtu=None, netns=None):
         opt = argparse.Namespace(iface=iface, mtu=mtu, netns=netns)
         if isinstance(profile, str):
-            profile = doctor.load_profile(profile)
+            profile = doctor.profilelib.load_profile(profile)
         return {check["name"]: check for check in doctor.examine(self.host, profile, opt)}
 
     def failed(self, *args, **kwargs):
@@ -166,21 +167,21 @@ class DoctorTest(unittest.TestCase):
                  "nb_rxd =\n": r"p\.toml", 'base = "p"\n': r"no profile 'p'",
                  'base = "./p.toml"\n': r"leads back"}
         for content, message in wrong.items():
-            with self.subTest(content), self.assertRaisesRegex(doctor.ProfileError, message):
+            with self.subTest(content), self.assertRaisesRegex(doctor.profilelib.ProfileError, message):
                 self.profile("p", content)
 
     def test_its_keys_are_those_of_the_programs_and_of_the_manual(self):
         source = (ROOT / "pmd-config/profile_keys.cpp").read_text()
-        self.assertEqual(set(re.findall(r'^ +\{"(\w+)",', source, re.M)), set(doctor.KEYS))
+        self.assertEqual(set(re.findall(r'^ +\{"(\w+)",', source, re.M)), set(doctor.profilelib.KEYS))
         manual = (ROOT / "docs/operations.md").read_text()
-        for key in doctor.KEYS:
+        for key in doctor.profilelib.KEYS:
             self.assertIn(f"| `{key}` |", manual)
 
     def test_every_shipped_profile_loads(self):
         names = sorted(file.stem for file in (ROOT / "pmd-config/profiles").glob("*.toml"))
         self.assertGreaterEqual(len(names), 10)
         for name in names:
-            self.assertEqual(doctor.load_profile(name)["name"], name)
+            self.assertEqual(doctor.profilelib.load_profile(name)["name"], name)
 
     def run_main(self, *argv):
         out, err = io.StringIO(), io.StringIO()
