@@ -35,6 +35,7 @@ struct ClientConfig {
   Nanos hello_interval{std::chrono::milliseconds{100}};
   Nanos silence{std::chrono::milliseconds{500}};  ///< unanswered so long: HELLO again
   Nanos give_up{std::chrono::seconds{10}};        ///< unanswered so long: the server is dead
+  Nanos page_give_up{std::chrono::seconds{30}};   ///< the same for one page of a live server
   RtoConfig rto{};
 };
 
@@ -85,11 +86,21 @@ class ClientEngine {
     return slot != 0 && flights_[slot - 1].priority == wire::Priority::kDemand;
   }
   [[nodiscard]] std::size_t nb_in_flight() const noexcept { return flights_.size() - free_.size(); }
-  /// Calls `each(Gfn)` for every demanded page in flight: to fail them when the server is dead.
+  /// Calls `each(Gfn)` for every demanded page in flight.
   template <class Each>
   void for_each_demand(Each&& each) const {
     for (const Flight& flight : flights_)
       if (flight.used && flight.priority == wire::Priority::kDemand) each(flight.page);
+  }
+  /// The same for those that cannot be had: all of them while the server is dead, else the ones it
+  /// has not delivered within `page_give_up`, though it lives.
+  template <class Each>
+  void for_each_unanswered(Each&& each) const {
+    if (state_ != ClientState::kServerDead && nb_overdue_ == 0) return;
+    for (const Flight& flight : flights_)
+      if (flight.used && flight.priority == wire::Priority::kDemand &&
+          (flight.overdue || state_ == ClientState::kServerDead))
+        each(flight.page);
   }
 
   /// Finds what has timed out. Call only when every frame that has arrived was passed in: an answer
@@ -107,6 +118,8 @@ class ClientEngine {
   [[nodiscard]] Nanos deadline(Nanos now) const noexcept;
 
   [[nodiscard]] ClientState state() const noexcept { return state_; }
+  /// The server's last word was that its client table is full; HELLO goes on.
+  [[nodiscard]] bool refused() const noexcept { return refused_; }
   [[nodiscard]] std::uint64_t nb_pages() const noexcept { return slot_of_.size(); }
   [[nodiscard]] std::uint16_t server_mtu_bytes() const noexcept { return server_mtu_bytes_; }
   [[nodiscard]] const MacAddr& server() const noexcept { return server_; }
@@ -115,14 +128,17 @@ class ClientEngine {
   struct Flight {
     Gfn page{};
     Nanos first_asked{0};
+    Nanos demanded_since{0};
     wire::Priority priority{};
     std::uint8_t attempts = 0;
     bool used = false;
     bool to_send = false;
     bool timed_out = false;  ///< asked, and no answer came in time
+    bool overdue = false;    ///< a demand not answered within page_give_up
   };
 
   wire::Drop on_welcome(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
+  wire::Drop on_bye(const wire::Frame& frame, Nanos now) noexcept;
   void on_incarnation(const wire::Frame& frame, Nanos now) noexcept;
   void ask_again_soon(Nanos now) noexcept;
   void finish(Gfn page, Nanos now) noexcept;
@@ -147,6 +163,7 @@ class ClientEngine {
   wire::Identity identity_;
   MacAddr server_;
   ClientState state_ = ClientState::kJoining;
+  bool refused_ = false;
   std::uint16_t server_mtu_bytes_ = 0;
   Nanos report_interval_{std::chrono::milliseconds{50}};
 
@@ -156,7 +173,7 @@ class ClientEngine {
   std::array<RingBuffer<std::uint32_t>, 2>
       send_queues_;  // flights, by priority; may hold stale ids
   TimerWheel timers_;
-  std::uint32_t nb_demands_ = 0;
+  std::uint32_t nb_demands_ = 0, nb_overdue_ = 0;
 
   Reassembler reassembler_{1};  // made anew at WELCOME where pages come in fragments
   LossMeter loss_;

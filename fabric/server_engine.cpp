@@ -67,6 +67,7 @@ ClientTable::Index ServerEngine::join(std::uint64_t client_id, const MacAddr& sr
   if (who == ClientTable::kNone) {
     if (clients_.full()) {
       stats_.clients_refused.add(1);
+      push_control({.type = FrameType::kBye, .dst = src, .client_id = client_id});
       return ClientTable::kNone;
     }
     Client client{.id = client_id,
@@ -324,7 +325,8 @@ std::size_t ServerEngine::write(const ServerTx& tx, const MacAddr& src,
            .mtu_bytes = config_.mtu_bytes,
            .nb_fragments = static_cast<std::uint8_t>(nb_fragments_),
            .reserved = 0});
-    case FrameType::kBye: return wire::write_bye(out, identity_, tx.dst, src, 0, tx.flags, tx.seq);
+    case FrameType::kBye:
+      return wire::write_bye(out, identity_, tx.dst, src, tx.client_id, tx.flags, tx.seq);
     default:
       return wire::write_ranges(out, tx.type, identity_, tx.dst, src, {&tx.range, 1}, tx.flags,
                                 tx.seq);

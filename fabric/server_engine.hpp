@@ -56,7 +56,7 @@ struct ServerTx {
   std::uint8_t fragment = 0;
   std::uint32_t seq = 0;
   PageRange range{};            ///< kPage: one page; kZeros, kAbsent: the range
-  std::uint64_t client_id = 0;  ///< kWelcome
+  std::uint64_t client_id = 0;  ///< kWelcome; kBye: who is refused, 0 = the server leaves
 };
 
 /// Decides what the memserver sends: lockstep, priorities, flow control, end game. Pure: no I/O, no

@@ -69,7 +69,7 @@ inline constexpr std::array kServerCounters{
     CounterInfo<ServerStats>{"end_game_entered", &ServerStats::end_game_entered,
                              "times the end game began"},
     CounterInfo<ServerStats>{"control_overflow", &ServerStats::control_overflow,
-                             "WELCOME or ABSENT answers dropped: queue full"},
+                             "WELCOME, ABSENT or BYE answers dropped: queue full"},
     CounterInfo<ServerStats>{"rate_bytes_per_s", &ServerStats::rate_bytes_per_s,
                              "rate the flow control allows now"},
     CounterInfo<ServerStats>{"window_us", &ServerStats::window_us, "lockstep window now"},
@@ -80,7 +80,7 @@ static_assert(kServerCounters.size() * sizeof(Counter) <= sizeof(ServerStats) &&
 struct alignas(kCacheLine) ClientStats {
   Counter rx_pages, rx_zero_pages, rx_duplicates, rx_fragments, rx_lost, rx_unasked;
   Counter asked_demand, asked_prefetch, tx_requests, tx_hellos, retries, prefetch_given_up;
-  Counter absent_pages, partial_evicted, server_restarts, server_dead;
+  Counter absent_pages, partial_evicted, overdue_pages, server_restarts, server_dead, refusals;
   Counter inflight, srtt_us;
 };
 inline constexpr std::array kClientCounters{
@@ -107,10 +107,14 @@ inline constexpr std::array kClientCounters{
                              "pages the server does not have"},
     CounterInfo<ClientStats>{"partial_evicted", &ClientStats::partial_evicted,
                              "half-received pages displaced by others"},
+    CounterInfo<ClientStats>{"overdue_pages", &ClientStats::overdue_pages,
+                             "demanded pages that a live server did not deliver"},
     CounterInfo<ClientStats>{"server_restarts", &ClientStats::server_restarts,
                              "new incarnations of the server seen"},
     CounterInfo<ClientStats>{"server_dead", &ClientStats::server_dead,
                              "times the server was given up"},
+    CounterInfo<ClientStats>{"refusals", &ClientStats::refusals,
+                             "times the server said that its client table is full"},
     CounterInfo<ClientStats>{"inflight", &ClientStats::inflight, "pages asked for, not here, now"},
     CounterInfo<ClientStats>{"srtt_us", &ClientStats::srtt_us,
                              "smoothed request-to-arrival time now"},

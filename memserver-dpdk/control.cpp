@@ -156,6 +156,9 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
   cli.add_option("--client-timeout", options.client_timeout_s,
                  "forget silent clients after, seconds")
       ->capture_default_str();
+  cli.add_option("--max-clients", options.max_clients, "memtaps of one image at once")
+      ->check(CLI::Range(1, 65535))
+      ->capture_default_str();
   cli.add_option("--info", options.info_file, "write what is served to this JSON file when ready");
 }
 
@@ -187,6 +190,7 @@ ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
   config.incarnation = static_cast<std::uint32_t>(random_id() | 1U);
   config.mtu_bytes = static_cast<std::uint16_t>(mtu_bytes);
   config.push = options.push;
+  config.max_clients = options.max_clients;
   config.client_timeout = std::chrono::seconds{options.client_timeout_s};
   config.flow.max_bytes_per_s = max * kBytesPerGbit;
   config.flow.initial_bytes_per_s = std::min(initial, max) * kBytesPerGbit;

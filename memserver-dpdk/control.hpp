@@ -21,6 +21,7 @@ struct ServerOptions : AppOptions {
   double max_rate_gbps = 0;  ///< 0: the profile's
   double end_game = EndGameConfig{}.enter;
   unsigned client_timeout_s = 5;
+  unsigned max_clients = 4096;  ///< of each image
   std::string info_file;
 };
 

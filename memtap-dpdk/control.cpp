@@ -30,7 +30,8 @@ std::optional<PageRange> parse_range(std::string_view text) {
   return PageRange{Gfn{*first}, static_cast<std::uint32_t>(*last - *first + 1)};
 }
 
-Result<ClientConfig> engine_config(const TapOptions& options, const Port& port) {
+/// What the options alone say; the port's part comes when there is one.
+Result<ClientConfig> engine_config(const TapOptions& options) {
   const auto image_id = parse_number(options.image_id, 16);
   if (!image_id || *image_id == 0)
     return fail(EINVAL, fmt::format("--image-id {}: not a 64-bit hexadecimal number above 0",
@@ -39,10 +40,9 @@ Result<ClientConfig> engine_config(const TapOptions& options, const Port& port) 
   config.client_id = random_id();
   config.image_id = *image_id;
   config.epoch = options.epoch;
-  config.mac = port.mac();
-  config.mtu_bytes = static_cast<std::uint16_t>(port.mtu_bytes());
   config.seed = options.seed;
   config.give_up = Nanos{static_cast<std::int64_t>(options.give_up_s * 1e9)};
+  config.page_give_up = 3 * config.give_up;  // a live server may be slow: this kills the guest
   config.rto.min = Nanos{static_cast<std::int64_t>(options.min_rto_ms * 1e6)};
   if (!options.server.empty()) {
     config.server = parse_mac(options.server);
@@ -92,7 +92,8 @@ void add_tap_options(CLI::App& cli, TapOptions& options) {
       ->capture_default_str();
   cli.add_option("--max-guests", options.max_guests, "guests at once")->capture_default_str();
   cli.add_option("--give-up", options.give_up_s,
-                 "seconds without an answer after which faults fail with an error")
+                 "seconds of a silent memserver after which faults fail with an error; one page "
+                 "that a live memserver does not deliver fails after three times as long")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   cli.add_option("--min-rto", options.min_rto_ms, "shortest retry time-out, in milliseconds")
@@ -154,6 +155,10 @@ void GuestControl::look_at_server() {
                    engine_.server_mtu_bytes());
       break;
     case ClientState::kServerDead:
+      if (!listener_ && engine_.refused())
+        return stop_with(ENOSPC, fmt::format("the memserver of image {} has no room for another "
+                                             "client; raise its --max-clients",
+                                             options_.image_id));
       if (!listener_)
         return stop_with(
             ETIMEDOUT,
@@ -245,13 +250,14 @@ void GuestControl::sum_counters() noexcept {
 }
 
 Result<void> tap(const TapOptions& options) {
-  const auto image_id = parse_number(options.image_id, 16);
+  auto config = engine_config(options);
+  if (!config) return std::unexpected(config.error());
   auto datapath =
-      start_datapath(options, "memtap-dpdk", "client", {group_address(image_id.value_or(0))});
+      start_datapath(options, "memtap-dpdk", "client", {group_address(config->image_id)});
   if (!datapath) return std::unexpected(datapath.error());
   Port& port = datapath->port;
-  const auto config = engine_config(options, port);
-  if (!config) return std::unexpected(config.error());
+  config->mac = port.mac();
+  config->mtu_bytes = static_cast<std::uint16_t>(port.mtu_bytes());
   spdlog::info("{}", port.describe());
   ClientStats stats;
   Result<void> verdict;

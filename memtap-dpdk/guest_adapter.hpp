@@ -116,6 +116,9 @@ class GuestAdapter {
   /// The same for pages of the image that are all zero.
   virtual Install install_zeros(PageRange pages) noexcept = 0;
 
+  /// Whether a vCPU waits for a page that poll_faults() reported.
+  [[nodiscard]] virtual bool waits(Gfn page) const noexcept = 0;
+
   /// Last resort, when a page cannot be had: the guest gets an error instead of a silent hang.
   virtual FailMeans fail(Gfn page) noexcept = 0;
 

@@ -14,6 +14,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 
 namespace snowfabric {
@@ -192,6 +193,11 @@ void GuestListener::expire(Nanos now, ListenerEvents& events) {
 Result<UffdGuest*> GuestListener::attach(PendingHandshake handshake) {
   auto attachment = std::move(handshake).finish(config_.image.nb_pages * kPageSize);
   if (!attachment) return std::unexpected(attachment.error());
+  // A guest whose memory cannot be had must be stopped, and not every kernel can poison a page.
+  if (syscall(SYS_pidfd_send_signal, attachment->pidfd.get(), 0, nullptr, 0) != 0)
+    return fail(errno, fmt::format("process {} may not be signalled; run memtap as its user or as "
+                                   "root",
+                                   attachment->pid));
   const std::uint32_t id = next_id_++;
   auto presence = PresenceFile::create(
       fmt::format("{}/clone-{}.presence", config_.presence_dir, id), config_.image);

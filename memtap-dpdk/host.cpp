@@ -168,16 +168,15 @@ void Host::settle(GuestAdapter& guest, Install verdict, PageRange range, std::ui
 bool Host::fail_page(Gfn page) noexcept {
   bool settled = true;
   for (GuestAdapter* guest : guests_)
-    if (guest->presence().state(page) != PageState::kPresent)
-      settled &= guest->fail(page) != FailMeans::kAgain;
+    if (guest->waits(page)) settled &= guest->fail(page) != FailMeans::kAgain;
   if (settled) stats_.failed_pages.add(1);
   return settled;
 }
 
-void Host::fail_demands() noexcept {
+void Host::fail_unanswered() noexcept {
   std::array<Gfn, kFaultBurst> pages;
   std::size_t nb_pages = 0;
-  engine_.for_each_demand([&](Gfn page) {
+  engine_.for_each_unanswered([&](Gfn page) {
     if (nb_pages < pages.size()) pages[nb_pages++] = page;  // the rest next turn
   });
   for (std::size_t i = 0; i < nb_pages; ++i)

@@ -70,8 +70,9 @@ class Host {
   void flush(Nanos now) noexcept;
   [[nodiscard]] bool has_gathered() const noexcept { return !gathered_.empty(); }
 
-  /// The server is dead or has not got these pages: guests get an error instead of a hang.
-  void fail_demands() noexcept;
+  /// Guests that wait for what the server does not deliver, or has not got, get an error instead of
+  /// a hang. The others keep the page absent: it may be had when they come to it.
+  void fail_unanswered() noexcept;
   void fail(PageRange range, Nanos now) noexcept;
 
  private:

@@ -29,6 +29,7 @@ class UffdGuest final : public GuestAdapter {
   std::size_t poll_faults(std::span<Gfn> out) noexcept override;
   Install install(Gfn first, std::span<const std::byte> pages) noexcept override;
   Install install_zeros(PageRange pages) noexcept override;
+  [[nodiscard]] bool waits(Gfn page) const noexcept override { return reported(page); }
   FailMeans fail(Gfn page) noexcept override;
   bool kill() noexcept override;
   [[nodiscard]] bool gone() const noexcept override { return gone_; }

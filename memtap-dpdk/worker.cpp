@@ -13,7 +13,9 @@ using wire::FrameType;
 
 namespace {
 constexpr unsigned kMaxRxBursts = 16;  // a turn
-}
+constexpr unsigned kMaxUndrained =
+    32;  // turns: an ingress that never ends must not mute the guests
+}  // namespace
 
 ClientWorker::ClientWorker(ClientEngine& engine, const Port& port, double rx_loss,
                            std::uint64_t seed)
@@ -55,18 +57,21 @@ unsigned ClientWorker::turn(Nanos now) noexcept {
     nb_done += nb_rx;
     drained = nb_rx < kBurst;
   }
-  if (drained) nb_done += ask(now);
+  if (drained || ++nb_undrained_ == kMaxUndrained) {
+    nb_done += ask(now);
+    nb_undrained_ = 0;
+  }
   if (nb_done == 0 && host_ != nullptr && host_->has_gathered()) host_->flush(now);
   return nb_done + send(now);
 }
 
-/// What may lead to requests waits until the receive ring is empty: on a starved host it holds the
-/// very pages that would be asked for.
+/// What may lead to requests waits until the receive ring is empty, though not for ever: on a
+/// starved host it holds the very pages that would be asked for.
 unsigned ClientWorker::ask(Nanos now) noexcept {
   unsigned nb_faults = 0;
   if (host_ != nullptr) {
     nb_faults = host_->poll_faults(now);
-    if (engine_.state() == ClientState::kServerDead) host_->fail_demands();
+    host_->fail_unanswered();
   }
   engine_.expire(now);
   return nb_faults;

@@ -57,6 +57,7 @@ class ClientWorker {
   TxTail<> tail_;
   rte_mbuf* spare_ = nullptr;  // for the next frame: the engine must not decide in vain
   GatherBuffer gather_;
+  unsigned nb_undrained_ = 0;  // turns that left frames in the receive ring
   Nanos next_control_ = kNever;
   ClientPortStats stats_;
   DropCounters drops_;

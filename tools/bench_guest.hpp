@@ -54,6 +54,7 @@ class ArenaGuest final : public GuestAdapter {
   std::size_t poll_faults(std::span<Gfn> out) noexcept override;
   Install install(Gfn first, std::span<const std::byte> pages) noexcept override;
   Install install_zeros(PageRange pages) noexcept override;
+  [[nodiscard]] bool waits(Gfn) const noexcept override { return false; }
   FailMeans fail(Gfn) noexcept override { return FailMeans::kRefused; }
   bool kill() noexcept override { return false; }
   [[nodiscard]] bool gone() const noexcept override { return false; }

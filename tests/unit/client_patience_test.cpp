@@ -138,6 +138,79 @@ TEST(ClientPatience, AByeMakesItAskForTheServerAtOnce) {
   EXPECT_EQ(sent[0].frame.type, FrameType::kHello);
 }
 
+/// The server's BYE that names a client.
+Parsed refusal(const TestClient& client, std::uint64_t client_id) {
+  return test::made_by([&](auto out) {
+    return wire::write_bye(out, client.server, {}, test::kServerMac, client_id, 0, 0);
+  });
+}
+
+TEST(ClientPatience, ARefusedClientKnowsItAndGoesOnAskingUntilItIsWelcome) {
+  TestClient client;
+  client.send();
+  EXPECT_EQ(client.give(refusal(client, test::kMe)), wire::Drop::kNone);
+  EXPECT_EQ(client.give(refusal(client, 99)), wire::Drop::kUnexpectedType);  // not to us
+  EXPECT_TRUE(client.engine.refused());
+  EXPECT_EQ(client.stats.refusals.read(), 1U);
+  client.now += 200ms;
+  EXPECT_EQ(client.send().at(0).frame.type, FrameType::kHello);
+  client.welcome();
+  EXPECT_FALSE(client.engine.refused());
+}
+
+TEST(ClientPatience, ARefusalIsNoSignOfLife) {
+  TestClient client;
+  for (; client.now <= 11s; client.now += 100ms) {
+    client.give(refusal(client, test::kMe));
+    client.send();
+  }
+  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
+  EXPECT_TRUE(client.engine.refused());
+}
+
+std::vector<std::uint64_t> unanswered(const TestClient& client) {
+  std::vector<std::uint64_t> pages;
+  client.engine.for_each_unanswered([&](Gfn page) { pages.push_back(page.value); });
+  return pages;
+}
+
+TEST(ClientPatience, AServerThatLivesButNeverDeliversAPageFailsThatPageAlone) {
+  ClientConfig config = TestClient::defaults();
+  config.give_up = 1s;
+  config.page_give_up = 3s;
+  TestClient client{config};
+  client.join();
+  client.demand(5);
+  const auto live_until = [&](Nanos end) {
+    for (; client.now < end; client.now += 10ms) {
+      client.send();
+      client.page_of(5, test::page_bytes(6), 0, 1);  // its checksum never fits
+      client.page(7);
+    }
+  };
+  live_until(2900ms);
+  client.demand(6);
+  client.prefetch(8);
+  EXPECT_THAT(unanswered(client), IsEmpty());
+  live_until(5s);
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  EXPECT_THAT(unanswered(client), testing::ElementsAre(5));
+  EXPECT_EQ(client.stats.overdue_pages.read(), 1U);
+  client.engine.forget(Gfn{5});
+  EXPECT_THAT(unanswered(client), IsEmpty());
+}
+
+TEST(ClientPatience, WithADeadServerEveryDemandIsUnanswered) {
+  TestClient client;
+  client.join();
+  client.demand(5);
+  client.prefetch(6);
+  EXPECT_THAT(unanswered(client), IsEmpty());
+  client.now = 11s;
+  client.send();
+  EXPECT_THAT(unanswered(client), testing::ElementsAre(5));
+}
+
 TEST(ClientPatience, TheDeadlineIsNeverInThePastAndNeverMissesWork) {
   TestClient client;
   client.join();

@@ -39,6 +39,10 @@ class FakeGuest final : public GuestAdapter {
   Install install_zeros(PageRange range) noexcept override {
     return put(range.first, range.nb_pages, nullptr);
   }
+  [[nodiscard]] bool waits(Gfn page) const noexcept override {
+    const auto found = waiting.find(page.value);
+    return found != waiting.end() && found->second;
+  }
   FailMeans fail(Gfn page) noexcept override {
     if (fail_verdict == FailMeans::kAgain) return fail_verdict;
     waiting[page.value] = false;

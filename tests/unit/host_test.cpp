@@ -36,6 +36,11 @@ struct HostTest : testing::Test {
     client.engine.take_range(wire::FrameType::kZeros, range, client.now);
     host.on_zeros(range, client.now);
   }
+  void server_dies() {
+    client.now += 11s;
+    client.send();
+    ASSERT_EQ(client.engine.state(), ClientState::kServerDead);
+  }
   [[nodiscard]] std::vector<std::uint64_t> demands() const {
     std::vector<std::uint64_t> pages;
     client.engine.for_each_demand([&](Gfn page) { pages.push_back(page.value); });
@@ -270,10 +275,27 @@ TEST_F(HostTest, ADeadServerFailsTheDemandsAndTheGuestsGetAnError) {
   for (std::uint64_t gfn = 0; gfn < 100; ++gfn) a.touch(gfn);
   while (poll() != 0) {
   }
-  while (!demands().empty()) host.fail_demands();
+  host.fail_unanswered();
+  EXPECT_THAT(a.failed, IsEmpty());  // it is not dead yet
+  server_dies();
+  while (!demands().empty()) host.fail_unanswered();
   EXPECT_EQ(a.failed.size(), 100U);
   EXPECT_FALSE(a.anybody_waits());
   EXPECT_EQ(stats.failed_pages.read(), 100U);
+}
+
+TEST_F(HostTest, OnlyGuestsThatWaitForAFailedPageAreTold) {
+  host.attach(a);
+  host.attach(b);
+  a.touch(5);
+  poll();
+  server_dies();
+  host.fail_unanswered();
+  EXPECT_THAT(a.failed, ElementsAre(5));
+  EXPECT_THAT(b.failed, IsEmpty());
+  page_comes(5);  // the server is back
+  host.flush(client.now);
+  expect_page(b, 5);
 }
 
 TEST_F(HostTest, AFailureThatWasPutOffIsTriedAgain) {
@@ -281,10 +303,11 @@ TEST_F(HostTest, AFailureThatWasPutOffIsTriedAgain) {
   a.touch(5);
   poll();
   a.fail_verdict = FailMeans::kAgain;
-  host.fail_demands();
+  server_dies();
+  host.fail_unanswered();
   EXPECT_THAT(demands(), ElementsAre(5));
   a.fail_verdict = FailMeans::kPoisoned;
-  host.fail_demands();
+  host.fail_unanswered();
   EXPECT_THAT(a.failed, ElementsAre(5));
 }
 
@@ -293,7 +316,8 @@ TEST_F(HostTest, AVcpuWaitingForAPageItsGuestThenClaimedIsWokenByFailureToo) {
   a.touch(5);
   poll();
   a.claim(5);
-  host.fail_demands();
+  server_dies();
+  host.fail_unanswered();
   EXPECT_FALSE(a.anybody_waits());
   EXPECT_THAT(a.failed, IsEmpty());
 }

@@ -62,7 +62,14 @@ TEST(ServerEngine, AFullTableRefusesTheNextClientUntilOneLeaves) {
   Joined server{100, config, {}, 2};
   server.hello(3);
   server.request(4, {want(5, 1)});
-  EXPECT_THAT(server.drain(), IsEmpty());
+  const auto sent = server.drain();
+  ASSERT_EQ(sent.size(), 2U);  // and no page
+  for (std::uint64_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(sent[i].type, FrameType::kBye);
+    EXPECT_EQ(sent[i].client_id, 3 + i);
+    EXPECT_EQ(sent[i].dst, test::mac_of(3 + i));
+    EXPECT_EQ(sent[i].flags, 0);
+  }
   EXPECT_EQ(server.stats.clients_refused.read(), 2U);
   EXPECT_EQ(server.bye(1), Drop::kNone);
   server.hello(3);

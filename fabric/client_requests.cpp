@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The sending half of the client engine: HELLO, REQUEST, and when the next one is due.
+#include <algorithm>
+
+#include "fabric/client_engine.hpp"
+
+namespace snowfabric {
+namespace {
+
+using wire::Priority;
+
+/// Whether `next` is the page behind `run` and otherwise alike.
+bool extends(const wire::WantEntry& run, const wire::WantEntry& next) noexcept {
+  return run.nb_pages.host() < wire::kMaxWantPages &&
+         run.first.host() + run.nb_pages.host() == next.first.host() &&
+         run.priority == next.priority && run.flags == next.flags && run.fragments == 0 &&
+         next.fragments == 0;
+}
+
+}  // namespace
+
+void ClientEngine::expire(Nanos now) noexcept {
+  timers_.expire(now, [&](std::uint32_t id) { on_timer(id, now); });
+  watch_server(now);
+}
+
+bool ClientEngine::has_output(Nanos now) const noexcept {
+  if (state_ == ClientState::kMtuTooSmall) return false;
+  if (now >= next_hello_) return true;
+  if (slot_of_.empty()) return false;  // not welcomed yet
+  return !send_queues_[0].empty() || !send_queues_[1].empty() || now >= next_report_;
+}
+
+std::size_t ClientEngine::next(std::span<std::byte> out, Nanos now) noexcept {
+  if (!has_output(now)) return 0;
+  if (now >= next_hello_) return write_hello(out, now);
+  return write_request(out, now);
+}
+
+void ClientEngine::watch_server(Nanos now) noexcept {
+  if (state_ == ClientState::kJoining && waiting_since_ == kNever) waiting_since_ = now;
+  if (!waiting() || state_ == ClientState::kMtuTooSmall) return;
+  const Nanos silent = now - std::max(last_heard_, waiting_since_);
+  if (silent >= config_.silence) greet(now);
+  if (silent >= config_.give_up && state_ != ClientState::kServerDead) {
+    state_ = ClientState::kServerDead;
+    stats_.server_dead.add(1);
+  }
+}
+
+void ClientEngine::greet(Nanos now) noexcept {
+  if (next_hello_ == Nanos::max()) next_hello_ = now;  // else HELLO is being repeated already
+}
+
+std::size_t ClientEngine::write_hello(std::span<std::byte> out, Nanos now) noexcept {
+  const double jitter = 1 + prng_.uniform() / 4;
+  next_hello_ = now + Nanos{static_cast<std::int64_t>(
+                          static_cast<double>(config_.hello_interval.count()) * jitter)};
+  stats_.tx_hellos.add(1);
+  return wire::write_hello(
+      out, identity_, config_.server.value_or(kBroadcast), config_.mac,
+      {.client_id = config_.client_id, .mtu_bytes = config_.mtu_bytes, .reserved = {}});
+}
+
+std::size_t ClientEngine::write_request(std::span<std::byte> out, Nanos now) noexcept {
+  std::array<wire::WantEntry, wire::kMaxWants> wants;
+  const std::size_t nb_wants = collect_wants(std::span{wants}.first(max_wants()), now);
+  if (nb_wants == 0 && now < next_report_) return 0;  // the queues held stale entries only
+  next_report_ = std::max(next_report_, now + report_interval_);
+  stats_.tx_requests.add(1);
+  return wire::write_request(out, identity_, server_, config_.mac,
+                             {.client_id = config_.client_id, .report = report(now)},
+                             std::span{wants}.first(nb_wants));
+}
+
+/// A REQUEST must fit both ports: a frame above its MTU jams a kernel socket's ring for ever.
+std::size_t ClientEngine::max_wants() const noexcept {
+  constexpr std::size_t kFixed = sizeof(wire::Header) + sizeof(wire::RequestBody);
+  const std::size_t mtu = std::min(config_.mtu_bytes, server_mtu_bytes_);
+  const std::size_t room = mtu > kFixed ? (mtu - kFixed) / sizeof(wire::WantEntry) : 0;
+  return std::clamp<std::size_t>(room, 1, wire::kMaxWants);
+}
+
+std::size_t ClientEngine::collect_wants(std::span<wire::WantEntry> wants, Nanos now) noexcept {
+  std::size_t nb_wants = 0;
+  for (std::size_t priority = 0; priority < send_queues_.size(); ++priority) {
+    while (!send_queues_[priority].empty()) {
+      const std::uint32_t id = send_queues_[priority].front();
+      const Flight& flight = flights_[id];
+      if (!flight.used || !flight.to_send ||
+          static_cast<std::size_t>(flight.priority) != priority) {
+        send_queues_[priority].pop();
+        continue;
+      }
+      const wire::WantEntry entry{.first = flight.page.value,
+                                  .nb_pages = std::uint16_t{1},
+                                  .priority = static_cast<std::uint8_t>(priority),
+                                  .flags = flight.timed_out ? wire::kWantRetry : std::uint8_t{0},
+                                  .fragments = reassembler_.missing(flight.page),
+                                  .reserved = {}};
+      if (nb_wants > 0 && extends(wants[nb_wants - 1], entry)) {
+        wants[nb_wants - 1].nb_pages =
+            static_cast<std::uint16_t>(wants[nb_wants - 1].nb_pages.host() + 1);
+      } else {
+        if (nb_wants == wants.size()) return nb_wants;
+        wants[nb_wants++] = entry;
+      }
+      send_queues_[priority].pop();
+      mark_sent(id, now);
+    }
+  }
+  return nb_wants;
+}
+
+void ClientEngine::mark_sent(std::uint32_t id, Nanos now) noexcept {
+  Flight& flight = flights_[id];
+  if (flight.timed_out) stats_.retries.add(1);
+  if (flight.attempts == 0) flight.first_asked = now;
+  flight.to_send = false;
+  const Nanos rto = rto_[static_cast<std::size_t>(flight.priority)].rto(flight.attempts);
+  const double jitter =
+      1 + prng_.uniform() / 4;  // hosts that lost the same frame do not ask as one
+  timers_.arm(id,
+              now + Nanos{static_cast<std::int64_t>(static_cast<double>(rto.count()) * jitter)});
+  if (flight.attempts < 255) ++flight.attempts;
+}
+
+wire::ReportBody ClientEngine::report(Nanos now) const noexcept {
+  return {.clock_us = to_micros(now),
+          .rx_bytes = rx_bytes_,
+          .rx_frames = loss_.received(),
+          .lost = loss_.lost(),
+          .srtt_us = static_cast<std::uint32_t>(to_micros(rto_[0].srtt())),
+          .rttvar_us = static_cast<std::uint32_t>(to_micros(rto_[0].rttvar()))};
+}
+
+std::size_t ClientEngine::write_bye(std::span<std::byte> out) const noexcept {
+  return wire::write_bye(out, identity_, server_, config_.mac, config_.client_id, 0, 0);
+}
+
+Nanos ClientEngine::deadline(Nanos now) const noexcept {
+  if (state_ == ClientState::kMtuTooSmall) return Nanos::max();
+  if (!send_queues_[0].empty() || !send_queues_[1].empty()) return now;
+  Nanos next = std::min(next_hello_, timers_.next_deadline());
+  if (!slot_of_.empty()) next = std::min(next, next_report_);
+  if (waiting() && state_ != ClientState::kServerDead) {
+    const Nanos heard = std::max(last_heard_, waiting_since_);
+    next = std::min(next, heard + config_.give_up);
+    if (next_hello_ == Nanos::max()) next = std::min(next, heard + config_.silence);
+  }
+  return std::max(now, next);
+}
+
+}  // namespace snowfabric
