@@ -65,7 +65,7 @@ Snapshot snapshot_of(const ClientWorker& worker, const ClientStats& engine,
   return out;
 }
 
-bool complete(const UffdGuest& guest) {
+bool complete(const ProcessGuest& guest) {
   for (std::uint64_t p = 0; p < guest.presence().nb_pages(); ++p)
     if (guest.presence().absent(Gfn{p})) return false;
   return true;
@@ -203,7 +203,7 @@ void GuestControl::open_listener() {
 
 void GuestControl::look_at_guests(Nanos now) {
   ListenerEvents events = listener_->poll(now);
-  for (UffdGuest* guest : events.attached) {
+  for (ProcessGuest* guest : events.attached) {
     host_->attach(*guest);
     host_stats_.guests_attached.add(1);
     spdlog::info("guest {} attached: process {}, presence {}", guest->id(), guest->pid(),

@@ -17,6 +17,8 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 
+#include "memtap-dpdk/uffd_guest.hpp"
+
 namespace snowfabric {
 namespace {
 
@@ -123,7 +125,7 @@ ListenerEvents GuestListener::poll(Nanos now) {
     const int fd = ready[static_cast<std::size_t>(i)].data.fd;
     if (fd == socket_.get())
       accept_some(now, events);
-    else if (UffdGuest* guest = guest_of(fd); guest != nullptr)
+    else if (ProcessGuest* guest = guest_of(fd); guest != nullptr)
       guest->mark_gone();
     else
       advance(fd, events);
@@ -190,14 +192,14 @@ void GuestListener::expire(Nanos now, ListenerEvents& events) {
   });
 }
 
-Result<UffdGuest*> GuestListener::attach(PendingHandshake handshake) {
+Result<ProcessGuest*> GuestListener::attach(PendingHandshake handshake) {
   auto attachment = std::move(handshake).finish(config_.image.nb_pages * kPageSize);
   if (!attachment) return std::unexpected(attachment.error());
   // A guest whose memory cannot be had must be stopped, and not every kernel can poison a page.
-  if (syscall(SYS_pidfd_send_signal, attachment->pidfd.get(), 0, nullptr, 0) != 0)
+  if (syscall(SYS_pidfd_send_signal, attachment->peer.pidfd.get(), 0, nullptr, 0) != 0)
     return fail(errno, fmt::format("process {} may not be signalled; run memtap as its user or as "
                                    "root",
-                                   attachment->pid));
+                                   attachment->peer.pid));
   const std::uint32_t id = next_id_++;
   auto presence = PresenceFile::create(
       fmt::format("{}/clone-{}.presence", config_.presence_dir, id), config_.image);
@@ -208,28 +210,28 @@ Result<UffdGuest*> GuestListener::attach(PendingHandshake handshake) {
   return guests_.back().get();
 }
 
-Result<void> GuestListener::watch(const UffdGuest& guest) {
+Result<void> GuestListener::watch(const ProcessGuest& guest) {
   // No EPOLLIN on the socket: only its hang-up, which is always reported, says something.
   if (auto ok = add(control_.get(), guest.socket(), 0); !ok) return ok;
   if (auto ok = add(control_.get(), guest.pidfd(), EPOLLIN); !ok) return ok;
-  return add(all_.get(), guest.uffd(), EPOLLIN);
+  return add(all_.get(), guest.fault_fd(), EPOLLIN);
 }
 
 /// Also those whose install found them dead before their socket said so.
 void GuestListener::collect_gone(ListenerEvents& events) {
   const auto first_gone =
       std::partition(guests_.begin(), guests_.end(),
-                     [](const std::unique_ptr<UffdGuest>& g) { return !g->gone(); });
+                     [](const std::unique_ptr<ProcessGuest>& g) { return !g->gone(); });
   for (auto& guest : std::span{first_gone, guests_.end()}) {
     remove(control_.get(), guest->socket());
     remove(control_.get(), guest->pidfd());
-    remove(all_.get(), guest->uffd());
+    remove(all_.get(), guest->fault_fd());
     events.gone.push_back(std::move(guest));
   }
   guests_.erase(first_gone, guests_.end());
 }
 
-UffdGuest* GuestListener::guest_of(int fd) const noexcept {
+ProcessGuest* GuestListener::guest_of(int fd) const noexcept {
   const auto guest = std::ranges::find_if(
       guests_, [fd](const auto& g) { return g->socket() == fd || g->pidfd() == fd; });
   return guest == guests_.end() ? nullptr : guest->get();

@@ -11,7 +11,7 @@
 #include "fabric/base/unique_fd.hpp"
 #include "memtap-dpdk/handshake.hpp"
 #include "memtap-dpdk/presence_file.hpp"
-#include "memtap-dpdk/uffd_guest.hpp"
+#include "memtap-dpdk/process_guest.hpp"
 
 namespace snowfabric {
 
@@ -26,9 +26,10 @@ struct ListenerConfig {
 
 /// What one poll() saw.
 struct ListenerEvents {
-  std::vector<UffdGuest*> attached;              ///< owned by the listener until gone
-  std::vector<std::unique_ptr<UffdGuest>> gone;  ///< to read the last counters of, then to destroy
-  std::vector<Error> rejected;                   ///< connections that did not become a guest
+  std::vector<ProcessGuest*> attached;  ///< owned by the listener until gone
+  std::vector<std::unique_ptr<ProcessGuest>>
+      gone;                     ///< to read the last counters of, then to destroy
+  std::vector<Error> rejected;  ///< connections that did not become a guest
 };
 
 /// Accepts guests and owns them while they live. One thread for everything, adapters included;
@@ -50,7 +51,7 @@ class GuestListener {
   /// @param now  only for the time-out of handshakes
   [[nodiscard]] ListenerEvents poll(Nanos now);
 
-  [[nodiscard]] const std::vector<std::unique_ptr<UffdGuest>>& guests() const noexcept {
+  [[nodiscard]] const std::vector<std::unique_ptr<ProcessGuest>>& guests() const noexcept {
     return guests_;
   }
 
@@ -66,19 +67,19 @@ class GuestListener {
   void accept_some(Nanos now, ListenerEvents& events);
   void advance(int fd, ListenerEvents& events);
   void expire(Nanos now, ListenerEvents& events);
-  Result<UffdGuest*> attach(PendingHandshake handshake);
-  Result<void> watch(const UffdGuest& guest);
+  Result<ProcessGuest*> attach(PendingHandshake handshake);
+  Result<void> watch(const ProcessGuest& guest);
   void collect_gone(ListenerEvents& events);
-  [[nodiscard]] UffdGuest* guest_of(int fd) const noexcept;
+  [[nodiscard]] ProcessGuest* guest_of(int fd) const noexcept;
 
   ListenerConfig config_;
   UniqueFd socket_;
   UniqueFd control_;  ///< epoll: listener, handshakes, guests' sockets and pidfds
-  UniqueFd all_;      ///< epoll: control_ and the guests' userfaultfds
+  UniqueFd all_;      ///< epoll: control_ and what the guests' faults come by
   bool bound_ = false;
   std::uint32_t next_id_ = 0;
   std::vector<Pending> pending_;
-  std::vector<std::unique_ptr<UffdGuest>> guests_;
+  std::vector<std::unique_ptr<ProcessGuest>> guests_;
 };
 
 }  // namespace snowfabric

@@ -60,11 +60,12 @@ Result<PendingHandshake> PendingHandshake::begin(UniqueFd socket) {
     return fail(errno, "getsockopt SO_PEERCRED on a guest's socket");
   PendingHandshake pending;
   // glibc 2.36 declares pidfd_open() without C linkage, so C++ cannot call it.
-  pending.pidfd_ = UniqueFd{static_cast<int>(syscall(SYS_pidfd_open, peer.pid, 0))};
-  if (!pending.pidfd_) return fail(errno, fmt::format("pidfd_open of guest process {}", peer.pid));
-  pending.socket_ = std::move(socket);
-  pending.pid_ = peer.pid;
-  pending.uid_ = peer.uid;
+  pending.peer_.pidfd = UniqueFd{static_cast<int>(syscall(SYS_pidfd_open, peer.pid, 0))};
+  if (!pending.peer_.pidfd)
+    return fail(errno, fmt::format("pidfd_open of guest process {}", peer.pid));
+  pending.peer_.socket = std::move(socket);
+  pending.peer_.pid = peer.pid;
+  pending.peer_.uid = peer.uid;
   return pending;
 }
 
@@ -80,17 +81,17 @@ Result<bool> PendingHandshake::receive() {
     message.msg_control = control.data();
     message.msg_controllen = control.size();
     fds_.reserve(fds_.size() + kControlFds);
-    const ssize_t n = recvmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    const ssize_t n = recvmsg(peer_.socket.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return false;
-    if (n < 0) return fail(errno, fmt::format("handshake: recvmsg from process {}", pid_));
+    if (n < 0) return fail(errno, fmt::format("handshake: recvmsg from process {}", peer_.pid));
     adopt_fds(message, fds_);
     if (fds_.size() > kMaxHandshakeFds || (message.msg_flags & MSG_CTRUNC) != 0)
-      return fail(EPROTO, fmt::format("handshake: process {} sent more than {} descriptors", pid_,
-                                      kMaxHandshakeFds));
+      return fail(EPROTO, fmt::format("handshake: process {} sent more than {} descriptors",
+                                      peer_.pid, kMaxHandshakeFds));
     if (n == 0)
       return fail(ECONNRESET, fmt::format("handshake: process {} closed after {} bytes, before the "
                                           "message was whole",
-                                          pid_, message_.size()));
+                                          peer_.pid, message_.size()));
     const auto whole = take({piece.data(), static_cast<std::size_t>(n)});
     if (!whole || *whole) return whole;
   }
@@ -99,14 +100,14 @@ Result<bool> PendingHandshake::receive() {
 
 Result<bool> PendingHandshake::take(std::string_view piece) {
   if (message_.size() + piece.size() > kMaxHandshakeBytes)
-    return fail(E2BIG, fmt::format("handshake: process {} sent more than {} bytes", pid_,
+    return fail(E2BIG, fmt::format("handshake: process {} sent more than {} bytes", peer_.pid,
                                    kMaxHandshakeBytes));
   message_ += piece;
   const auto verdict = scanner_.feed(piece);
   if (verdict == ArrayScanner::Verdict::kGarbage)
     return fail(EPROTO, fmt::format("handshake: process {} sent something other than one JSON "
                                     "array; is it a memtap guest?",
-                                    pid_));
+                                    peer_.pid));
   return verdict == ArrayScanner::Verdict::kComplete;
 }
 
@@ -114,17 +115,14 @@ Result<Attachment> PendingHandshake::finish(std::uint64_t image_bytes) && {
   auto regions = parse_handshake(message_, image_bytes);
   if (!regions) return std::unexpected(regions.error());
   if (fds_.empty())
-    return fail(EPROTO, fmt::format("handshake: process {} sent no descriptor", pid_));
+    return fail(EPROTO, fmt::format("handshake: process {} sent no descriptor", peer_.pid));
   if (auto ok = check_userfaultfd(fds_[0].get()); !ok) return std::unexpected(ok.error());
   if (auto ok = set_nonblocking(fds_[0].get()); !ok) return std::unexpected(ok.error());
   Attachment guest;
   guest.regions = std::move(*regions);
   guest.uffd = std::move(fds_[0]);
   if (fds_.size() > 1) guest.extra = std::move(fds_[1]);
-  guest.socket = std::move(socket_);
-  guest.pidfd = std::move(pidfd_);
-  guest.pid = pid_;
-  guest.uid = uid_;
+  guest.peer = std::move(peer_);
   return guest;
 }
 

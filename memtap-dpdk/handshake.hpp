@@ -49,15 +49,20 @@ class ArrayScanner {
   bool complete_ = false;
 };
 
+/// The process at the other end.
+struct Peer {
+  UniqueFd socket;  ///< stays open: its hang-up means the guest is gone
+  UniqueFd pidfd;   ///< readable once the process died
+  pid_t pid = 0;
+  uid_t uid = 0;
+};
+
 /// A guest that said everything it has to say. Owns all its descriptors.
 struct Attachment {
   std::vector<Region> regions;
-  UniqueFd uffd;    ///< O_NONBLOCK set
-  UniqueFd extra;   ///< second descriptor of the two-fd form: kept open, not used; else empty
-  UniqueFd socket;  ///< stays open: its hang-up means the guest is gone
-  UniqueFd pidfd;   ///< of the peer; readable once it died
-  pid_t pid = 0;
-  uid_t uid = 0;
+  UniqueFd uffd;   ///< O_NONBLOCK set
+  UniqueFd extra;  ///< second descriptor of the two-fd form: kept open, not used; else empty
+  Peer peer;
 };
 
 /// One connection whose message has not arrived whole. Non-blocking; whatever fails, the destructor
@@ -76,17 +81,14 @@ class PendingHandshake {
   /// @return as parse_handshake; EPROTO: no descriptor; EBADF: the first is not a userfaultfd
   Result<Attachment> finish(std::uint64_t image_bytes) &&;
 
-  [[nodiscard]] int fd() const noexcept { return socket_.get(); }
-  [[nodiscard]] pid_t pid() const noexcept { return pid_; }
+  [[nodiscard]] int fd() const noexcept { return peer_.socket.get(); }
+  [[nodiscard]] pid_t pid() const noexcept { return peer_.pid; }
 
  private:
   PendingHandshake() = default;
   Result<bool> take(std::string_view piece);
 
-  UniqueFd socket_;
-  UniqueFd pidfd_;
-  pid_t pid_ = 0;
-  uid_t uid_ = 0;
+  Peer peer_;
   std::string message_;
   ArrayScanner scanner_;
   std::vector<UniqueFd> fds_;

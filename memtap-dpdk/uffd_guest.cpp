@@ -34,12 +34,10 @@ void discard_pages(Presence& presence, std::uint64_t begin, std::uint64_t end) n
 }  // namespace
 
 UffdGuest::UffdGuest(std::uint32_t id, Attachment attachment, PresenceFile presence)
-    : id_{id},
-      attachment_{std::move(attachment)},
-      file_{std::move(presence)},
-      presence_{file_.view()},
-      regions_{attachment_.regions},
-      reported_((presence_.nb_pages() + 63) / 64) {
+    : ProcessGuest{id, std::move(attachment.peer), std::move(presence)},
+      uffd_{std::move(attachment.uffd)},
+      extra_{std::move(attachment.extra)},
+      regions_{attachment.regions} {
   forked_.reserve(kMaxForks);
   std::uint64_t mapped_to = 0;
   for (const Region& r : regions_.regions()) {
@@ -142,11 +140,6 @@ void UffdGuest::on_fork(int child_uffd) noexcept {
   UniqueFd child{child_uffd};
   if (forked_.size() < kMaxForks) forked_.push_back(std::move(child));
   set_trouble("the guest forked with its memory under userfaultfd, which is not supported");
-}
-
-void UffdGuest::set_trouble(std::string_view why) noexcept {
-  counters_.unsupported_events.add(1);
-  if (trouble_.empty()) trouble_ = why;
 }
 
 // --- into the guest ---------------------------------------------------------------------------
@@ -280,15 +273,6 @@ FailMeans UffdGuest::fail(Gfn page) noexcept {
       if (kill()) return FailMeans::kKilled;
       return gone_ ? FailMeans::kGone : FailMeans::kRefused;
   }
-}
-
-bool UffdGuest::kill() noexcept {
-  if (syscall(SYS_pidfd_send_signal, pidfd(), SIGKILL, nullptr, 0) != 0) {
-    if (errno == ESRCH) mark_gone();
-    return false;
-  }
-  counters_.kills.add(1);
-  return true;
 }
 
 }  // namespace snowfabric

@@ -10,9 +10,9 @@
 #include <linux/userfaultfd.h>
 
 #include "fabric/base/frame_number.hpp"
-#include "memtap-dpdk/guest_adapter.hpp"
 #include "memtap-dpdk/handshake.hpp"
 #include "memtap-dpdk/presence_file.hpp"
+#include "memtap-dpdk/process_guest.hpp"
 #include "memtap-dpdk/region_map.hpp"
 
 namespace snowfabric {
@@ -21,7 +21,7 @@ namespace snowfabric {
 /// alike. Destroying it closes our copy of the userfaultfd: a guest that kept none of its own would
 /// then read zeros, so destroy it only when the guest is gone or was killed.
 /// Source: Documentation/admin-guide/mm/userfaultfd.rst of Linux.
-class UffdGuest final : public GuestAdapter {
+class UffdGuest final : public ProcessGuest {
  public:
   /// Pages of the image that no region maps become the guest's own: nobody fetches them.
   UffdGuest(std::uint32_t id, Attachment attachment, PresenceFile presence);
@@ -29,24 +29,11 @@ class UffdGuest final : public GuestAdapter {
   std::size_t poll_faults(std::span<Gfn> out) noexcept override;
   Install install(Gfn first, std::span<const std::byte> pages) noexcept override;
   Install install_zeros(PageRange pages) noexcept override;
-  [[nodiscard]] bool waits(Gfn page) const noexcept override { return reported(page); }
   FailMeans fail(Gfn page) noexcept override;
-  bool kill() noexcept override;
-  [[nodiscard]] bool gone() const noexcept override { return gone_; }
-  [[nodiscard]] std::string_view trouble() const noexcept override { return trouble_; }
-  [[nodiscard]] const GuestCounters& counters() const noexcept override { return counters_; }
-  [[nodiscard]] const Presence& presence() const noexcept override { return presence_; }
+  [[nodiscard]] int fault_fd() const noexcept override { return uffd(); }
 
-  [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
-  [[nodiscard]] pid_t pid() const noexcept { return attachment_.pid; }
   [[nodiscard]] const RegionMap& regions() const noexcept { return regions_; }
-  [[nodiscard]] const std::string& presence_path() const noexcept { return file_.path(); }
-  /// To wait on; they stay the guest's.
-  [[nodiscard]] int uffd() const noexcept { return attachment_.uffd.get(); }
-  [[nodiscard]] int socket() const noexcept { return attachment_.socket.get(); }
-  [[nodiscard]] int pidfd() const noexcept { return attachment_.pidfd.get(); }
-  /// The socket hung up or the process ended.
-  void mark_gone() noexcept { gone_ = true; }
+  [[nodiscard]] int uffd() const noexcept { return uffd_.get(); }
 
  private:
   bool on_fault(std::uint64_t address, std::uint64_t flags, Gfn& out) noexcept;
@@ -61,28 +48,11 @@ class UffdGuest final : public GuestAdapter {
   void skip(Gfn page, std::uint64_t address) noexcept;
   void settle(PageRange pages) noexcept;
   void wake(std::uint64_t address, std::uint64_t nb_pages) noexcept;
-  void set_trouble(std::string_view why) noexcept;
 
-  [[nodiscard]] bool reported(Gfn page) const noexcept {
-    return (reported_[page.value / 64] >> (page.value % 64) & 1U) != 0;
-  }
-  void set_reported(Gfn page) noexcept {
-    reported_[page.value / 64] |= std::uint64_t{1} << (page.value % 64);
-  }
-  void clear_reported(Gfn page) noexcept {
-    reported_[page.value / 64] &= ~(std::uint64_t{1} << (page.value % 64));
-  }
-
-  std::uint32_t id_;
-  Attachment attachment_;
-  PresenceFile file_;
-  Presence presence_;
+  UniqueFd uffd_;
+  UniqueFd extra_;  ///< of the two-fd form: kept open, not used
   RegionMap regions_;
-  std::vector<std::uint64_t> reported_;  ///< one bit a page: a vCPU waits and the engine knows
-  std::vector<UniqueFd> forked_;         ///< of children, kept open: closing one yields zeros
-  GuestCounters counters_;
-  std::string_view trouble_;
-  bool gone_ = false;
+  std::vector<UniqueFd> forked_;  ///< of children, kept open: closing one yields zeros
 };
 
 }  // namespace snowfabric

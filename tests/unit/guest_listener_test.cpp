@@ -31,10 +31,10 @@ void read_page_3(const UffdMemory& memory) {
 }
 
 /// One fault, from whichever thread or process.
-Gfn next_fault(UffdGuest& guest) {
+Gfn next_fault(ProcessGuest& guest) {
   std::array<Gfn, 1> out{Gfn{~0ULL}};
   while (guest.poll_faults(out) == 0) {
-    if (!readable(guest.uffd())) {
+    if (!readable(guest.fault_fd())) {
       ADD_FAILURE() << "no fault came";
       break;
     }
@@ -44,7 +44,7 @@ Gfn next_fault(UffdGuest& guest) {
 
 TEST_F(GuestListenerTest, AnotherProcessIsServedAndItsEndIsNoticed) {
   const pid_t child = fork_guest(dir_ / "sock", read_page_3);
-  UffdGuest* guest = poll_until([](const auto& e) { return !e.attached.empty(); }).attached[0];
+  ProcessGuest* guest = poll_until([](const auto& e) { return !e.attached.empty(); }).attached[0];
   EXPECT_EQ(guest->pid(), child);
   EXPECT_EQ(next_fault(*guest), Gfn{3});
   install_one(*guest, Gfn{3});
@@ -63,7 +63,7 @@ TEST_F(GuestListenerTest, AnotherProcessIsServedAndItsEndIsNoticed) {
 
 TEST_F(GuestListenerTest, APageThatCannotBeHadIsSigbusInTheGuestNotZerosAndNotAHang) {
   const pid_t child = fork_guest(dir_ / "sock", read_page_3);
-  UffdGuest* guest = poll_until([](const auto& e) { return !e.attached.empty(); }).attached[0];
+  ProcessGuest* guest = poll_until([](const auto& e) { return !e.attached.empty(); }).attached[0];
   const FailMeans means = guest->fail(next_fault(*guest));
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
@@ -75,7 +75,7 @@ TEST_F(GuestListenerTest, APageThatCannotBeHadIsSigbusInTheGuestNotZerosAndNotAH
 
 TEST_F(GuestListenerTest, KillEndsAGuestThatWaitsOnAPage) {
   const pid_t child = fork_guest(dir_ / "sock", read_page_3);
-  UffdGuest* guest = poll_until([](const auto& e) { return !e.attached.empty(); }).attached[0];
+  ProcessGuest* guest = poll_until([](const auto& e) { return !e.attached.empty(); }).attached[0];
   next_fault(*guest);
   EXPECT_TRUE(guest->kill());
   int status = 0;
@@ -88,7 +88,7 @@ TEST_F(GuestListenerTest, KillEndsAGuestThatWaitsOnAPage) {
 
 TEST_F(GuestListenerTest, AnInstallIntoADeadGuestSaysSo) {
   const pid_t child = fork_guest(dir_ / "sock", [](const UffdMemory&) { _exit(0); });
-  UffdGuest* guest = poll_until([](const auto& e) { return !e.attached.empty(); }).attached[0];
+  ProcessGuest* guest = poll_until([](const auto& e) { return !e.attached.empty(); }).attached[0];
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_FALSE(guest->gone()) << "nobody told it yet";

@@ -167,10 +167,10 @@ TEST_F(ReceiveTest, AMessageInPiecesIsWholeOnlyAtItsEnd) {
   EXPECT_TRUE(pending_->receive().value());
   const auto guest = std::move(*pending_).finish(kImageBytes);
   ASSERT_TRUE(guest.has_value()) << guest.error().what;
-  EXPECT_EQ(guest->pid, getpid());
-  EXPECT_EQ(guest->uid, getuid());
+  EXPECT_EQ(guest->peer.pid, getpid());
+  EXPECT_EQ(guest->peer.uid, getuid());
   EXPECT_EQ(guest->regions, (std::vector<Region>{{4096, 8192, 0}}));
-  EXPECT_TRUE(guest->socket && guest->pidfd && !guest->extra);
+  EXPECT_TRUE(guest->peer.socket && guest->peer.pidfd && !guest->extra);
   EXPECT_NE(fcntl(guest->uffd.get(), F_GETFD) & FD_CLOEXEC, 0);
   EXPECT_NE(fcntl(guest->uffd.get(), F_GETFL) & O_NONBLOCK, 0);
 }

@@ -92,8 +92,8 @@ class SfGuestTest : public ::testing::Test {
   }
 
   /// Serves until the guest is gone. @return its exit code, or 1000 + signal
-  int serve(const std::function<bool(UffdGuest&, Gfn)>& answer) {
-    std::vector<UffdGuest*> guests;
+  int serve(const std::function<bool(ProcessGuest&, Gfn)>& answer) {
+    std::vector<ProcessGuest*> guests;
     for (;;) {
       pollfd p{listener_->epoll_fd(), POLLIN, 0};
       if (poll(&p, 1, kWaitMs) != 1) {
@@ -118,7 +118,7 @@ class SfGuestTest : public ::testing::Test {
     child_ = 0;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
   }
-  bool install(UffdGuest& guest, Gfn page) {
+  bool install(ProcessGuest& guest, Gfn page) {
     const auto bytes = std::span{image_}.subspan(page.value * kPageSize, kPageSize);
     const bool zero = page.value % 8 == 0;
     Install verdict = Install::kAgain;
@@ -127,7 +127,7 @@ class SfGuestTest : public ::testing::Test {
     return verdict == Install::kDone;
   }
   int serve_all() {
-    return serve([this](UffdGuest& guest, Gfn page) { return install(guest, page); });
+    return serve([this](ProcessGuest& guest, Gfn page) { return install(guest, page); });
   }
   nlohmann::json report() {
     std::ifstream file{dir_ / "json"};
@@ -137,7 +137,7 @@ class SfGuestTest : public ::testing::Test {
   TempDir dir_;
   std::vector<std::byte> image_;
   std::unique_ptr<GuestListener> listener_;
-  std::unique_ptr<UffdGuest> gone_;
+  std::unique_ptr<ProcessGuest> gone_;
   pid_t child_ = 0;
 };
 
@@ -161,7 +161,7 @@ TEST_F(SfGuestTest, PagesThatCameUnaskedMakeNoFault) {
   start({});
   // The first fault brings the whole image along.
   const int code = serve(
-      [this](UffdGuest& guest, Gfn) { return guest.install(Gfn{0}, image_) == Install::kDone; });
+      [this](ProcessGuest& guest, Gfn) { return guest.install(Gfn{0}, image_) == Install::kDone; });
   EXPECT_EQ(code, 0);
   EXPECT_LE(report()["faults"], 2);
 }
@@ -193,7 +193,7 @@ TEST_F(SfGuestTest, AWrongByteIsFoundAndNamed) {
 
 TEST_F(SfGuestTest, LeavesWithAnErrorWhenMemtapGoesBeforeItIsDone) {
   start({"--limit-pages", "10"});
-  EXPECT_EQ(serve([](UffdGuest&, Gfn) { return false; }), -2) << "a fault is left unanswered";
+  EXPECT_EQ(serve([](ProcessGuest&, Gfn) { return false; }), -2) << "a fault is left unanswered";
   listener_.reset();
   EXPECT_EQ(exit_code(), 3);
 }
@@ -201,7 +201,7 @@ TEST_F(SfGuestTest, LeavesWithAnErrorWhenMemtapGoesBeforeItIsDone) {
 TEST_F(SfGuestTest, APoisonedPageIsAnErrorOfItsOwn) {
   start({});
   FailMeans means = FailMeans::kAgain;
-  const int code = serve([&](UffdGuest& guest, Gfn page) {
+  const int code = serve([&](ProcessGuest& guest, Gfn page) {
     if (page != Gfn{5}) return install(guest, page);
     means = guest.fail(page);
     return true;
@@ -212,14 +212,14 @@ TEST_F(SfGuestTest, APoisonedPageIsAnErrorOfItsOwn) {
 
 TEST_F(SfGuestTest, SigtermEndsItEvenWhileItWaitsOnAPage) {
   start({"--threads", "2"});
-  const int code = serve([this](UffdGuest&, Gfn) { return ::kill(child_, SIGTERM) == 0; });
+  const int code = serve([this](ProcessGuest&, Gfn) { return ::kill(child_, SIGTERM) == 0; });
   EXPECT_EQ(code, 143);
 }
 
 TEST_F(SfGuestTest, HoldStaysAfterTheReportUntilSigterm) {
   start({"--hold"});
   std::size_t nb_pages = 0;
-  serve([&](UffdGuest& guest, Gfn page) { return install(guest, page) && ++nb_pages < kPages; });
+  serve([&](ProcessGuest& guest, Gfn page) { return install(guest, page) && ++nb_pages < kPages; });
   while (!std::filesystem::exists(dir_ / "json")) std::this_thread::yield();
   EXPECT_EQ(waitpid(child_, nullptr, WNOHANG), 0) << "still there";
   ::kill(child_, SIGTERM);

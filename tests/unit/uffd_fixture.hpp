@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 
 #include "memtap-dpdk/guest_listener.hpp"
+#include "memtap-dpdk/uffd_guest.hpp"
 #include "tests/unit/guest_peer.hpp"
 
 /// A real kernel, a real userfaultfd; this process is memtap, and guest too unless a test forks.
@@ -86,14 +87,14 @@ class UffdTest : public ::testing::Test {
     const auto events =
         poll_until([](const auto& e) { return !e.attached.empty() || !e.rejected.empty(); });
     for (const Error& error : events.rejected) ADD_FAILURE() << error.what;
-    return events.attached.empty() ? nullptr : events.attached[0];
+    return events.attached.empty() ? nullptr : static_cast<UffdGuest*>(events.attached[0]);
   }
   UffdGuest* attach(const UffdMemory& memory) {
     return attach(memory, "[" + region_json(memory.base(), kPages, 0) + "]");
   }
 
   /// Runs `body` as a vCPU while memtap polls; every page it reports goes to `on_fault`.
-  static void run_vcpus(UffdGuest& guest, const std::vector<std::function<void()>>& bodies,
+  static void run_vcpus(ProcessGuest& guest, const std::vector<std::function<void()>>& bodies,
                         const std::function<void(Gfn)>& on_fault) {
     std::atomic<std::size_t> running{bodies.size()};
     std::vector<std::thread> vcpus;
@@ -110,7 +111,7 @@ class UffdTest : public ::testing::Test {
     }
     for (auto& vcpu : vcpus) vcpu.join();
   }
-  static void install_one(UffdGuest& guest, Gfn page) {
+  static void install_one(ProcessGuest& guest, Gfn page) {
     Install verdict = Install::kAgain;
     while (verdict == Install::kAgain) verdict = guest.install(page, bytes_of(page.value, 1));
     EXPECT_EQ(verdict, Install::kDone);

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/qmp.hpp"
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+
+namespace snowfabric {
+namespace {
+
+constexpr std::size_t kMaxLineBytes = std::size_t{16} << 20U;  // query-qmp-schema has 400 KB
+
+Result<sockaddr_un> address_of(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof address.sun_path)
+    return fail(ENAMETOOLONG, fmt::format("QMP socket path \"{}\" must have 1 to {} bytes", path,
+                                          sizeof address.sun_path - 1));
+  std::memcpy(address.sun_path, path.data(), path.size());
+  return address;
+}
+
+}  // namespace
+
+Result<Qmp> Qmp::connect(const std::string& path, std::chrono::milliseconds timeout) {
+  const auto address = address_of(path);
+  if (!address) return std::unexpected(address.error());
+  UniqueFd socket{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  if (!socket) return fail(errno, "socket AF_UNIX");
+  const timeval limit{.tv_sec = timeout.count() / 1000, .tv_usec = timeout.count() % 1000 * 1000};
+  for (const int option : {SO_RCVTIMEO, SO_SNDTIMEO})
+    if (setsockopt(socket.get(), SOL_SOCKET, option, &limit, sizeof limit) != 0)
+      return fail(errno, "setsockopt time-out on a QMP socket");
+  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&*address), sizeof *address) != 0)
+    return fail(errno, fmt::format("connect to QEMU's QMP socket {}", path));
+  ucred peer{};
+  socklen_t len = sizeof peer;
+  if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &len) != 0)
+    return fail(errno, "getsockopt SO_PEERCRED on a QMP socket");
+  Qmp qmp{std::move(socket), peer.pid, path};
+  const auto greeting = qmp.receive();
+  if (!greeting) return std::unexpected(greeting.error());
+  if (!greeting->contains("QMP"))
+    return fail(EPROTO, fmt::format("{}: no QMP greeting: is it the socket of -qmp or -mon "
+                                    "mode=control?",
+                                    path));
+  if (auto ok = qmp.execute("qmp_capabilities"); !ok) return std::unexpected(ok.error());
+  return qmp;
+}
+
+Result<Qmp::Json> Qmp::execute(const std::string& command, Json arguments) {
+  Json message{{"execute", command}};
+  if (!arguments.is_null()) message["arguments"] = std::move(arguments);
+  if (auto ok = send(message); !ok) return std::unexpected(ok.error());
+  for (;;) {
+    auto answer = receive();
+    if (!answer) return answer;
+    if (const auto found = answer->find("return"); found != answer->end()) return *found;
+    if (const auto found = answer->find("error"); found != answer->end())
+      return fail(EREMOTEIO,
+                  fmt::format("QEMU refused {}: {}", command,
+                              found->is_object() ? found->value("desc", "no reason given")
+                                                 : "no reason given"));
+    if (!answer->contains("event"))
+      return fail(EPROTO, fmt::format("{}: neither an answer nor an event", path_));
+  }
+}
+
+Result<void> Qmp::send(const Json& message) {
+  const std::string text = message.dump() + "\n";
+  for (std::size_t done = 0; done < text.size();) {
+    const ssize_t n = ::send(socket_.get(), text.data() + done, text.size() - done, MSG_NOSIGNAL);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return fail(errno, fmt::format("send to QEMU on {}", path_));
+    done += static_cast<std::size_t>(n);
+  }
+  return {};
+}
+
+Result<Qmp::Json> Qmp::receive() {
+  const auto text = line();
+  if (!text) return std::unexpected(text.error());
+  Json json = Json::parse(*text, nullptr, false);
+  if (!json.is_object())
+    return fail(EPROTO, fmt::format("{}: not a JSON object: \"{:.60}\"", path_, *text));
+  return json;
+}
+
+Result<std::string> Qmp::line() {
+  for (std::size_t looked = 0;;) {
+    if (const auto end = buffer_.find('\n', looked); end != std::string::npos) {
+      std::string text = buffer_.substr(0, end);
+      buffer_.erase(0, end + 1);
+      return text;
+    }
+    looked = buffer_.size();
+    if (looked > kMaxLineBytes) return fail(EPROTO, fmt::format("{}: a line without end", path_));
+    std::array<char, 16384> piece;
+    const ssize_t n = recv(socket_.get(), piece.data(), piece.size(), 0);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+      return fail(ETIMEDOUT, fmt::format("QEMU does not answer on {}: is another client "
+                                         "connected to it?",
+                                         path_));
+    if (n < 0) return fail(errno, fmt::format("receive from QEMU on {}", path_));
+    if (n == 0) return fail(ECONNRESET, fmt::format("QEMU closed {}", path_));
+    buffer_.append(piece.data(), static_cast<std::size_t>(n));
+  }
+}
+
+}  // namespace snowfabric

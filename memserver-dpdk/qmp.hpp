@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <chrono>
+#include <string>
+
+#include <nlohmann/json.hpp>
+#include <sys/types.h>
+
+#include "fabric/base/result.hpp"
+#include "fabric/base/unique_fd.hpp"
+
+namespace snowfabric {
+
+/// QEMU's control socket: one command, one answer. Control path; blocks, but never longer than its
+/// time-out for a single read.
+/// Source: docs/interop/qmp-spec.txt of QEMU.
+class Qmp {
+ public:
+  using Json = nlohmann::json;
+
+  /// Connects to a unix socket and leaves the negotiation behind.
+  /// @return what connect() reported; ETIMEDOUT; EPROTO: no QMP server listens there
+  static Result<Qmp> connect(const std::string& path,
+                             std::chrono::milliseconds timeout = std::chrono::seconds{10});
+
+  /// @param arguments  a JSON object, or null for none
+  /// @return EREMOTEIO with QEMU's own words; ETIMEDOUT; ECONNRESET: QEMU is gone; EPROTO
+  Result<Json> execute(const std::string& command, Json arguments = nullptr);
+
+  /// Process that listens: QEMU's, unless something relays the socket.
+  [[nodiscard]] pid_t pid() const noexcept { return pid_; }
+
+ private:
+  Qmp(UniqueFd socket, pid_t pid, std::string path)
+      : socket_{std::move(socket)}, pid_{pid}, path_{std::move(path)} {}
+  Result<void> send(const Json& message);
+  Result<Json> receive();
+  Result<std::string> line();
+
+  UniqueFd socket_;
+  pid_t pid_;
+  std::string path_;
+  std::string buffer_;  // received, and not a whole line yet
+};
+
+}  // namespace snowfabric

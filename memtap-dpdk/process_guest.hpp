@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "memtap-dpdk/guest_adapter.hpp"
+#include "memtap-dpdk/handshake.hpp"
+#include "memtap-dpdk/presence_file.hpp"
+
+namespace snowfabric {
+
+/// What guests have in common that are processes of this host: who they are, how they end, which
+/// pages they have.
+class ProcessGuest : public GuestAdapter {
+ public:
+  [[nodiscard]] bool waits(Gfn page) const noexcept override { return reported(page); }
+  bool kill() noexcept override;
+  [[nodiscard]] bool gone() const noexcept override { return gone_; }
+  [[nodiscard]] std::string_view trouble() const noexcept override { return trouble_; }
+  [[nodiscard]] const GuestCounters& counters() const noexcept override { return counters_; }
+  [[nodiscard]] const Presence& presence() const noexcept override { return presence_; }
+
+  /// Readable when poll_faults() has something to do.
+  [[nodiscard]] virtual int fault_fd() const noexcept = 0;
+
+  [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
+  [[nodiscard]] pid_t pid() const noexcept { return peer_.pid; }
+  [[nodiscard]] const std::string& presence_path() const noexcept { return file_.path(); }
+  /// To wait on; they stay the guest's.
+  [[nodiscard]] int socket() const noexcept { return peer_.socket.get(); }
+  [[nodiscard]] int pidfd() const noexcept { return peer_.pidfd.get(); }
+  /// The socket hung up or the process ended.
+  void mark_gone() noexcept { gone_ = true; }
+
+ protected:
+  ProcessGuest(std::uint32_t id, Peer peer, PresenceFile presence);
+
+  void set_trouble(std::string_view why) noexcept;
+
+  [[nodiscard]] bool reported(Gfn page) const noexcept {
+    return (reported_[page.value / 64] >> (page.value % 64) & 1U) != 0;
+  }
+  void set_reported(Gfn page) noexcept {
+    reported_[page.value / 64] |= std::uint64_t{1} << (page.value % 64);
+  }
+  void clear_reported(Gfn page) noexcept {
+    reported_[page.value / 64] &= ~(std::uint64_t{1} << (page.value % 64));
+  }
+
+  GuestCounters counters_;
+  Presence presence_;
+  bool gone_ = false;
+
+ private:
+  std::uint32_t id_;
+  Peer peer_;
+  PresenceFile file_;
+  std::vector<std::uint64_t> reported_;  ///< one bit a page: a vCPU waits and the engine knows
+  std::string_view trouble_;
+};
+
+}  // namespace snowfabric
