@@ -88,12 +88,15 @@ Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nano
   const std::uint64_t nb_pages = body.nb_pages.host();
   const std::size_t nb_fragments = body.nb_fragments;
   if (!slot_of_.empty() && nb_pages != slot_of_.size()) return Drop::kBadField;
-  server_mtu_bytes_ = body.mtu_bytes.host();
+  if (nb_pages > config_.max_pages) return Drop::kBadField;
   if (wire::fragment_stride(nb_fragments) + sizeof(wire::Header) + sizeof(wire::PageBody) >
       config_.mtu_bytes) {
+    if (!slot_of_.empty()) return Drop::kBadField;  // no reason to lose the guests
+    server_mtu_bytes_ = body.mtu_bytes.host();
     state_ = ClientState::kMtuTooSmall;
     return Drop::kNone;
   }
+  server_mtu_bytes_ = body.mtu_bytes.host();
   if (slot_of_.empty()) slot_of_.resize(nb_pages);
   if (nb_fragments > 1 && reassembler_.capacity() < config_.partial_pages)
     reassembler_ = Reassembler{config_.partial_pages};
@@ -214,8 +217,8 @@ bool ClientEngine::make_room(Priority priority) noexcept {
 void ClientEngine::queue(std::uint32_t id, Nanos now) noexcept {
   Flight& flight = flights_[id];
   flight.to_send = send_queues_[static_cast<std::size_t>(flight.priority)].push(id);
-  // The queue may be full of stale entries: try again soon.
-  if (!flight.to_send) timers_.arm(id, now + config_.rto.min);
+  // The queue may be full of stale entries: try again soon. And what never leaves is overdue too.
+  timers_.arm(id, now + (flight.to_send ? config_.rto.max : config_.rto.min));
 }
 
 void ClientEngine::forget(Gfn page) noexcept {
@@ -252,13 +255,17 @@ void ClientEngine::on_timer(std::uint32_t id, Nanos now) noexcept {
     release(id);
     return;
   }
-  flight.timed_out = flight.attempts > 0;
   if (flight.priority == Priority::kDemand && !flight.overdue &&
       now - flight.demanded_since >= config_.page_give_up) {
     flight.overdue = true;
     ++nb_overdue_;
     stats_.overdue_pages.add(1);
   }
+  if (flight.to_send) {  // it waits for the port
+    timers_.arm(id, now + config_.rto.max);
+    return;
+  }
+  flight.timed_out = flight.attempts > 0;
   queue(id, now);
 }
 

@@ -28,7 +28,9 @@ struct ClientConfig {
   MacAddr mac{};                    ///< of our port
   std::optional<MacAddr> server{};  ///< unset: HELLO goes to the broadcast address
   std::uint16_t mtu_bytes = 9000;
-  std::uint64_t seed = 1;             ///< of the retry jitter
+  std::uint64_t seed = 1;  ///< of the retry jitter
+  /// A larger image is refused: a WELCOME must not cost more memory than this many 4-byte words.
+  std::uint64_t max_pages = std::uint64_t{1} << 26U;
   std::uint32_t max_inflight = 4096;  ///< pages asked for at once; demand displaces prefetch
   std::size_t partial_pages = 4096;   ///< pages being put together, where they come in parts
   unsigned prefetch_attempts = 3;     ///< then a prefetched page is left to be faulted

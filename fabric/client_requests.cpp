@@ -44,6 +44,7 @@ void ClientEngine::watch_server(Nanos now) noexcept {
   if (silent >= config_.silence) greet(now);
   if (silent >= config_.give_up && state_ != ClientState::kServerDead) {
     state_ = ClientState::kServerDead;
+    greet(now);  // its demands end here, and with them all that would make us ask for it
     stats_.server_dead.add(1);
   }
 }

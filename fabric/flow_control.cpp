@@ -30,7 +30,7 @@ void FlowEstimate::on_interval(const FlowInterval& interval) noexcept {
     congested_rate_ = sent;
     estimate_ = std::min(through * (1 + config_->probe), sent * config_->back_off);
   }
-  estimate_ = std::clamp(estimate_, config_->floor_bytes_per_s, config_->max_bytes_per_s);
+  estimate_ = std::min(std::max(estimate_, config_->floor_bytes_per_s), config_->max_bytes_per_s);
 }
 
 void FlowEstimate::learn_background(double loss, double sent) noexcept {

@@ -105,8 +105,15 @@ void ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nano
     const std::uint64_t nb_pages = entry.nb_pages.host();
     const std::uint64_t inside =
         first >= image_.nb_pages ? 0 : std::min(nb_pages, image_.nb_pages - first);
-    for (std::uint64_t page = first; page < first + inside; ++page)
-      on_want(who, Gfn{page}, entry, now);
+    stats_.wants.add(inside);
+    if ((entry.flags & wire::kWantRetry) != 0) stats_.wants_retried.add(inside);
+    for (std::uint64_t page = first; page < first + inside;) {
+      // A zero run is asked for and answered as its first page.
+      const PageRange run =
+          image_.is_zero(Gfn{page}) ? zero_run(Gfn{page}) : PageRange{Gfn{page}, 1};
+      on_want(who, run.first, entry, now);
+      page = run.first.value + run.nb_pages;
+    }
     client.recent_demand += static_cast<double>(inside);
     if (inside < nb_pages)
       answer_absent(src, {Gfn{first + inside}, static_cast<std::uint32_t>(nb_pages - inside)});
@@ -143,12 +150,8 @@ void ServerEngine::take_report(Client& client, const wire::ReportBody& report) n
 
 void ServerEngine::on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry,
                            Nanos now) noexcept {
-  stats_.wants.add(1);
-  const bool zero = image_.is_zero(page);
-  if (zero) page = zero_run(page).first;  // a run is asked for and answered as its first page
   PageSlot& slot = pages_[page.value];
   const bool retry = (entry.flags & wire::kWantRetry) != 0;
-  if (retry) stats_.wants_retried.add(1);
   // A retry passes the window, but not an answer so young that its sender cannot have missed it.
   if (now - slot.last_multicast < (retry ? retry_guard_ : window_)) {
     stats_.lockstep_hits.add(1);

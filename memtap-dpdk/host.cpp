@@ -9,6 +9,7 @@ namespace {
 
 constexpr std::size_t kFaultBurst = 64;  // a guest and turn
 constexpr std::size_t kMaxDeferred = 4096;
+constexpr Nanos kRetryPause = std::chrono::milliseconds{5};  // after an install was put off
 constexpr std::size_t kListInFlight = 512;  // a list leaves most of the request table to faults
 constexpr std::size_t kListStep = 4096;     // pages of a list looked at in one turn
 
@@ -17,7 +18,7 @@ constexpr std::size_t kListStep = 4096;     // pages of a list looked at in one 
 Host::Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,
            std::size_t buffer_pages)
     : engine_{engine}, stats_{stats}, prefetch_pages_{prefetch_pages}, gathered_{buffer_pages} {
-  deferred_.reserve(kMaxDeferred);
+  deferred_.reserve(2 * kMaxDeferred);  // faults, and installs put off
 }
 
 void Host::detach(const GuestAdapter& guest) noexcept {
@@ -35,7 +36,7 @@ void Host::detach(const GuestAdapter& guest) noexcept {
 // --- faults ----------------------------------------------------------------------------------
 
 unsigned Host::poll_faults(Nanos now) noexcept {
-  while (!deferred_.empty()) {
+  while (!deferred_.empty() && now >= retry_at_) {
     const Gfn page = deferred_.back();  // unless it came meanwhile, or its guest is gone
     if (unsettled(page) && !engine_.want(page, wire::Priority::kDemand, now)) break;
     deferred_.pop_back();
@@ -90,8 +91,15 @@ void Host::prefetch_from_list(Nanos now) noexcept {
 void Host::want(Gfn page, Nanos now) noexcept {
   if (engine_.want(page, wire::Priority::kDemand, now)) return;
   stats_.wants_deferred.add(1);
-  // Full of pages put off, which nobody may wait for: poll_faults() leaves room for faults.
-  if (deferred_.size() < kMaxDeferred) deferred_.push_back(page);
+  defer(page);
+}
+
+/// Room is never short: vCPUs wait for one page each, and poll_faults() leaves half of it.
+void Host::defer(Gfn page) noexcept {
+  if (deferred_.size() == deferred_.capacity() ||
+      std::ranges::find(deferred_, page) != deferred_.end())
+    return;
+  deferred_.push_back(page);
 }
 
 // --- pages -----------------------------------------------------------------------------------
@@ -149,27 +157,33 @@ void Host::install(Gfn first, std::span<const std::byte> pages, Nanos now) noexc
     settle(*guest, guest->install(first, pages), range, range.nb_pages, now);
 }
 
-/// An install that was put off is asked for again: rarer than worth a buffer of its own.
+/// What somebody waits for and was put off is asked for again a little later: rarer than worth a
+/// buffer of its own, and at once it would only find the guest or the host as they are. The rest
+/// comes with its own fault.
 /// @param most  pages to ask for
 void Host::settle(GuestAdapter& guest, Install verdict, PageRange range, std::uint32_t most,
                   Nanos now) noexcept {
   if (verdict != Install::kAgain && verdict != Install::kNoMemory) return;
   const std::uint64_t end = range.first.value + range.nb_pages;
   for (std::uint64_t p = range.first.value; p < end && most > 0; ++p) {
-    if (!guest.presence().absent(Gfn{p})) continue;
+    if (!guest.waits(Gfn{p})) continue;
     --most;
     stats_.refetched_pages.add(1);
-    want(Gfn{p}, now);
+    retry_at_ = now + kRetryPause;
+    defer(Gfn{p});
   }
 }
 
 // --- failure ---------------------------------------------------------------------------------
 
 bool Host::fail_page(Gfn page) noexcept {
-  bool settled = true;
+  bool settled = true, waited_for = false;
   for (GuestAdapter* guest : guests_)
-    if (guest->waits(page)) settled &= guest->fail(page) != FailMeans::kAgain;
-  if (settled) stats_.failed_pages.add(1);
+    if (guest->waits(page)) {
+      waited_for = true;
+      settled &= guest->fail(page) != FailMeans::kAgain;
+    }
+  if (settled && waited_for) stats_.failed_pages.add(1);
   return settled;
 }
 

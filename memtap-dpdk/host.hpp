@@ -78,6 +78,7 @@ class Host {
  private:
   void on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   void want(Gfn page, Nanos now) noexcept;
+  void defer(Gfn page) noexcept;
   void prefetch_from_list(Nanos now) noexcept;
   void install(Gfn first, std::span<const std::byte> pages, Nanos now) noexcept;
   void settle(GuestAdapter& guest, Install verdict, PageRange range, std::uint32_t most,
@@ -92,7 +93,8 @@ class Host {
   std::uint32_t prefetch_pages_;
   std::vector<GuestAdapter*> guests_;
   ArrivalBuffer gathered_;
-  std::vector<Gfn> deferred_;    // faults the engine had no room for
+  std::vector<Gfn> deferred_;    // faults the engine had no room for, installs put off
+  Nanos retry_at_ = kNever;      // not before
   std::vector<PageRange> list_;  // still to prefetch, the last first
 };
 

@@ -62,7 +62,8 @@ std::optional<int> parse_command_line(CLI::App& cli, int argc, char** argv, AppO
 
 void start_logging(const std::string& program, const std::string& level) {
   spdlog::init_thread_pool(1024, 1);
-  auto logger = spdlog::create_async<spdlog::sinks::stderr_color_sink_mt>(program);
+  // nb: nobody who reads our stderr slowly may hold up a poll loop; the oldest lines go.
+  auto logger = spdlog::create_async_nb<spdlog::sinks::stderr_color_sink_mt>(program);
   logger->set_pattern("%H:%M:%S.%e %n %^%l%$ %v");
   logger->set_level(spdlog::level::from_str(level));
   logger->flush_on(spdlog::level::info);

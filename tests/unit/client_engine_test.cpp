@@ -278,5 +278,25 @@ TEST(ClientEngine, ReportsAreTotalsSoThatALostOneLosesNothing) {
   EXPECT_EQ(report.clock_us.host(), 120'000U);
 }
 
+TEST(ClientEngine, AnImageLargerThanExpectedIsRefusedBeforeItCostsMemory) {
+  ClientConfig config = TestClient::defaults();
+  config.max_pages = 1024;
+  TestClient client{config};
+  client.send();
+  EXPECT_EQ(client.welcome(1025), Drop::kBadField);
+  EXPECT_EQ(client.engine.nb_pages(), 0U);
+  EXPECT_EQ(client.welcome(1024), Drop::kNone);
+}
+
+TEST(ClientEngine, AServerThatComesBackWithALargerMtuDoesNotCostTheGuests) {
+  ClientConfig config = TestClient::defaults();
+  config.mtu_bytes = 1500;
+  TestClient client{config};
+  client.join(1024, 1500);
+  EXPECT_EQ(client.welcome(1024, test::kMe, 9000), Drop::kBadField);
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  EXPECT_EQ(client.engine.server_mtu_bytes(), 1500);
+}
+
 }  // namespace
 }  // namespace snowfabric

@@ -200,6 +200,33 @@ TEST(ClientPatience, AServerThatLivesButNeverDeliversAPageFailsThatPageAlone) {
   EXPECT_THAT(unanswered(client), IsEmpty());
 }
 
+TEST(ClientPatience, ADemandThatNeverLeftThePortIsOverdueToo) {
+  ClientConfig config = TestClient::defaults();
+  config.page_give_up = 3s;
+  TestClient client{config};
+  client.join();
+  client.demand(5);
+  for (; client.now < 4s; client.now += 100ms) {
+    client.engine.expire(client.now);  // the port takes nothing: next() is not called
+    client.page(7);
+  }
+  EXPECT_THAT(unanswered(client), testing::ElementsAre(5));
+}
+
+TEST(ClientPatience, AServerFoundDeadSoonerThanItIsMissedIsAskedForAllTheSame) {
+  ClientConfig config = TestClient::defaults();
+  config.give_up = 300ms;  // below `silence`
+  TestClient client{config};
+  client.join();
+  client.demand(5);
+  client.send();
+  client.now += 400ms;
+  const auto sent = client.send();
+  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
+  ASSERT_FALSE(sent.empty());
+  EXPECT_EQ(sent[0].frame.type, FrameType::kHello);
+}
+
 TEST(ClientPatience, WithADeadServerEveryDemandIsUnanswered) {
   TestClient client;
   client.join();
