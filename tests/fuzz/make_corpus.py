@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writes tests/fuzz/corpus/wire from the examples of docs/wire-format.md (or checks it: --check).
+"""Writes the seeds in tests/fuzz/corpus/wire and .../qemu_stream (or checks them: --check).
 
-A seed is what follows the Ethernet header: the input of wire::parse().
+wire: what follows the Ethernet header in the examples of docs/wire-format.md, the input of wire::parse().
+qemu_stream: a byte that says what follows (qemu_stream_fuzz.cpp), and a stream as docs/qemu-stream.md tells.
 """
 import pathlib
+import struct
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -13,21 +15,103 @@ from wire_examples import read_examples  # noqa: E402
 
 ETHERNET_HEADER_BYTES = 14
 
+PAGE = 4096
+RAM_ID = 2
+ZERO, MEM_SIZE, FULL, EOS, CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
+FROM_PARENT, FROM_CLONE, SHARED = 0, 1, 2
+
+
+def name(text):
+    return bytes([len(text)]) + text.encode()
+
+
+def ram_end():
+    return struct.pack(">QBI", EOS, 0x7e, RAM_ID)
+
+
+def ram_start(blocks, address=b""):
+    start = struct.pack(">BI", 1, RAM_ID) + name("ram") + struct.pack(">IIQ", 0, 4, sum(blocks.values()) | MEM_SIZE)
+    return start + b"".join(name(b) + struct.pack(">Q", size) + address for b, size in blocks.items()) + ram_end()
+
+
+def filled_pages(block, size):
+    """Pages of one byte all over: a few bytes each."""
+    head = struct.pack(">Q", ZERO) + name(block) + b"f"
+    return head + b"".join(struct.pack(">QB", at | ZERO | CONTINUE, 0) for at in range(PAGE, size, PAGE))
+
+
+def device(section, text, state):
+    head = struct.pack(">BI", 4, section) + name(text) + struct.pack(">II", 0, 1)
+    return head + state + struct.pack(">BI", 0x7e, section)
+
+
+def parent_stream(shared):
+    blocks = {"acpi": PAGE, "pc.ram": 3 * PAGE, "pc.rom": PAGE}
+    stream = struct.pack(">II", 0x5145564d, 3) + struct.pack(">BI", 7, 2) + b"pc"
+    if shared:
+        stream += b"\x05" + name("configuration/capabilities") + struct.pack(">II", 1, 1) + name("x-ignore-shared")
+    stream += ram_start(blocks, bytes(8) if shared else b"") + struct.pack(">BI", 2, RAM_ID)
+    if shared:
+        del blocks["pc.ram"]
+    stream += b"".join(filled_pages(b, size) for b, size in blocks.items()) + ram_end()
+    stream += device(7, "timer", b"ticks") + device(9, "globalstate", b"running") + b"\x00"
+    text = b'{"page_size":4096}'
+    return stream + b"\x06" + struct.pack(">I", len(text)) + text
+
+
+def full_page_stream():
+    stream = struct.pack(">II", 0x5145564d, 3) + struct.pack(">BI", 7, 2) + b"pc" + ram_start({"pc.ram": PAGE})
+    stream += struct.pack(">BIQ", 3, RAM_ID, FULL) + name("pc.ram") + bytes(range(256)) * (PAGE // 256) + ram_end()
+    return stream + device(9, "globalstate", b"running") + b"\x00"
+
+
+def clone_answers():
+    def message(kind, data):
+        return struct.pack(">HH", kind, len(data)) + data
+
+    def ask(page, block=None):
+        where = struct.pack(">QI", page * PAGE, PAGE)
+        return message(4, where) if block is None else message(3, where + name(block))
+
+    bitmap = message(5, name("pc.ram")) + struct.pack(">QQQQ", 16, 1, 2, 0x0123456789abcdef)
+    return (message(2, struct.pack(">I", 3)) + ask(1, "pc.ram") + ask(69) + ask(1, "pc.rom") + ask(0) + bitmap
+            + message(6, struct.pack(">I", 1)) + message(1, struct.pack(">I", 0)))
+
+
+def corpora():
+    """name: {file: bytes}"""
+    return {
+        "wire": {e.name: e.frame[ETHERNET_HEADER_BYTES:] for e in read_examples()},
+        "qemu_stream": {
+            "snapshot": bytes([FROM_PARENT]) + parent_stream(shared=False),
+            "ignore_shared": bytes([FROM_PARENT | SHARED]) + parent_stream(shared=True),
+            "full_page": bytes([FROM_PARENT]) + full_page_stream(),
+            "answers": bytes([FROM_CLONE]) + clone_answers(),
+        },
+    }
+
+
+def check(folder, seeds):
+    have = {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
+    if have != seeds:
+        print(f"tests/fuzz/corpus/{folder.name} is not what make_corpus.py makes: run it")
+    return have == seeds
+
+
+def write(folder, seeds):
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for file, seed in seeds.items():
+        (folder / file).write_bytes(seed)
+
 
 def main() -> int:
-    corpus = HERE / "corpus" / "wire"
-    seeds = {e.name: e.frame[ETHERNET_HEADER_BYTES:] for e in read_examples()}
+    folders = {HERE / "corpus" / corpus: seeds for corpus, seeds in corpora().items()}
     if sys.argv[1:] == ["--check"]:
-        have = {path.name: path.read_bytes() for path in corpus.iterdir()}
-        if have == seeds:
-            return 0
-        print("tests/fuzz/corpus/wire differs from docs/wire-format.md: run make_corpus.py")
-        return 1
-    corpus.mkdir(parents=True, exist_ok=True)
-    for old in corpus.iterdir():
-        old.unlink()
-    for name, seed in seeds.items():
-        (corpus / name).write_bytes(seed)
+        return 0 if all([check(folder, seeds) for folder, seeds in folders.items()]) else 1
+    for folder, seeds in folders.items():
+        write(folder, seeds)
     return 0
 
 
