@@ -82,9 +82,10 @@ std::vector<qemu::Message> messages(std::span<const std::byte> answers, std::siz
     for (;;) {
       const auto message = path.take(in);
       if (!message) return all;
-      if (!*message) break;
-      must((*message)->pages.first.value + (*message)->pages.nb_pages <= 72);
-      all.push_back(**message);
+      const std::optional<qemu::Message> whole = *message;
+      if (!whole) break;
+      must(whole->pages.first.value + whole->pages.nb_pages <= 72);
+      all.push_back(*whole);
     }
     must(in.empty());
   }

@@ -64,8 +64,9 @@ Parsed parse(std::string_view bytes, std::size_t piece = 1U << 20U) {
         parsed.error = message.error();
         return parsed;
       }
-      if (!*message) break;
-      parsed.messages.push_back(**message);
+      const std::optional<Message> whole = *message;
+      if (!whole) break;
+      parsed.messages.push_back(*whole);
     }
     EXPECT_TRUE(in.empty()) << "bytes left over";
   }
