@@ -12,6 +12,8 @@
 #include <nlohmann/json.hpp>
 #include <spdlog/spdlog.h>
 
+#include "memserver-dpdk/qemu_parent.hpp"
+
 namespace snowfabric {
 namespace {
 
@@ -51,13 +53,13 @@ Snapshot snapshot_of(const ServerWorker& worker, const Port& port,
   return out;
 }
 
-std::string info_json(const ServerOptions& options, const Port& port, TxMode mode,
-                      std::span<const std::unique_ptr<Served>> served) {
+std::string info_json(const ServerOptions& options, const Frozen& frozen, const Port& port,
+                      TxMode mode, std::span<const std::unique_ptr<Served>> served) {
   nlohmann::ordered_json json;
   json["images"] = nlohmann::ordered_json::array();
   for (std::size_t i = 0; i < served.size(); ++i) {
     const Image& image = served[i]->image;
-    json["images"].push_back({{"path", options.images[i]},
+    json["images"].push_back({{"path", frozen.names[i]},
                               {"image_id", fmt::format("{:016x}", image.image_id())},
                               {"epoch", image.epoch()},
                               {"pages", image.nb_pages()},
@@ -68,6 +70,8 @@ std::string info_json(const ServerOptions& options, const Port& port, TxMode mod
   json["mtu"] = port.mtu_bytes();
   json["nb_fragments"] = port.nb_fragments();
   json["tx_mode"] = to_string(mode);
+  if (frozen.descriptor) json["descriptor"] = options.descriptor_file;
+  for (const auto& [name, value] : frozen.freeze) json["freeze"][name] = value;
   return json.dump(2) + "\n";
 }
 
@@ -80,7 +84,8 @@ class EventLog {
     for (const auto& s : served_) {
       Seen& seen = seen_[s.get()];
       const auto news = [](std::uint64_t& last, const Counter& now) {
-        return std::exchange(last, now.read()) != now.read();
+        const std::uint64_t value = now.read();
+        return std::exchange(last, value) != value;
       };
       const std::uint64_t clients = s->stats.clients.read();
       if (news(seen.joins, s->stats.joins))
@@ -127,6 +132,41 @@ void publish(Telemetry& telemetry, const ServerWorker& worker, const Port& port,
       });
 }
 
+Result<Frozen> freeze_parent(const ServerOptions& options) {
+  if (!options.images.empty())
+    return fail(EINVAL, "--qemu serves a parent instead of image files: name one or the other");
+  if (options.descriptor_file.empty())
+    return fail(EINVAL, "--qemu needs --descriptor FILE: no clone can start without it");
+  if (options.image_ids.size() > 1)
+    return fail(EINVAL, "--qemu serves one image: give one --image-id");
+  const auto id = image_id_of(options, 0);
+  if (!id) return std::unexpected(id.error());
+  spdlog::info("freezing the parent behind {}", options.qemu);
+  auto parent = freeze_qemu({.qmp_path = options.qemu,
+                             .image_id = *id,
+                             .epoch = options.epoch,
+                             .progress_fd = STDERR_FILENO});
+  if (!parent) return std::unexpected(parent.error());
+  spdlog::info("frozen by background snapshot: paused for {} ms, all memory after {} ms",
+               parent->pause.count() / 1000, parent->drain.count());
+  Frozen frozen;
+  frozen.freeze = {{"pause_us", static_cast<std::uint64_t>(parent->pause.count())},
+                   {"drain_ms", static_cast<std::uint64_t>(parent->drain.count())}};
+  frozen.images.push_back(std::move(parent->image));
+  frozen.names.push_back(options.qemu);
+  frozen.descriptor = std::move(parent->descriptor);
+  return frozen;
+}
+
+/// Clones find their memserver by it, so it comes last.
+Result<void> publish_descriptor(const ServerOptions& options, const Port& port, Frozen& frozen) {
+  if (!frozen.descriptor) return {};
+  frozen.descriptor->server = port.mac();
+  auto written = write_descriptor(*frozen.descriptor, options.descriptor_file);
+  if (written) spdlog::info("descriptor written to {}", options.descriptor_file);
+  return written;
+}
+
 TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const Image> images) {
   if (options.copy) return TxMode::kCopy;
   for (const Image& image : images)
@@ -141,7 +181,11 @@ TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const 
 
 void add_server_options(CLI::App& cli, ServerOptions& options) {
   add_app_options(cli, options);
-  cli.add_option("IMAGE", options.images, "raw memory images to serve")->required();
+  cli.add_option("IMAGE", options.images, "raw memory images to serve");
+  cli.add_option("--qemu", options.qemu,
+                 "freeze the running QEMU behind this QMP socket and serve its memory");
+  cli.add_option("--descriptor", options.descriptor_file,
+                 "with --qemu: write the descriptor that clones start from there");
   cli.add_option("--image-id", options.image_ids,
                  "hexadecimal id of each image; default: derived from the content");
   cli.add_option("--epoch", options.epoch, "epoch of the images")->capture_default_str();
@@ -155,6 +199,7 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
       ->capture_default_str();
   cli.add_option("--client-timeout", options.client_timeout_s,
                  "forget silent clients after, seconds")
+      ->check(CLI::Range(1, 86400))
       ->capture_default_str();
   cli.add_option("--max-clients", options.max_clients, "memtaps of one image at once")
       ->check(CLI::Range(1, 65535))
@@ -182,6 +227,17 @@ Result<std::vector<Image>> open_images(const ServerOptions& options) {
   return images;
 }
 
+Result<Frozen> freeze(const ServerOptions& options) {
+  if (!options.qemu.empty()) return freeze_parent(options);
+  if (options.images.empty())
+    return fail(EINVAL, "nothing to serve: name image files, or a parent with --qemu");
+  if (!options.descriptor_file.empty())
+    return fail(EINVAL, "--descriptor belongs to --qemu: a raw image has no device state");
+  auto images = open_images(options);
+  if (!images) return std::unexpected(images.error());
+  return Frozen{std::move(*images), options.images, std::nullopt, {}};
+}
+
 ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
                            unsigned mtu_bytes) {
   const double initial = options.rate_gbps > 0 ? options.rate_gbps : profile.rate_initial_gbps;
@@ -200,15 +256,16 @@ ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
 }
 
 Result<void> serve(const ServerOptions& options) {
-  auto images = open_images(options);
-  if (!images) return std::unexpected(images.error());
+  auto frozen = freeze(options);
+  if (!frozen) return std::unexpected(frozen.error());
+  std::vector<std::unique_ptr<Served>> served;  // before the port, which may hold their memory
   auto datapath = start_datapath(options, "memserver-dpdk", "server", {});
   if (!datapath) return std::unexpected(datapath.error());
   Port& port = datapath->port;
-  const TxMode mode = choose_tx_mode(options, port, *images);
+  const TxMode mode = choose_tx_mode(options, port, frozen->images);
   const ServerConfig config = engine_config(options, datapath->profile, port.mtu_bytes());
-  std::vector<std::unique_ptr<Served>> served;
-  for (Image& image : *images) served.push_back(std::make_unique<Served>(std::move(image), config));
+  for (Image& image : frozen->images)
+    served.push_back(std::make_unique<Served>(std::move(image), config));
   Snapshot last;
   {
     ServerWorker worker{served, port, mode, options.rx_loss_percent / 100, options.seed};
@@ -220,8 +277,10 @@ Result<void> serve(const ServerOptions& options) {
                    s->image.image_id(), s->image.epoch(), s->image.nb_pages(),
                    s->image.nb_zero_pages(), to_string(group_address(s->image.image_id())),
                    to_string(mode));
+    if (auto ok = publish_descriptor(options, port, *frozen); !ok) return ok;
     if (!options.info_file.empty())
-      if (auto ok = write_file(options.info_file, info_json(options, port, mode, served)); !ok)
+      if (auto ok = write_file(options.info_file, info_json(options, *frozen, port, mode, served));
+          !ok)
         return ok;
     const std::atomic<bool>& stop = stop_on_signals();
     EventLog log{served};

@@ -2,9 +2,11 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "descriptor/descriptor.hpp"
 #include "fabric/base/result.hpp"
 #include "memserver-dpdk/worker.hpp"
 #include "pmd-config/app.hpp"
@@ -23,12 +25,24 @@ struct ServerOptions : AppOptions {
   unsigned client_timeout_s = 5;
   unsigned max_clients = 4096;  ///< of each image
   std::string info_file;
+  std::string qemu;             ///< QMP socket of a parent to freeze instead of serving files
+  std::string descriptor_file;  ///< with `qemu`: where its descriptor is written
 };
 
 void add_server_options(CLI::App& cli, ServerOptions& options);
 
-/// Maps and scans every image, with progress on stderr. Before EAL init, which would pin
-/// TBB's workers to one CPU.
+/// What is to be served. The descriptor lacks the memserver's own address.
+struct Frozen {
+  std::vector<Image> images;
+  std::vector<std::string> names;  ///< of the images, for people
+  std::optional<Descriptor> descriptor;
+  Snapshot freeze;  ///< how long what took, if a parent was frozen
+};
+
+/// Freezes the parent, or opens the images; with progress on stderr. Before EAL init.
+[[nodiscard]] Result<Frozen> freeze(const ServerOptions& options);
+
+/// Maps and scans every image file. TBB's workers would be pinned to one CPU after EAL init.
 [[nodiscard]] Result<std::vector<Image>> open_images(const ServerOptions& options);
 
 [[nodiscard]] ServerConfig engine_config(const ServerOptions& options, const Profile& profile,

@@ -4,6 +4,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 #include <fmt/format.h>
@@ -24,6 +25,30 @@ Result<sockaddr_un> address_of(const std::string& path) {
                                           sizeof address.sun_path - 1));
   std::memcpy(address.sun_path, path.data(), path.size());
   return address;
+}
+
+std::string reason_in(const Qmp::Json& error) {
+  const auto found = error.is_object() ? error.find("desc") : error.end();
+  return found != error.end() && found->is_string() ? found->get<std::string>() : "no reason given";
+}
+
+/// send(2), with a descriptor if it is not -1.
+ssize_t send_with_fd(int socket, std::string_view text, int fd) {
+  iovec iov{const_cast<char*>(text.data()), text.size()};  // sendmsg only reads
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof fd)> control{};
+  msghdr message{};
+  message.msg_iov = &iov;
+  message.msg_iovlen = 1;
+  if (fd >= 0) {
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof fd);
+    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  }
+  return sendmsg(socket, &message, MSG_NOSIGNAL);
 }
 
 }  // namespace
@@ -54,28 +79,26 @@ Result<Qmp> Qmp::connect(const std::string& path, std::chrono::milliseconds time
   return qmp;
 }
 
-Result<Qmp::Json> Qmp::execute(const std::string& command, Json arguments) {
+Result<Qmp::Json> Qmp::execute(const std::string& command, Json arguments, int fd) {
   Json message{{"execute", command}};
   if (!arguments.is_null()) message["arguments"] = std::move(arguments);
-  if (auto ok = send(message); !ok) return std::unexpected(ok.error());
+  if (auto ok = send(message, fd); !ok) return std::unexpected(ok.error());
   for (;;) {
     auto answer = receive();
     if (!answer) return answer;
     if (const auto found = answer->find("return"); found != answer->end()) return *found;
     if (const auto found = answer->find("error"); found != answer->end())
-      return fail(EREMOTEIO,
-                  fmt::format("QEMU refused {}: {}", command,
-                              found->is_object() ? found->value("desc", "no reason given")
-                                                 : "no reason given"));
+      return fail(EREMOTEIO, fmt::format("QEMU refused {}: {}", command, reason_in(*found)));
     if (!answer->contains("event"))
       return fail(EPROTO, fmt::format("{}: neither an answer nor an event", path_));
   }
 }
 
-Result<void> Qmp::send(const Json& message) {
-  const std::string text = message.dump() + "\n";
+Result<void> Qmp::send(const Json& message, int fd) {
+  const std::string text = message.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
   for (std::size_t done = 0; done < text.size();) {
-    const ssize_t n = ::send(socket_.get(), text.data() + done, text.size() - done, MSG_NOSIGNAL);
+    const ssize_t n =
+        send_with_fd(socket_.get(), std::string_view{text}.substr(done), done == 0 ? fd : -1);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return fail(errno, fmt::format("send to QEMU on {}", path_));
     done += static_cast<std::size_t>(n);

@@ -24,8 +24,9 @@ class Qmp {
                              std::chrono::milliseconds timeout = std::chrono::seconds{10});
 
   /// @param arguments  a JSON object, or null for none
+  /// @param fd         to pass along (getfd), or -1; QEMU gets a copy
   /// @return EREMOTEIO with QEMU's own words; ETIMEDOUT; ECONNRESET: QEMU is gone; EPROTO
-  Result<Json> execute(const std::string& command, Json arguments = nullptr);
+  Result<Json> execute(const std::string& command, Json arguments = nullptr, int fd = -1);
 
   /// Process that listens: QEMU's, unless something relays the socket.
   [[nodiscard]] pid_t pid() const noexcept { return pid_; }
@@ -33,7 +34,7 @@ class Qmp {
  private:
   Qmp(UniqueFd socket, pid_t pid, std::string path)
       : socket_{std::move(socket)}, pid_{pid}, path_{std::move(path)} {}
-  Result<void> send(const Json& message);
+  Result<void> send(const Json& message, int fd);
   Result<Json> receive();
   Result<std::string> line();
 

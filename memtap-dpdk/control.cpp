@@ -30,26 +30,35 @@ std::optional<PageRange> parse_range(std::string_view text) {
   return PageRange{Gfn{*first}, static_cast<std::uint32_t>(*last - *first + 1)};
 }
 
-/// What the options alone say; the port's part comes when there is one.
-Result<ClientConfig> engine_config(const TapOptions& options) {
-  const auto image_id = parse_number(options.image_id, 16);
-  if (!image_id || *image_id == 0)
-    return fail(EINVAL, fmt::format("--image-id {}: not a 64-bit hexadecimal number above 0",
-                                    options.image_id));
+/// The port's part comes when there is one.
+ClientConfig engine_config(const TapOptions& options, const TapImage& image) {
   ClientConfig config;
   config.client_id = random_id();
-  config.image_id = *image_id;
-  config.epoch = options.epoch;
+  config.image_id = image.image_id;
+  config.epoch = image.epoch;
+  config.server = image.server;
   config.seed = options.seed;
+  config.max_pages = image.nb_pages != 0 ? image.nb_pages : options.max_image_gib << 18U;
   config.give_up = Nanos{static_cast<std::int64_t>(options.give_up_s * 1e9)};
   config.page_give_up = 3 * config.give_up;  // a live server may be slow: this kills the guest
   config.rto.min = Nanos{static_cast<std::int64_t>(options.min_rto_ms * 1e6)};
-  if (!options.server.empty()) {
-    config.server = parse_mac(options.server);
-    if (!config.server)
-      return fail(EINVAL, fmt::format("--server {}: not a MAC address", options.server));
-  }
   return config;
+}
+
+Result<TapImage> image_of_descriptor(const std::string& path) {
+  const auto descriptor = read_descriptor(path);
+  if (!descriptor) return std::unexpected(descriptor.error());
+  TapImage image{.image_id = descriptor->image_id,
+                 .epoch = descriptor->epoch,
+                 .server = std::nullopt,
+                 .nb_pages = descriptor->spaces.front().nb_pages};
+  if (descriptor->server != MacAddr{}) image.server = descriptor->server;
+  if (descriptor->find(SectionType::kQemuDevices) != nullptr) {
+    auto seed = QemuSeed::from(*descriptor);
+    if (!seed) return std::unexpected(seed.error());
+    image.qemu = std::move(*seed);
+  }
+  return image;
 }
 
 Snapshot snapshot_of(const ClientWorker& worker, const ClientStats& engine,
@@ -75,7 +84,10 @@ bool complete(const ProcessGuest& guest) {
 
 void add_tap_options(CLI::App& cli, TapOptions& options) {
   add_app_options(cli, options);
-  cli.add_option("--image-id", options.image_id, "image to fetch, hexadecimal")->required();
+  auto* descriptor = cli.add_option("--descriptor", options.descriptor,
+                                    "descriptor of the image to fetch; QEMU clones need it");
+  cli.add_option("--image-id", options.image_id, "image to fetch, hexadecimal")
+      ->excludes(descriptor);
   cli.add_option("--epoch", options.epoch, "epoch of the image")->capture_default_str();
   cli.add_option("--server", options.server, "memserver's MAC address; default: ask by broadcast");
   cli.add_option("--socket", options.socket, "unix socket where guests hand over userfaultfds")
@@ -94,11 +106,42 @@ void add_tap_options(CLI::App& cli, TapOptions& options) {
   cli.add_option("--give-up", options.give_up_s,
                  "seconds of a silent memserver after which faults fail with an error; one page "
                  "that a live memserver does not deliver fails after three times as long")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(0.01, 86400.0))
+      ->capture_default_str();
+  cli.add_option("--max-image-gib", options.max_image_gib,
+                 "refuse a larger image that a memserver announces")
+      ->check(CLI::Range(1, 1 << 14))
       ->capture_default_str();
   cli.add_option("--min-rto", options.min_rto_ms, "shortest retry time-out, in milliseconds")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(0.01, 500.0))
       ->capture_default_str();
+}
+
+Result<TapImage> image_of(const TapOptions& options) {
+  TapImage image{.image_id = 0, .epoch = options.epoch, .server = std::nullopt};
+  if (!options.descriptor.empty()) {
+    auto described = image_of_descriptor(options.descriptor);
+    if (!described) return described;
+    image = std::move(*described);
+  } else {
+    const auto id = parse_number(options.image_id, 16);
+    if (!id || *id == 0)
+      return fail(EINVAL, fmt::format("--image-id \"{}\": not a 64-bit hexadecimal number above 0; "
+                                      "--descriptor FILE names an image too",
+                                      options.image_id));
+    image.image_id = *id;
+  }
+  if (!options.prefetch_list.empty()) {
+    auto list = read_prefetch_list(options.prefetch_list);
+    if (!list) return std::unexpected(list.error());
+    image.prefetch = std::move(*list);
+  }
+  if (!options.server.empty()) {
+    image.server = parse_mac(options.server);
+    if (!image.server)
+      return fail(EINVAL, fmt::format("--server {}: not a MAC address", options.server));
+  }
+  return image;
 }
 
 Result<std::vector<PageRange>> read_prefetch_list(const std::string& path) {
@@ -118,13 +161,14 @@ Result<std::vector<PageRange>> read_prefetch_list(const std::string& path) {
   return ranges;
 }
 
-GuestControl::GuestControl(const TapOptions& options, ClientEngine& engine, ClientWorker& worker)
-    : options_{options}, engine_{engine}, worker_{worker} {}
+GuestControl::GuestControl(const TapOptions& options, const TapImage& image, ClientEngine& engine,
+                           ClientWorker& worker)
+    : options_{options}, image_{image}, engine_{engine}, worker_{worker} {}
 
 void GuestControl::shut_down() {
   if (!listener_) return;
   for (const auto& guest : listener_->guests()) {
-    if (guest->gone() || complete(*guest)) continue;
+    if (guest->gone() || guest->survives_memtap() || complete(*guest)) continue;
     spdlog::warn("guest {} (process {}) is killed: its memory is not complete", guest->id(),
                  guest->pid());
     guest->kill();
@@ -145,26 +189,31 @@ void GuestControl::stop_with(int errnum, std::string what) {
   request_stop();
 }
 
+std::string GuestControl::image_name() const { return fmt::format("{:016x}", image_.image_id); }
+
 void GuestControl::look_at_server() {
+  if (std::exchange(was_refused_, engine_.refused()) != engine_.refused() && engine_.refused())
+    spdlog::error("the memserver has no room for another client; raise its --max-clients");
   const ClientState state = engine_.state();
   if (state == last_state_) return;
   switch (state) {
     case ClientState::kJoined:
-      spdlog::info("joined image {} epoch {}: {} pages, server {}, MTU {}", options_.image_id,
-                   options_.epoch, engine_.nb_pages(), to_string(engine_.server()),
+      spdlog::info("joined image {} epoch {}: {} pages, server {}, MTU {}", image_name(),
+                   image_.epoch, engine_.nb_pages(), to_string(engine_.server()),
                    engine_.server_mtu_bytes());
       break;
     case ClientState::kServerDead:
       if (!listener_ && engine_.refused())
         return stop_with(ENOSPC, fmt::format("the memserver of image {} has no room for another "
                                              "client; raise its --max-clients",
-                                             options_.image_id));
+                                             image_name()));
       if (!listener_)
         return stop_with(
             ETIMEDOUT,
             fmt::format("no memserver answered for image {} epoch {} on {} within {} s; "
-                        "is it running, with this image, on the same segment?",
-                        options_.image_id, options_.epoch, options_.device, options_.give_up_s));
+                        "is it running, with this image, on the same segment, and is the image "
+                        "no larger than --max-image-gib?",
+                        image_name(), image_.epoch, options_.device, options_.give_up_s));
       spdlog::error("the memserver is silent for {} s: faults fail until it is back",
                     options_.give_up_s);
       break;
@@ -179,43 +228,56 @@ void GuestControl::look_at_server() {
 }
 
 void GuestControl::open_listener() {
-  const auto image_id = parse_number(options_.image_id, 16);
+  if (image_.nb_pages != 0 && image_.nb_pages != engine_.nb_pages())
+    return stop_with(EINVAL,
+                     fmt::format("the memserver's image has {} pages, the descriptor {} says "
+                                 "{}: are they of one freeze?",
+                                 engine_.nb_pages(), options_.descriptor, image_.nb_pages));
   auto listener =
       GuestListener::create({.socket_path = options_.socket,
                              .presence_dir = options_.presence_dir.empty() ? options_.socket + ".d"
                                                                            : options_.presence_dir,
-                             .image = {.image_id = image_id.value_or(0),
+                             .image = {.image_id = image_.image_id,
                                        .nb_pages = engine_.nb_pages(),
-                                       .epoch = options_.epoch},
+                                       .epoch = image_.epoch},
+                             .qemu = image_.qemu ? &*image_.qemu : nullptr,
                              .max_guests = options_.max_guests});
   if (!listener) return stop_with(listener.error().errnum, listener.error().what);
   host_ =
       std::make_unique<Host>(engine_, host_stats_, options_.prefetch_pages, options_.buffer_pages);
-  if (!options_.prefetch_list.empty()) {
-    auto list = read_prefetch_list(options_.prefetch_list);
-    if (!list) return stop_with(list.error().errnum, list.error().what);
-    host_->prefetch(std::move(*list));
-  }
+  host_->prefetch(image_.prefetch);
   listener_ = std::move(*listener);
   worker_.serve(*host_, listener_->epoll_fd());
   spdlog::info("guests connect to {}", options_.socket);
 }
 
+void GuestControl::greet(ProcessGuest& guest) {
+  host_->attach(guest);
+  {
+    const std::lock_guard lock{by_id_mutex_};
+    by_id_.emplace(guest.id(), &guest);
+  }
+  host_stats_.guests_attached.add(1);
+  spdlog::info("guest {} attached: process {}, presence {}", guest.id(), guest.pid(),
+               guest.presence_path());
+}
+
+void GuestControl::bury(const ProcessGuest& guest) {
+  host_->detach(guest);
+  {
+    const std::lock_guard lock{by_id_mutex_};
+    by_id_.erase(guest.id());
+  }
+  host_stats_.guests_gone.add(1);
+  add_counters(of_gone_, guest.counters());
+  spdlog::info("guest {} is gone: {} pages installed, {} zero", guest.id(),
+               guest.counters().installed_pages.read(), guest.counters().zero_pages.read());
+}
+
 void GuestControl::look_at_guests(Nanos now) {
   ListenerEvents events = listener_->poll(now);
-  for (ProcessGuest* guest : events.attached) {
-    host_->attach(*guest);
-    host_stats_.guests_attached.add(1);
-    spdlog::info("guest {} attached: process {}, presence {}", guest->id(), guest->pid(),
-                 guest->presence_path());
-  }
-  for (const auto& guest : events.gone) {
-    host_->detach(*guest);
-    host_stats_.guests_gone.add(1);
-    add_counters(of_gone_, guest->counters());
-    spdlog::info("guest {} is gone: {} pages installed, {} zero", guest->id(),
-                 guest->counters().installed_pages.read(), guest->counters().zero_pages.read());
-  }
+  for (ProcessGuest* guest : events.attached) greet(*guest);
+  for (const auto& guest : events.gone) bury(*guest);
   for (const Error& error : events.rejected) {
     host_stats_.guests_rejected.add(1);
     if (now < quiet_until_) continue;
@@ -224,13 +286,15 @@ void GuestControl::look_at_guests(Nanos now) {
   }
   for (const auto& guest : listener_->guests())
     if (!guest->trouble().empty() && !guest->gone()) {
-      spdlog::error("guest {} (process {}) is killed: {}", guest->id(), guest->pid(),
-                    guest->trouble());
-      guest->kill();
+      const bool killed = guest->kill();
+      spdlog::error("guest {} (process {}) {}: {}", guest->id(), guest->pid(),
+                    killed ? "is killed" : "could not be killed", guest->trouble());
       guest->mark_gone();
-      host_stats_.guests_killed.add(1);
+      host_stats_.guests_killed.add(killed ? 1 : 0);
     }
-  if (const auto failed = host_stats_.failed_pages.read(); failed != last_failed_) {
+  if (const auto failed = host_stats_.failed_pages.read();
+      failed != last_failed_ && now >= next_failed_log_) {
+    next_failed_log_ = now + std::chrono::seconds{1};
     spdlog::error(
         "{} pages failed so far: their guests get SIGBUS, or are killed where the kernel cannot "
         "poison",
@@ -238,6 +302,25 @@ void GuestControl::look_at_guests(Nanos now) {
     last_failed_ = failed;
   }
   host_stats_.guests.set(listener_->guests().size());
+}
+
+Snapshot GuestControl::guest_pids() const {
+  const std::lock_guard lock{by_id_mutex_};
+  Snapshot pids;
+  for (const auto& [id, guest] : by_id_)
+    pids.emplace_back(std::to_string(id), static_cast<std::uint64_t>(guest->pid()));
+  return pids;
+}
+
+std::optional<Snapshot> GuestControl::guest_counters(std::string_view id) const {
+  const auto number = parse_number(id, 10);
+  if (!number) return std::nullopt;
+  const std::lock_guard lock{by_id_mutex_};
+  const auto found = by_id_.find(static_cast<std::uint32_t>(*number));
+  if (found == by_id_.end()) return std::nullopt;
+  Snapshot counters;
+  append(counters, found->second->counters(), kGuestCounters);
+  return counters;
 }
 
 void GuestControl::sum_counters() noexcept {
@@ -250,25 +333,30 @@ void GuestControl::sum_counters() noexcept {
 }
 
 Result<void> tap(const TapOptions& options) {
-  auto config = engine_config(options);
-  if (!config) return std::unexpected(config.error());
+  const auto image = image_of(options);
+  if (!image) return std::unexpected(image.error());
   auto datapath =
-      start_datapath(options, "memtap-dpdk", "client", {group_address(config->image_id)});
+      start_datapath(options, "memtap-dpdk", "client", {group_address(image->image_id)});
   if (!datapath) return std::unexpected(datapath.error());
   Port& port = datapath->port;
-  config->mac = port.mac();
-  config->mtu_bytes = static_cast<std::uint16_t>(port.mtu_bytes());
+  ClientConfig config = engine_config(options, *image);
+  config.mac = port.mac();
+  config.mtu_bytes = static_cast<std::uint16_t>(port.mtu_bytes());
   spdlog::info("{}", port.describe());
   ClientStats stats;
   Result<void> verdict;
   Snapshot last;
   {
-    ClientEngine engine{*config, stats};
+    ClientEngine engine{config, stats};
     ClientWorker worker{engine, port, options.rx_loss_percent / 100, options.seed};
-    GuestControl control{options, engine, worker};
+    GuestControl control{options, *image, engine, worker};
     Telemetry telemetry;
     telemetry.publish("/memtap/stats", "Counters of port, engine, host and guests",
                       [&](std::string_view) { return snapshot_of(worker, stats, control, port); });
+    telemetry.publish("/memtap/guests", "Guests attached: process by guest id",
+                      [&](std::string_view) { return control.guest_pids(); });
+    telemetry.publish("/memtap/guest", "Counters of one guest. Parameter: its id",
+                      [&](std::string_view id) { return control.guest_counters(id); });
     worker.run(stop_on_signals(), datapath->profile.idle, [&](Nanos now) { control.step(now); });
     control.shut_down();
     verdict = control.verdict();

@@ -1,19 +1,25 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "fabric/base/result.hpp"
 #include "memtap-dpdk/guest_listener.hpp"
+#include "memtap-dpdk/qemu_guest.hpp"
 #include "memtap-dpdk/worker.hpp"
 #include "pmd-config/app.hpp"
 
 namespace snowfabric {
 
 struct TapOptions : AppOptions {
-  std::string image_id;  ///< hexadecimal
+  std::string descriptor;  ///< file; names image, epoch and server, and is needed for QEMU clones
+  std::string image_id;    ///< hexadecimal
   std::uint32_t epoch = 1;
   std::string server;  ///< MAC address; empty: ask by broadcast
   std::string socket;
@@ -23,6 +29,7 @@ struct TapOptions : AppOptions {
   std::uint32_t buffer_pages = 256;
   std::uint32_t max_guests = 64;
   double give_up_s = 10;
+  std::uint64_t max_image_gib = 256;
   double min_rto_ms = 1;
 };
 
@@ -32,10 +39,24 @@ void add_tap_options(CLI::App& cli, TapOptions& options);
 /// @return EINVAL with file:line; or the errno of reading it
 [[nodiscard]] Result<std::vector<PageRange>> read_prefetch_list(const std::string& path);
 
+/// The image to fetch, and what clones start from if there is a descriptor.
+struct TapImage {
+  std::uint64_t image_id = 0;
+  std::uint32_t epoch = 0;
+  std::optional<MacAddr> server;
+  std::uint64_t nb_pages = 0;      ///< 0: the memserver says it
+  std::optional<QemuSeed> qemu{};  ///< for clones that are QEMUs
+  std::vector<PageRange> prefetch{};
+};
+
+/// @return EINVAL: an option is wrong or missing; or as read_descriptor
+[[nodiscard]] Result<TapImage> image_of(const TapOptions& options);
+
 /// Guests that come and go, and the state of the join: called by the worker between turns.
 class GuestControl {
  public:
-  GuestControl(const TapOptions& options, ClientEngine& engine, ClientWorker& worker);
+  GuestControl(const TapOptions& options, const TapImage& image, ClientEngine& engine,
+               ClientWorker& worker);
   GuestControl(const GuestControl&) = delete;
   GuestControl& operator=(const GuestControl&) = delete;
 
@@ -47,25 +68,36 @@ class GuestControl {
   [[nodiscard]] const HostStats& host_stats() const noexcept { return host_stats_; }
   /// All guests', also those that have gone; brought up to date by step().
   [[nodiscard]] const GuestCounters& guest_totals() const noexcept { return totals_; }
+  /// For telemetry, from any thread: process by guest id, and one guest's counters.
+  [[nodiscard]] Snapshot guest_pids() const;
+  [[nodiscard]] std::optional<Snapshot> guest_counters(std::string_view id) const;
   /// Why the loop was stopped, if not by a signal.
   [[nodiscard]] const Result<void>& verdict() const noexcept { return verdict_; }
 
  private:
+  [[nodiscard]] std::string image_name() const;
   void open_listener();
   void look_at_server();
   void look_at_guests(Nanos now);
+  void greet(ProcessGuest& guest);
+  void bury(const ProcessGuest& guest);
   void stop_with(int errnum, std::string what);
   void sum_counters() noexcept;
 
   const TapOptions& options_;
+  const TapImage& image_;
   ClientEngine& engine_;
   ClientWorker& worker_;
   HostStats host_stats_;
   GuestCounters totals_, of_gone_;
   std::unique_ptr<GuestListener> listener_;
   std::unique_ptr<Host> host_;
+  mutable std::mutex by_id_mutex_;  // taken when a guest comes or goes, and by telemetry
+  std::map<std::uint32_t, const ProcessGuest*> by_id_;
   ClientState last_state_ = ClientState::kJoining;
+  bool was_refused_ = false;
   std::uint64_t last_failed_ = 0;
+  Nanos next_failed_log_ = kNever;
   Nanos quiet_until_ = kNever;  // a refusal that repeats is logged once a second
   Result<void> verdict_;
 };

@@ -29,6 +29,7 @@ enum class FailMeans : std::uint8_t {
   kKilled,     ///< SIGKILL to the guest: the kernel cannot poison
   kNotNeeded,  ///< the page is there after all, or belongs to the guest
   kAgain,      ///< as Install::kAgain: repeat
+  kPaused,     ///< the VM stands still and can be recovered
   kGone,       ///< the guest is dead
   kRefused,    ///< neither worked: the guest belongs to a user we may not signal
 };
@@ -50,6 +51,7 @@ struct GuestCounters {
   Counter range_gone_pages;    ///< unmapped by the guest, so not installed
   Counter removed_pages;       ///< given back by the guest (REMOVE, UNMAP)
   Counter poisoned_pages;      ///< by fail()
+  Counter pauses;              ///< by fail()
   Counter kills;               ///< by fail() or kill()
   Counter unsupported_events;  ///< FORK, REMAP and the like; see trouble()
 };
@@ -82,6 +84,7 @@ inline constexpr std::array kGuestCounters{
     CounterInfo<GuestCounters>{"removed_pages", &GuestCounters::removed_pages,
                                "given back by the guest (REMOVE, UNMAP)"},
     CounterInfo<GuestCounters>{"poisoned_pages", &GuestCounters::poisoned_pages, "by fail()"},
+    CounterInfo<GuestCounters>{"pauses", &GuestCounters::pauses, "by fail()"},
     CounterInfo<GuestCounters>{"kills", &GuestCounters::kills, "by fail() or kill()"},
     CounterInfo<GuestCounters>{"unsupported_events", &GuestCounters::unsupported_events,
                                "FORK, REMAP and the like; see trouble()"},

@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 
+#include "memtap-dpdk/qemu_guest.hpp"
 #include "memtap-dpdk/uffd_guest.hpp"
 
 namespace snowfabric {
@@ -61,8 +62,10 @@ Result<void> remove_stale(const sockaddr_un& address, const std::string& path) {
   return {};
 }
 
-Result<void> make_dir(const std::string& path) {
-  if (mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return {};
+/// @return whether it was not there before
+Result<bool> make_dir(const std::string& path) {
+  if (mkdir(path.c_str(), 0700) == 0) return true;
+  if (errno == EEXIST) return false;
   return fail(errno, fmt::format("mkdir {}", path));
 }
 
@@ -77,11 +80,22 @@ Result<void> add(int epoll_fd, int fd, std::uint32_t events) {
 /// Closing does not remove a description that another process holds too, so this is explicit.
 void remove(int epoll_fd, int fd) { epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, nullptr); }
 
+/// A guest whose memory cannot be had must be stopped, and not every kernel can poison a page.
+Result<void> check_rights(const Peer& peer) {
+  if (syscall(SYS_pidfd_send_signal, peer.pidfd.get(), 0, nullptr, 0) == 0) return {};
+  if (errno == ESRCH) return fail(errno, fmt::format("process {} ended meanwhile", peer.pid));
+  return fail(errno, fmt::format("process {} may not be signalled; run memtap as its user or as "
+                                 "root",
+                                 peer.pid));
+}
+
 }  // namespace
 
 Result<std::unique_ptr<GuestListener>> GuestListener::create(ListenerConfig config) {
   std::unique_ptr<GuestListener> listener{new GuestListener{std::move(config)}};
-  if (auto ok = make_dir(listener->config_.presence_dir); !ok) return std::unexpected(ok.error());
+  const auto made = make_dir(listener->config_.presence_dir);
+  if (!made) return std::unexpected(made.error());
+  listener->made_dir_ = *made;
   if (auto ok = listener->listen(); !ok) return std::unexpected(ok.error());
   if (auto ok = listener->make_epolls(); !ok) return std::unexpected(ok.error());
   return listener;
@@ -113,8 +127,8 @@ Result<void> GuestListener::make_epolls() {
 
 GuestListener::~GuestListener() {
   if (bound_) unlink(config_.socket_path.c_str());
-  guests_.clear();                      // their presence files go first
-  rmdir(config_.presence_dir.c_str());  // stays if something else lies in it
+  guests_.clear();                                     // their presence files go first
+  if (made_dir_) rmdir(config_.presence_dir.c_str());  // stays if something else lies in it
 }
 
 ListenerEvents GuestListener::poll(Nanos now) {
@@ -126,13 +140,20 @@ ListenerEvents GuestListener::poll(Nanos now) {
     if (fd == socket_.get())
       accept_some(now, events);
     else if (ProcessGuest* guest = guest_of(fd); guest != nullptr)
-      guest->mark_gone();
+      on_end_of(*guest, fd);
     else
       advance(fd, events);
   }
   expire(now, events);
   collect_gone(events);
   return events;
+}
+
+void GuestListener::on_end_of(ProcessGuest& guest, int fd) {
+  if (fd == guest.socket() && !guest.ends_with_socket())
+    remove(control_.get(), fd);  // it has said all; the pidfd tells its end
+  else
+    guest.mark_gone();
 }
 
 void GuestListener::accept_some(Nanos now, ListenerEvents& events) {
@@ -193,21 +214,40 @@ void GuestListener::expire(Nanos now, ListenerEvents& events) {
 }
 
 Result<ProcessGuest*> GuestListener::attach(PendingHandshake handshake) {
+  auto guest = handshake.for_postcopy() ? make_qemu_guest(std::move(handshake))
+                                        : make_guest(std::move(handshake));
+  if (!guest) return std::unexpected(guest.error());
+  if (auto ok = watch(**guest); !ok) return std::unexpected(ok.error());
+  guests_.push_back(std::move(*guest));
+  return guests_.back().get();
+}
+
+Result<std::unique_ptr<ProcessGuest>> GuestListener::make_guest(PendingHandshake handshake) {
   auto attachment = std::move(handshake).finish(config_.image.nb_pages * kPageSize);
   if (!attachment) return std::unexpected(attachment.error());
-  // A guest whose memory cannot be had must be stopped, and not every kernel can poison a page.
-  if (syscall(SYS_pidfd_send_signal, attachment->peer.pidfd.get(), 0, nullptr, 0) != 0)
-    return fail(errno, fmt::format("process {} may not be signalled; run memtap as its user or as "
-                                   "root",
-                                   attachment->peer.pid));
-  const std::uint32_t id = next_id_++;
-  auto presence = PresenceFile::create(
-      fmt::format("{}/clone-{}.presence", config_.presence_dir, id), config_.image);
+  if (auto ok = check_rights(attachment->peer); !ok) return std::unexpected(ok.error());
+  auto presence = make_presence();
   if (!presence) return std::unexpected(presence.error());
-  auto guest = std::make_unique<UffdGuest>(id, std::move(*attachment), std::move(*presence));
-  if (auto ok = watch(*guest); !ok) return std::unexpected(ok.error());
-  guests_.push_back(std::move(guest));
-  return guests_.back().get();
+  return std::make_unique<UffdGuest>(next_id_++, std::move(*attachment), std::move(*presence));
+}
+
+Result<std::unique_ptr<ProcessGuest>> GuestListener::make_qemu_guest(PendingHandshake handshake) {
+  if (config_.qemu == nullptr)
+    return fail(EINVAL,
+                "a QEMU clone came, but there is no device state to start it from: give "
+                "memtap the --descriptor of a QEMU parent");
+  auto attachment = std::move(handshake).finish_postcopy();
+  if (!attachment) return std::unexpected(attachment.error());
+  if (auto ok = check_rights(attachment->peer); !ok) return std::unexpected(ok.error());
+  auto presence = make_presence();
+  if (!presence) return std::unexpected(presence.error());
+  return std::make_unique<QemuGuest>(next_id_++, std::move(*attachment), std::move(*presence),
+                                     *config_.qemu);
+}
+
+Result<PresenceFile> GuestListener::make_presence() {
+  return PresenceFile::create(fmt::format("{}/clone-{}.presence", config_.presence_dir, next_id_),
+                              config_.image);
 }
 
 Result<void> GuestListener::watch(const ProcessGuest& guest) {

@@ -15,11 +15,15 @@
 
 namespace snowfabric {
 
+struct QemuSeed;
+
 struct ListenerConfig {
   std::string socket_path;  ///< guests connect here; unlinked at close
   std::string
       presence_dir;  ///< made with mode 0700 if missing; one file a guest, clone-ID.presence
   ImageGeometry image;
+  const QemuSeed* qemu =
+      nullptr;  ///< for clones that are QEMUs; borrowed; without it none can come
   std::size_t max_guests = 64;
   Nanos handshake_timeout = std::chrono::seconds{5};
 };
@@ -64,10 +68,14 @@ class GuestListener {
   explicit GuestListener(ListenerConfig config) : config_{std::move(config)} {}
   Result<void> listen();
   Result<void> make_epolls();
+  void on_end_of(ProcessGuest& guest, int fd);
   void accept_some(Nanos now, ListenerEvents& events);
   void advance(int fd, ListenerEvents& events);
   void expire(Nanos now, ListenerEvents& events);
   Result<ProcessGuest*> attach(PendingHandshake handshake);
+  Result<std::unique_ptr<ProcessGuest>> make_guest(PendingHandshake handshake);
+  Result<std::unique_ptr<ProcessGuest>> make_qemu_guest(PendingHandshake handshake);
+  Result<PresenceFile> make_presence();
   Result<void> watch(const ProcessGuest& guest);
   void collect_gone(ListenerEvents& events);
   [[nodiscard]] ProcessGuest* guest_of(int fd) const noexcept;
@@ -76,7 +84,7 @@ class GuestListener {
   UniqueFd socket_;
   UniqueFd control_;  ///< epoll: listener, handshakes, guests' sockets and pidfds
   UniqueFd all_;      ///< epoll: control_ and what the guests' faults come by
-  bool bound_ = false;
+  bool bound_ = false, made_dir_ = false;
   std::uint32_t next_id_ = 0;
   std::vector<Pending> pending_;
   std::vector<std::unique_ptr<ProcessGuest>> guests_;

@@ -47,25 +47,32 @@ Result<void> check_userfaultfd(int fd) {
 Result<void> set_nonblocking(int fd) {
   const int flags = fcntl(fd, F_GETFL);
   if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0)
-    return fail(errno, "handshake: O_NONBLOCK on the userfaultfd");
+    return fail(errno, "handshake: O_NONBLOCK on the guest's descriptor");
   return {};
+}
+
+Result<Peer> peer_of(UniqueFd socket) {
+  ucred credentials{};
+  socklen_t len = sizeof credentials;
+  if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &len) != 0)
+    return fail(errno, "getsockopt SO_PEERCRED on a guest's socket");
+  if (credentials.pid <= 0)
+    return fail(EINVAL,
+                "handshake: the peer's process cannot be told: a socket that is not a "
+                "connected unix socket, or a peer in another PID namespace");
+  // glibc 2.36 declares pidfd_open() without C linkage, so C++ cannot call it.
+  UniqueFd pidfd{static_cast<int>(syscall(SYS_pidfd_open, credentials.pid, 0))};
+  if (!pidfd) return fail(errno, fmt::format("pidfd_open of guest process {}", credentials.pid));
+  return Peer{std::move(socket), std::move(pidfd), credentials.pid, credentials.uid};
 }
 
 }  // namespace
 
 Result<PendingHandshake> PendingHandshake::begin(UniqueFd socket) {
-  ucred peer{};
-  socklen_t len = sizeof peer;
-  if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &len) != 0)
-    return fail(errno, "getsockopt SO_PEERCRED on a guest's socket");
+  auto peer = peer_of(std::move(socket));
+  if (!peer) return std::unexpected(peer.error());
   PendingHandshake pending;
-  // glibc 2.36 declares pidfd_open() without C linkage, so C++ cannot call it.
-  pending.peer_.pidfd = UniqueFd{static_cast<int>(syscall(SYS_pidfd_open, peer.pid, 0))};
-  if (!pending.peer_.pidfd)
-    return fail(errno, fmt::format("pidfd_open of guest process {}", peer.pid));
-  pending.peer_.socket = std::move(socket);
-  pending.peer_.pid = peer.pid;
-  pending.peer_.uid = peer.uid;
+  pending.peer_ = std::move(*peer);
   return pending;
 }
 
@@ -124,6 +131,17 @@ Result<Attachment> PendingHandshake::finish(std::uint64_t image_bytes) && {
   if (fds_.size() > 1) guest.extra = std::move(fds_[1]);
   guest.peer = std::move(peer_);
   return guest;
+}
+
+Result<QemuAttachment> PendingHandshake::finish_postcopy() && {
+  if (fds_.size() != 1)
+    return fail(EPROTO, fmt::format("handshake: process {} sent {} descriptors, not the one "
+                                    "migration channel",
+                                    peer_.pid, fds_.size()));
+  if (auto ok = set_nonblocking(fds_[0].get()); !ok) return std::unexpected(ok.error());
+  auto qemu = peer_of(std::move(fds_[0]));
+  if (!qemu) return std::unexpected(qemu.error());
+  return QemuAttachment{std::move(peer_.socket), std::move(*qemu)};
 }
 
 }  // namespace snowfabric

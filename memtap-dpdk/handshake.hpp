@@ -33,6 +33,10 @@ inline constexpr std::size_t kMaxHandshakeFds = 2;  ///< userfaultfd, and one th
 /// Source: GuestRegionUffdMapping in Firecracker, src/vmm/src/persist.rs.
 Result<std::vector<Region>> parse_handshake(std::string_view json, std::uint64_t image_bytes);
 
+/// Whether the message is the one that hands over the migration channel of a QEMU started with
+/// -incoming, instead of regions: `[{"adapter": "qemu-postcopy"}]`.
+[[nodiscard]] bool asks_for_postcopy(std::string_view json) noexcept;
+
 /// Finds the end of a JSON array that arrives in pieces; parse_handshake() does the real checking.
 class ArrayScanner {
  public:
@@ -51,7 +55,7 @@ class ArrayScanner {
 
 /// The process at the other end.
 struct Peer {
-  UniqueFd socket;  ///< stays open: its hang-up means the guest is gone
+  UniqueFd socket;  ///< of the handshake, or QEMU's migration channel
   UniqueFd pidfd;   ///< readable once the process died
   pid_t pid = 0;
   uid_t uid = 0;
@@ -63,6 +67,12 @@ struct Attachment {
   UniqueFd uffd;   ///< O_NONBLOCK set
   UniqueFd extra;  ///< second descriptor of the two-fd form: kept open, not used; else empty
   Peer peer;
+};
+
+/// A QEMU that waits for its migration, handed over by whoever started it.
+struct QemuAttachment {
+  UniqueFd requester;  ///< stays open: it closes when the guest is gone
+  Peer peer;           ///< QEMU itself; `socket` is its migration channel, O_NONBLOCK set
 };
 
 /// One connection whose message has not arrived whole. Non-blocking; whatever fails, the destructor
@@ -80,6 +90,12 @@ class PendingHandshake {
   /// Checks message and descriptors. Call once, after receive() returned true.
   /// @return as parse_handshake; EPROTO: no descriptor; EBADF: the first is not a userfaultfd
   Result<Attachment> finish(std::uint64_t image_bytes) &&;
+
+  /// The same for the message of asks_for_postcopy().
+  /// @return EPROTO: no descriptor; ENOTSOCK, EINVAL: it is not a connected unix socket; or what
+  ///         the call named reported
+  Result<QemuAttachment> finish_postcopy() &&;
+  [[nodiscard]] bool for_postcopy() const noexcept { return asks_for_postcopy(message_); }
 
   [[nodiscard]] int fd() const noexcept { return peer_.socket.get(); }
   [[nodiscard]] pid_t pid() const noexcept { return peer_.pid; }

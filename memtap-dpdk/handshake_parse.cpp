@@ -96,6 +96,13 @@ Result<std::vector<Region>> parse_handshake(std::string_view json, std::uint64_t
   return regions;
 }
 
+bool asks_for_postcopy(std::string_view json) noexcept {
+  const Json array = Json::parse(json, nullptr, false);
+  if (!array.is_array() || array.size() != 1 || !array[0].is_object()) return false;
+  const auto adapter = array[0].find("adapter");
+  return adapter != array[0].end() && adapter->is_string() && *adapter == "qemu-postcopy";
+}
+
 ArrayScanner::Verdict ArrayScanner::feed(std::string_view piece) noexcept {
   for (const char c : piece)
     if (!step(c)) return Verdict::kGarbage;

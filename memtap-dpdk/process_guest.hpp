@@ -22,6 +22,14 @@ class ProcessGuest : public GuestAdapter {
   [[nodiscard]] const GuestCounters& counters() const noexcept override { return counters_; }
   [[nodiscard]] const Presence& presence() const noexcept override { return presence_; }
 
+  /// Whether the guest waits, instead of reading zeros, if memtap leaves before its memory is
+  /// complete.
+  [[nodiscard]] virtual bool survives_memtap() const noexcept = 0;
+
+  /// Whether a hang-up of socket() is the guest's end. Firecracker closes its own as soon as the
+  /// handshake is sent.
+  [[nodiscard]] virtual bool ends_with_socket() const noexcept = 0;
+
   /// Readable when poll_faults() has something to do.
   [[nodiscard]] virtual int fault_fd() const noexcept = 0;
 
@@ -31,7 +39,7 @@ class ProcessGuest : public GuestAdapter {
   /// To wait on; they stay the guest's.
   [[nodiscard]] int socket() const noexcept { return peer_.socket.get(); }
   [[nodiscard]] int pidfd() const noexcept { return peer_.pidfd.get(); }
-  /// The socket hung up or the process ended.
+  /// The process ended, or the channel to it.
   void mark_gone() noexcept { gone_ = true; }
 
  protected:

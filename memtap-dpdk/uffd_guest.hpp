@@ -30,6 +30,8 @@ class UffdGuest final : public ProcessGuest {
   Install install(Gfn first, std::span<const std::byte> pages) noexcept override;
   Install install_zeros(PageRange pages) noexcept override;
   FailMeans fail(Gfn page) noexcept override;
+  [[nodiscard]] bool ends_with_socket() const noexcept override { return false; }
+  [[nodiscard]] bool survives_memtap() const noexcept override { return false; }
   [[nodiscard]] int fault_fd() const noexcept override { return uffd(); }
 
   [[nodiscard]] const RegionMap& regions() const noexcept { return regions_; }

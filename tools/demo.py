@@ -13,7 +13,10 @@ import subprocess
 import sys
 import time
 
+import bootlib
 import fleetlib
+import forkdemo
+import forklib
 import lablib
 import profilelib
 import tablelib
@@ -39,6 +42,9 @@ def arguments(argv=None):
     add("--seed", type=int, default=1, metavar="N", help="of loss and of the clones' orders (1)")
     add("--order", choices=["mixed", *ORDERS], default="mixed", help="in which clones touch pages (mixed)")
     add("--profile", default="net_af_packet", metavar="NAME", help="of pmd-config/profiles (net_af_packet)")
+    add("--fork", action="store_true", help="fork a running VM instead of serving a memory image")
+    add("--vm-mb", type=int, default=192, metavar="N", help="with --fork: memory of the parent (192)")
+    add("--fill-mb", type=int, default=64, metavar="N", help="with --fork: memory of it that the clones check (64)")
     add("--image", type=pathlib.Path, metavar="FILE", help="serve this file instead of a fresh VM's memory")
     add("--image-mb", type=int, default=256, metavar="N", help="memory of the VM that is dumped (256)")
     add("--json", type=pathlib.Path, metavar="FILE", help="write the results there")
@@ -52,6 +58,8 @@ def arguments(argv=None):
         parser.error(f"--clones {args.clones}: at least 1")
     if not 1 <= args.hosts <= lablib.MAX_HOSTS:
         parser.error(f"--hosts {args.hosts}: 1 to {lablib.MAX_HOSTS}")
+    if args.fork and (args.image or args.pcap):
+        parser.error("--fork takes neither --image nor --pcap")
     if not 0.0 <= args.loss < 100.0:
         parser.error(f"--loss {args.loss}: percent, 0 to below 100")
     return args
@@ -63,7 +71,8 @@ def step(text):
 
 def build(build_dir):
     """Configures once, then builds what the demo runs."""
-    commands = [["ninja", "-C", str(build_dir), fleetlib.SERVER, fleetlib.MEMTAP, fleetlib.GUEST]]
+    programs = [fleetlib.SERVER, fleetlib.MEMTAP, fleetlib.GUEST, forklib.AGENT]
+    commands = [["ninja", "-C", str(build_dir), *programs]]
     if not (build_dir / "build.ninja").exists():
         commands.insert(0, ["meson", "setup", str(build_dir), str(ROOT)])
     step(f"building in {build_dir}")
@@ -220,11 +229,22 @@ def run_fleet(args, lab, image, profile):
     return table, failed
 
 
+def fork_demo(args, profile):
+    table, wrong = forkdemo.run(args, profile)
+    if args.json:
+        args.json.write_text(json.dumps(table, indent=2) + "\n")
+    for what in wrong:
+        print(f"demo: {what}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
 def demo(args):
     lablib.require_root()
     profile = profilelib.load(args.profile)
     args.mtu = profile.mtu_for_lab(args.mtu)
     build(args.build_dir)
+    if args.fork:
+        return fork_demo(args, profile)
     image = args.image or vm_image(args.build_dir, args.image_mb)
     check_memory(args, image)
     lab = lablib.Lab(f"sf-demo-{os.getpid()}", args.hosts, args.mtu, profile.tap)
@@ -250,7 +270,8 @@ def main():
     lablib.exit_on_signals()
     try:
         return demo(args)
-    except (DemoError, fleetlib.FleetError, lablib.LabError, profilelib.ProfileError, OSError) as error:
+    except (DemoError, bootlib.VmError, fleetlib.FleetError, lablib.LabError, profilelib.ProfileError,
+            OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
 

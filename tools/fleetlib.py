@@ -61,7 +61,7 @@ def telemetry(prefix, command, timeout_s=5.0):
             sock.connect(str(DPDK_RUN / prefix / "dpdk_telemetry.v2"))
             limit = json.loads(sock.recv(1024))["max_output_len"]
             sock.send(command.encode())
-            return json.loads(sock.recv(limit))[command]
+            return json.loads(sock.recv(limit))[command.split(",")[0]]
     except (OSError, ValueError, KeyError):
         return None
 
@@ -121,7 +121,7 @@ class Process:
 class Options:
     """How a fleet runs."""
     build: pathlib.Path
-    image: pathlib.Path
+    image: pathlib.Path | None  # None: the server freezes a parent
     profile: str = "net_af_packet"
     device: str = "eth0"
     loss: float = 0.0
@@ -157,8 +157,8 @@ class Fleet:
         info = self.dir / "server.json"
         info.unlink(missing_ok=True)
         args = [self.opt.build / SERVER, *self._port_args(), "--info", info, *self._loss_args(0),
-                "--stats", self.dir / "server-stats.json", *self.opt.server_args, *extra, self.opt.image,
-                "--", f"--file-prefix={self.prefix(0)}"]
+                "--stats", self.dir / "server-stats.json", *self.opt.server_args, *extra,
+                *([self.opt.image] if self.opt.image else []), "--", f"--file-prefix={self.prefix(0)}"]
         self.server = self._start("memserver", 0, args)
         self.wait_for(self.server, info.exists, "ready", timeout_s, host=0)
         self.info = json.loads(info.read_text())
@@ -170,8 +170,9 @@ class Fleet:
         path.unlink(missing_ok=True)
         presence = self.dir / f"presence-{host}"
         presence.mkdir(exist_ok=True)
-        args = [self.opt.build / MEMTAP, *self._port_args(), "--image-id", image["image_id"],
-                "--epoch", image["epoch"], "--server", self.info["server_mac"], "--socket", path,
+        what = (["--descriptor", self.info["descriptor"]] if "descriptor" in self.info else
+                ["--image-id", image["image_id"], "--epoch", image["epoch"], "--server", self.info["server_mac"]])
+        args = [self.opt.build / MEMTAP, *self._port_args(), *what, "--socket", path,
                 "--presence-dir", presence, "--stats", self.dir / f"memtap{host}-stats.json",
                 *self._loss_args(host), *self.opt.memtap_args, *extra,
                 "--", f"--file-prefix={self.prefix(host)}"]

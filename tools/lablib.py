@@ -4,12 +4,15 @@
 Host 0 is the server's. In every host namespace the port is `eth0`; in the bridge's namespace the other
 end of host k is `h<k>`. With `tap` each host also has a kernel tap device `tap0`, bridged to its eth0.
 """
+import ctypes
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 MIN_MTU, MAX_MTU = 1280, 9500
@@ -78,12 +81,17 @@ class Lab:
     def bridge_ns(self):
         return f"{self.name}-br"
 
+    @property
+    def vm_ns(self):
+        """Where VMs have their own network, apart from the fabric's."""
+        return f"{self.name}-vm"
+
     def ns(self, host):
         return f"{self.name}-h{host}"
 
     def existing(self):
         """This lab's namespaces as they are now, whatever number of hosts it was made with."""
-        ours = re.compile(re.escape(self.name) + r"-(br|h\d+)")
+        ours = re.compile(re.escape(self.name) + r"-(br|vm|h\d+)")
         return sorted(ns for ns in namespaces() if ours.fullmatch(ns))
 
     def up(self):
@@ -115,6 +123,12 @@ class Lab:
     def tc(self, *args):
         """Runs tc in the bridge's namespace: `tc("qdisc", "add", "dev", "h3", ...)`."""
         run(["tc", "-n", self.bridge_ns, *map(str, args)])
+
+    def add_vm_net(self, address):
+        """A bridge for VMs' tap devices, with the address by which this machine talks to them. After up()."""
+        self._add_ns(self.vm_ns)
+        self._make_bridge(self.vm_ns, "02:53:46:04:00:00")
+        run(["ip", "-n", self.vm_ns, "address", "add", address, "dev", BRIDGE])
 
     def __enter__(self):
         return self.up()
@@ -176,6 +190,28 @@ class Lab:
                 return
             time.sleep(0.02)
         raise LabError(f"bridge ports of lab '{self.name}' not forwarding after {timeout_s:.0f} s:\n{state}")
+
+
+def socket_in(ns):
+    """A TCP socket inside a namespace, for this process outside."""
+    made = []
+
+    def make():  # a thread has a network namespace of its own
+        with open(f"/run/netns/{ns}", "rb") as file:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(file.fileno(), 0x40000000) != 0:  # CLONE_NEWNET
+                made.append(LabError(f"setns {ns}: {os.strerror(ctypes.get_errno())}"))
+                return
+        made.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    if not made:
+        raise LabError(f"there is no namespace {ns}")
+    if isinstance(made[0], LabError):
+        raise made[0]
+    return made[0]
 
 
 def pids_in(ns):

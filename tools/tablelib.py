@@ -33,3 +33,32 @@ def _totals(table):
 
 def show(table):
     print("\n".join(["", *_clones(table["clones"]), "", *_totals(table)]), flush=True)
+
+
+def _median(values):
+    values = sorted(value for value in values if value is not None)
+    return values[len(values) // 2] if values else None
+
+
+def show_fork(table):
+    head = f"{'clone':>5} {'host':>4}  {'answers as':>10} {'counter':>7} {'memory':7} {'first ms':>9} " \
+           f"{'pages then':>10} {'faults then':>11}"
+    lines = ["", head, "-" * len(head)]
+    for row in table["clones"]:
+        lines.append(f"{row['id']:>5} {row['host']:>4}  {_cell(row['answered_id'], 'd'):>10} "
+                     f"{_cell(row['counter'], 'd'):>7} {'same' if row['memory_ok'] else 'WRONG':7} "
+                     f"{_cell(row['first_answer_ms'], '.0f'):>9} {_cell(row['pages_before_answer'], 'd'):>10} "
+                     f"{_cell(row['faults_before_answer'], 'd'):>11}")
+    parent = table["parent"]
+    lines += [
+        "",
+        f"parent: paused for {table['parent_pause_ms']:.0f} ms, its memory taken in after {table['freeze_ms']} ms; runs on, "
+        f"answers as {parent['answered_id']}, memory {'as it should be' if parent['memory_ok'] else 'WRONG'}",
+        f"descriptor {table['descriptor_bytes']} bytes for {table['guest_ram_bytes'] >> 20} MiB; image of "
+        f"{table['image_pages']} pages, {table['zero_pages']} of them zero",
+        f"wire bytes {table['wire_bytes']}: {table['multicast_pages']} pages by multicast, {table['unicast_pages']} by "
+        f"unicast, lockstep hits {table['lockstep_hits']}",
+        f"first answers after {_median(row['first_answer_ms'] for row in table['clones']) or 0:.0f} ms (median), "
+        f"all clones up {table['seconds']:.1f} s after the parent asked",
+    ]
+    print("\n".join(lines), flush=True)

@@ -61,6 +61,17 @@ TEST_F(GuestListenerTest, AnotherProcessIsServedAndItsEndIsNoticed) {
   EXPECT_FALSE(std::filesystem::exists(presence));
 }
 
+TEST_F(GuestListenerTest, AGuestThatClosesItsSocketAsFirecrackerDoesIsServedOn) {
+  const UffdMemory memory{kPages};
+  ProcessGuest* guest = attach(memory);
+  ASSERT_NE(guest, nullptr);
+  peer_ = {};
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(listener_->poll(Nanos{0}).gone.empty());
+  EXPECT_FALSE(guest->gone());
+  run_vcpus(*guest, {[&] { EXPECT_EQ(*memory.page(2), bytes_of(2, 1)[0]); }},
+            [&](Gfn page) { install_one(*guest, page); });
+}
+
 TEST_F(GuestListenerTest, APageThatCannotBeHadIsSigbusInTheGuestNotZerosAndNotAHang) {
   const pid_t child = fork_guest(dir_ / "sock", read_page_3);
   ProcessGuest* guest = poll_until([](const auto& e) { return !e.attached.empty(); }).attached[0];

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "descriptor/qemu_stream.hpp"
+#include "fabric/base/result.hpp"
+#include "fabric/base/unique_fd.hpp"
+
+namespace snowfabric {
+
+/// A parent's memory as it came by its migration stream: all blocks one behind the other in a
+/// memfd that nothing can write any more.
+class FrozenMemory {
+ public:
+  /// Blocks until the stream has ended.
+  /// @param channel      a socket, the other end is QEMU's
+  /// @param progress_fd  where to show how far it is
+  /// @return as qemu::read_stream; ENOTSUP: the parent keeps memory to itself (x-ignore-shared); or
+  ///         what the call named reported
+  [[nodiscard]] static Result<FrozenMemory> take(int channel, std::optional<int> progress_fd);
+
+  /// To open it as a file, while this object lives.
+  [[nodiscard]] std::string path() const;
+  [[nodiscard]] const qemu::State& state() const noexcept { return state_; }
+
+ private:
+  FrozenMemory(UniqueFd file, qemu::State state)
+      : file_{std::move(file)}, state_{std::move(state)} {}
+  UniqueFd file_;
+  qemu::State state_;
+};
+
+}  // namespace snowfabric

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/qemu_parent.hpp"
+
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <fstream>
+#include <iterator>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+
+#include "fabric/base/unique_fd.hpp"
+#include "memserver-dpdk/frozen_memory.hpp"
+#include "memserver-dpdk/qmp.hpp"
+
+namespace snowfabric {
+namespace {
+
+using Json = Qmp::Json;
+using Clock = std::chrono::steady_clock;
+
+constexpr const char* kFdName = "snowfabric";
+constexpr auto kVerdictTimeout = std::chrono::seconds{10};
+constexpr std::uint64_t kUnlimited = std::uint64_t{1} << 40U;  // bytes a second
+
+std::string text_of(const Json& object, const char* key) {
+  const auto found = object.is_object() ? object.find(key) : object.end();
+  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string{};
+}
+
+std::uint64_t number_of(const Json& object, const char* key) {
+  const auto found = object.is_object() ? object.find(key) : object.end();
+  return found != object.end() && found->is_number_unsigned() ? found->get<std::uint64_t>() : 0;
+}
+
+/// A disk goes on changing under the parent, so its clones would see another one than they froze.
+Result<void> refuse_writable_disks(Qmp& qmp) {
+  const auto blocks = qmp.execute("query-block");
+  if (!blocks) return std::unexpected(blocks.error());
+  for (const Json& device : *blocks) {
+    const auto inserted = device.is_object() ? device.find("inserted") : device.end();
+    if (inserted == device.end() || !inserted->is_object()) continue;
+    const auto read_only = inserted->find("ro");
+    if (read_only != inserted->end() && read_only->is_boolean() && read_only->get<bool>()) continue;
+    return fail(EROFS,
+                fmt::format("the parent's disk {} ({}) is writable, and disks are not frozen "
+                            "yet: run it from RAM or attach the disk read-only",
+                            text_of(device, "device"), text_of(*inserted, "file")));
+  }
+  return {};
+}
+
+Result<void> set_snapshot_mode(Qmp& qmp, bool on) {
+  const auto done = qmp.execute(
+      "migrate-set-capabilities",
+      {{"capabilities", Json::array({{{"capability", "background-snapshot"}, {"state", on}}})}});
+  if (!done) return std::unexpected(done.error());
+  return {};
+}
+
+/// The parent as it was for QEMU's other migrations, whatever happens.
+class SnapshotMode {
+ public:
+  static Result<SnapshotMode> begin(Qmp& qmp) {
+    const auto before = qmp.execute("query-migrate-parameters");
+    if (!before) return std::unexpected(before.error());
+    if (auto ok = set_snapshot_mode(qmp, true); !ok) return std::unexpected(ok.error());
+    SnapshotMode mode{qmp, number_of(*before, "max-bandwidth")};
+    if (auto ok = qmp.execute("migrate-set-parameters", {{"max-bandwidth", kUnlimited}}); !ok)
+      return std::unexpected(ok.error());
+    return mode;
+  }
+  SnapshotMode(SnapshotMode&& from) noexcept
+      : qmp_{std::exchange(from.qmp_, nullptr)}, bandwidth_{from.bandwidth_} {}
+  SnapshotMode& operator=(SnapshotMode&&) = delete;
+  ~SnapshotMode() {
+    if (qmp_ == nullptr) return;
+    (void)set_snapshot_mode(*qmp_, false);
+    if (bandwidth_ != 0)
+      (void)qmp_->execute("migrate-set-parameters", {{"max-bandwidth", bandwidth_}});
+  }
+
+ private:
+  SnapshotMode(Qmp& qmp, std::uint64_t bandwidth) : qmp_{&qmp}, bandwidth_{bandwidth} {}
+  Qmp* qmp_;
+  std::uint64_t bandwidth_;
+};
+
+/// Both ends of a channel; QEMU keeps its own.
+Result<UniqueFd> channel_from(Qmp& qmp) {
+  std::array<int, 2> ends{};
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
+    return fail(errno, "socketpair for the parent's memory");
+  UniqueFd ours{ends[0]};
+  const UniqueFd theirs{ends[1]};
+  if (auto ok = qmp.execute("getfd", {{"fdname", kFdName}}, theirs.get()); !ok)
+    return std::unexpected(ok.error());
+  return ours;
+}
+
+/// After the stream's end: what QEMU says of it. @return the pause
+Result<std::chrono::microseconds> verdict_of(Qmp& qmp) {
+  for (const auto deadline = Clock::now() + kVerdictTimeout; Clock::now() < deadline;) {
+    const auto info = qmp.execute("query-migrate");
+    if (!info) return std::unexpected(info.error());
+    const std::string status = text_of(*info, "status");
+    if (status == "completed") return std::chrono::milliseconds{number_of(*info, "downtime")};
+    if (status == "failed" || status == "cancelled" || status == "none")
+      return fail(EREMOTEIO,
+                  fmt::format("QEMU's snapshot {}: {}", status, text_of(*info, "error-desc")));
+    usleep(1000);  // the end of the stream comes a moment before the verdict
+  }
+  return fail(ETIMEDOUT, "QEMU does not end its snapshot");
+}
+
+std::array<std::uint8_t, 16> parse_uuid(std::string_view text) {
+  std::array<std::uint8_t, 16> uuid{};
+  std::size_t nb_digits = 0;
+  for (const char c : text) {
+    if (c == '-' || nb_digits == 32) continue;
+    const auto digit = std::string_view{"0123456789abcdef"}.find(c);
+    if (digit == std::string_view::npos) return {};
+    uuid[nb_digits / 2] = static_cast<std::uint8_t>(std::size_t{uuid[nb_digits / 2]} << 4U | digit);
+    ++nb_digits;
+  }
+  return uuid;
+}
+
+std::vector<std::string> command_line_of(pid_t pid) {
+  std::ifstream file{fmt::format("/proc/{}/cmdline", pid), std::ios::binary};
+  const std::string all{std::istreambuf_iterator<char>{file}, {}};
+  std::vector<std::string> args;
+  for (std::size_t at = 0; at < all.size();) {
+    const std::size_t end = std::min(all.find('\0', at), all.size());
+    args.push_back(all.substr(at, end - at));
+    at = end + 1;
+  }
+  return args;
+}
+
+Result<void> describe_parent(Qmp& qmp, Descriptor& descriptor) {
+  const auto name = qmp.execute("query-name");
+  const auto uuid = qmp.execute("query-uuid");
+  for (const auto* answer : {&name, &uuid})
+    if (!*answer) return std::unexpected(answer->error());
+  descriptor.parent_name = text_of(*name, "name");
+  descriptor.parent_uuid = parse_uuid(text_of(*uuid, "UUID"));
+  descriptor.machine_args = command_line_of(qmp.pid());
+  return {};
+}
+
+std::vector<PageRange> zero_ranges(const Image& image) {
+  std::vector<PageRange> ranges;
+  for (std::uint64_t page = 0; page < image.nb_pages(); ++page) {
+    if (!image.is_zero(Gfn{page})) continue;
+    const bool extends =
+        !ranges.empty() && ranges.back().first.value + ranges.back().nb_pages == page;
+    if (extends)
+      ++ranges.back().nb_pages;
+    else
+      ranges.push_back({Gfn{page}, 1});
+  }
+  return ranges;
+}
+
+void describe_memory(const qemu::State& state, const Image& image, Descriptor& descriptor) {
+  descriptor.image_id = image.image_id();
+  descriptor.epoch = image.epoch();
+  descriptor.group = group_address(image.image_id());
+  descriptor.spaces = {{.space = 0, .nb_pages = image.nb_pages()}};
+  descriptor.blocks = state.blocks;
+  descriptor.sections = qemu::to_sections(state);
+  descriptor.zero_pages = zero_ranges(image);
+}
+
+/// A stream that ended early, and why by QEMU's own words.
+Error both(const Error& ours, const Error& theirs) {
+  return {ours.errnum, fmt::format("{} ({})", ours.what, theirs.what)};
+}
+
+}  // namespace
+
+Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options) {
+  auto qmp = Qmp::connect(options.qmp_path);
+  if (!qmp) return std::unexpected(qmp.error());
+  if (auto ok = refuse_writable_disks(*qmp); !ok) return std::unexpected(ok.error());
+  Descriptor descriptor;
+  if (auto ok = describe_parent(*qmp, descriptor); !ok) return std::unexpected(ok.error());
+  const auto mode = SnapshotMode::begin(*qmp);
+  if (!mode) return std::unexpected(mode.error());
+  auto channel = channel_from(*qmp);
+  if (!channel) return std::unexpected(channel.error());
+  const auto began = Clock::now();
+  descriptor.frozen_at_ns = static_cast<std::uint64_t>(
+      std::chrono::nanoseconds{std::chrono::system_clock::now().time_since_epoch()}.count());
+  if (auto ok = qmp->execute("migrate", {{"uri", fmt::format("fd:{}", kFdName)}}); !ok)
+    return std::unexpected(ok.error());
+  const auto memory = FrozenMemory::take(channel->get(), options.progress_fd);
+  *channel = UniqueFd{};  // if we took not all of it, QEMU must not wait for us
+  const auto pause = verdict_of(*qmp);
+  if (!memory) return std::unexpected(pause ? memory.error() : both(memory.error(), pause.error()));
+  if (!pause) return std::unexpected(pause.error());
+  const auto drain = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began);
+  auto image = Image::open(
+      memory->path(),
+      {.image_id = options.image_id, .epoch = options.epoch, .progress_fd = options.progress_fd});
+  if (!image) return std::unexpected(image.error());
+  describe_memory(memory->state(), *image, descriptor);
+  return FrozenParent{std::move(*image), std::move(descriptor), *pause, drain};
+}
+
+}  // namespace snowfabric

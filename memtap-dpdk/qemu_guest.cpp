@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memtap-dpdk/qemu_guest.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include <sys/socket.h>
+
+namespace snowfabric {
+namespace {
+
+constexpr std::size_t kMaxQueuedBytes = std::size_t{1} << 20U;  // then installs are put off
+
+}  // namespace
+
+Result<QemuSeed> QemuSeed::from(const Descriptor& descriptor) {
+  auto state = qemu::state_of(descriptor);
+  if (!state) return std::unexpected(state.error());
+  auto preamble = qemu::postcopy_preamble(*state);
+  if (!preamble) return std::unexpected(preamble.error());
+  return QemuSeed{std::move(*state), std::move(*preamble)};
+}
+
+QemuGuest::QemuGuest(std::uint32_t id, QemuAttachment attachment, PresenceFile presence,
+                     const QemuSeed& seed)
+    : ProcessGuest{id, std::move(attachment.peer), std::move(presence)},
+      seed_{seed},
+      requester_{std::move(attachment.requester)},
+      writer_{seed.state.blocks},
+      return_path_{seed.state.blocks},
+      out_{seed.preamble},
+      nb_missing_{presence_.nb_pages()} {
+  out_.reserve(out_.size() + kMaxQueuedBytes);
+  flush();
+}
+
+// --- from QEMU --------------------------------------------------------------------------------
+
+std::size_t QemuGuest::poll_faults(std::span<Gfn> out) noexcept {
+  if (gone_) return 0;
+  flush();
+  std::size_t nb_faults = 0;
+  Gfn page;
+  while (nb_faults < out.size() && next_asked(page))
+    if (on_fault(page)) out[nb_faults++] = page;
+  flush();
+  return nb_faults;
+}
+
+/// The next page QEMU asks for, from what was received or from the socket.
+bool QemuGuest::next_asked(Gfn& page) noexcept {
+  while (asked_.nb_pages == 0) {
+    if (in_rest_.empty() && !receive()) return false;
+    const auto message = return_path_.take(in_rest_);
+    if (!message) {
+      set_trouble("what QEMU answers is not the migration protocol");
+      mark_gone();
+      return false;
+    }
+    if (*message && (*message)->kind == qemu::Message::Kind::kPages) asked_ = (*message)->pages;
+  }
+  page = asked_.first;
+  ++asked_.first.value;
+  --asked_.nb_pages;
+  return true;
+}
+
+/// @return whether something came
+bool QemuGuest::receive() noexcept {
+  const ssize_t n = recv(socket(), in_.data(), in_.size(), MSG_DONTWAIT);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return false;
+  if (n <= 0) {
+    mark_gone();  // complete, dead, or paused by its own decision
+    return false;
+  }
+  in_rest_ = std::span{in_}.first(static_cast<std::size_t>(n));
+  return true;
+}
+
+/// @return whether the page is to be fetched
+bool QemuGuest::on_fault(Gfn page) noexcept {
+  if (!presence_.absent(page)) {
+    counters_.faults_raced.add(1);  // on its way
+    return false;
+  }
+  if (reported(page)) {
+    counters_.faults_repeated.add(1);
+    return false;
+  }
+  set_reported(page);
+  counters_.faults.add(1);
+  return true;
+}
+
+// --- into QEMU --------------------------------------------------------------------------------
+
+Install QemuGuest::install(Gfn first, std::span<const std::byte> pages) noexcept {
+  return fill({first, static_cast<std::uint32_t>(pages.size() / kPageSize)}, pages.data());
+}
+
+Install QemuGuest::install_zeros(PageRange pages) noexcept { return fill(pages, nullptr); }
+
+/// @param bytes  of the pages, or nullptr for zeros
+Install QemuGuest::fill(PageRange pages, const std::byte* bytes) noexcept {
+  if (gone_) return Install::kGone;
+  const std::uint64_t begin = pages.first.value;
+  const std::uint64_t end = std::min<std::uint64_t>(begin + pages.nb_pages, presence_.nb_pages());
+  for (std::uint64_t at = begin; at < end; ++at) {
+    if (out_.size() - sent_ >= kMaxQueuedBytes) flush();
+    if (out_.size() - sent_ >= kMaxQueuedBytes) {
+      counters_.eagain.add(1);
+      return gone_ ? Install::kGone : Install::kAgain;
+    }
+    send_page(Gfn{at}, bytes == nullptr ? nullptr : bytes + (at - begin) * kPageSize);
+  }
+  flush();
+  return gone_ ? Install::kGone : Install::kDone;
+}
+
+/// Once and never again: a page that comes twice makes QEMU give the migration up.
+void QemuGuest::send_page(Gfn page, const std::byte* bytes) noexcept {
+  if (!presence_.claim(page, PageState::kClaimedByMemtap)) {
+    counters_.skipped_pages.add(1);
+    return;
+  }
+  const bool known = writer_.append(
+      out_, page, bytes == nullptr ? std::span<const std::byte>{} : std::span{bytes, kPageSize});
+  if (!known) counters_.range_gone_pages.add(1);  // the blocks are the image: does not happen
+  presence_.mark_present(page);
+  clear_reported(page);
+  (bytes == nullptr ? counters_.zero_pages : counters_.installed_pages).add(1);
+  if (--nb_missing_ > 0) return;
+  const auto end = qemu::postcopy_end(seed_.state);
+  out_.insert(out_.end(), end.begin(), end.end());
+}
+
+void QemuGuest::flush() noexcept {
+  while (sent_ < out_.size() && !gone_) {
+    const ssize_t n =
+        send(socket(), out_.data() + sent_, out_.size() - sent_, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EAGAIN) break;
+    if (n < 0) {
+      mark_gone();
+      break;
+    }
+    counters_.install_calls.add(1);
+    sent_ += static_cast<std::size_t>(n);
+  }
+  if (sent_ < out_.size() && sent_ < kMaxQueuedBytes) return;  // moving the rest up is not free
+  out_.erase(out_.begin(), out_.begin() + static_cast<std::ptrdiff_t>(sent_));
+  sent_ = 0;
+}
+
+FailMeans QemuGuest::fail(Gfn page) noexcept {
+  if (gone_) return FailMeans::kGone;
+  if (!presence_.absent(page)) return FailMeans::kNotNeeded;
+  ::shutdown(socket(), SHUT_RDWR);  // QEMU then pauses the VM and can take up again later
+  mark_gone();
+  counters_.pauses.add(1);
+  return FailMeans::kPaused;
+}
+
+}  // namespace snowfabric

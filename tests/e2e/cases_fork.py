@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Cases with real VMs: a running QEMU is frozen, its clones are unmodified QEMUs, the guests check their own memory."""
+import contextlib
+import sys
+
+import fleetlib
+import forklib
+import lablib
+import vmlib
+from lib import Failed, check, check_no_leftovers, case, lab_name, wait_until
+
+VM_MB, FILL_MB = 128, 24
+GIVE_UP_S = 3
+
+
+@contextlib.contextmanager
+def family(context, nb_hosts=2, mtu=9000, loss=0.0, memtap_args=()):
+    """A booted parent with a pattern in its memory, which it goes on rewriting."""
+    lab = lablib.Lab(lab_name(), nb_hosts, mtu)
+    options = fleetlib.Options(context.build, None, loss=loss, seed=context.seed, memtap_args=memtap_args)
+    with lab, fleetlib.Fleet(lab, options) as fleet:
+        lab.add_vm_net(vmlib.HOST_IP)
+        try:
+            with forklib.Family(lab, fleet, mb=VM_MB) as vms:
+                vms.boot()
+                vms.parent.channel.ask(f"FILL {FILL_MB}", "FILLED", 60.0)
+                vms.parent.channel.ask("DIRTY 1024", "DIRTYING")
+                yield vms
+            complaints = fleet.stop()
+            check(not complaints, "; ".join(complaints))
+        except Exception as error:
+            for process in fleet.processes():
+                print(process.tail(), file=sys.stderr)
+            if isinstance(error, (vmlib.VmError, fleetlib.FleetError)):
+                raise Failed(str(error)) from error
+            raise
+    check_no_leftovers(lab, fleet)
+
+
+def fork(vms, nb_clones):
+    """Forks to that many clones, one a host in turn; all are up when it returns."""
+    vms.fork(nb_clones)
+    hosts = range(1, vms.lab.nb_hosts + 1)
+    for host in hosts:
+        vms.fleet.start_memtap(host)
+    clones = [vms.spawn(i, 1 + (i - 1) % len(hosts)) for i in range(1, nb_clones + 1)]
+    return [vms.settle(clone) for clone in clones]
+
+
+def check_memory(vm):
+    found = forklib.verify(vm)
+    check(found["bad"] == 0 and found["pages"] == FILL_MB * 256, f"VM {vm.name}: {found}")
+
+
+def check_parent(vms):
+    vms.parent.channel.ask("DIRTY 0", "DIRTYING")
+    check_memory(vms.parent)
+    check(vms.ask_web(vms.identity(0))["id"] == 0, "the parent does not answer as the parent")
+
+
+def is_paused(clone):
+    return clone.vm.qmp("query-migrate").get("status") == "postcopy-paused"
+
+
+@case(120)
+def fork_clones_answer_as_themselves(context):
+    """With frames lost, and pages in fragments: each clone has the parent's memory and counter, and its own id."""
+    with family(context, mtu=1500, loss=3.0) as vms:
+        counter = vms.ask_web(vms.identity(0))["counter"]
+        for clone in fork(vms, 3):
+            check(clone.answer == {"id": clone.identity.id, "counter": counter + 1, "hostname": clone.identity.hostname},
+                  f"clone {clone.identity.id} answers {clone.answer}")
+            check_memory(clone.vm)
+        check_parent(vms)
+
+
+@case(120)
+def fork_outlives_its_parent(context):
+    with family(context) as vms:
+        clones = fork(vms, 2)
+        vms.parent.process.kill()
+        for clone in clones:
+            check_memory(clone.vm)
+
+
+@case(120)
+def fork_memtap_killed_pauses_its_clones_alone(context):
+    with family(context) as vms:
+        clones = fork(vms, 2)
+        vms.fleet.memtaps[1].kill()
+        clones[0].vm.channel.send("VERIFY")
+        wait_until(lambda: is_paused(clones[0]), "the clone of the dead memtap pauses")
+        check_memory(clones[1].vm)
+        check_parent(vms)
+
+
+@case(120)
+def fork_memserver_killed_parent_runs_on_and_clones_pause(context):
+    with family(context, memtap_args=("--give-up", GIVE_UP_S)) as vms:
+        clones = fork(vms, 2)
+        vms.fleet.server.kill()
+        for clone in clones:
+            clone.vm.channel.send("VERIFY")
+        for clone in clones:
+            wait_until(lambda c=clone: is_paused(c), "the clone pauses, for its page cannot be had", GIVE_UP_S + 15.0)
+        check_parent(vms)
+
+
+@case(60)
+def parent_with_a_writable_disk_is_refused(context):
+    lab = lablib.Lab(lab_name(), 1)
+    disk = context.workdir / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    with lab, fleetlib.Fleet(lab, fleetlib.Options(context.build, None)) as fleet:
+        monitor = fleet.dir / "qmp.sock"
+        qemu = fleet.start_other("qemu", [vmlib.QEMU, *vmlib.machine_args(nic=False), "-S", "-chardev", "null,id=console",
+                                          "-chardev", "null,id=agent", "-drive", f"file={disk},format=raw,if=virtio",
+                                          "-qmp", f"unix:{monitor},server=on,wait=off"])
+        fleet.wait_for(qemu, monitor.exists, "listening", 20.0)
+        descriptor = fleet.dir / "parent.descriptor"
+        try:
+            fleet.start_server(30.0, extra=("--qemu", monitor, "--descriptor", descriptor))
+        except fleetlib.FleetError as error:
+            check("is writable" in str(error), f"refused for another reason: {error}")
+        else:
+            raise Failed("a parent with a writable disk was frozen")
+        check(not descriptor.exists(), "a descriptor was left behind")
+    check_no_leftovers(lab, fleet)

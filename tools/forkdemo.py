@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The demo's fork of a running VM: `tools/demo --fork`."""
+import os
+import sys
+import time
+
+import fleetlib
+import forklib
+import lablib
+import tablelib
+import vmlib
+
+
+def step(text):
+    print(f"demo: {text}", flush=True)
+
+
+def start_clone(family, clone_id, host):
+    clone = family.spawn(clone_id, host)
+    family.settle(clone)
+    clone.before = family.guest_counters(clone)
+    return clone
+
+
+def clone_row(family, clone):
+    after = family.guest_counters(clone)
+    try:
+        found = forklib.verify(clone.vm)
+    except vmlib.VmError as error:
+        raise clone.vm.failure(str(error)) from error
+    installed = clone.before.get("installed_pages")
+    return {
+        "id": clone.identity.id, "host": clone.host, "answered_id": clone.answer.get("id"),
+        "counter": clone.answer.get("counter"), "hostname": clone.answer.get("hostname"),
+        "first_answer_ms": clone.times_ms.get("first_answer"), "ready_ms": clone.times_ms.get("ready"),
+        "pages_before_answer": installed, "faults_before_answer": clone.before.get("faults"),
+        "pages": after.get("installed_pages"), "memory_ok": found["bad"] == 0 and found["pages"] > 0,
+        "checked_pages": found["pages"],
+    }
+
+
+def results(args, family, fleet, rows, parent, seconds):
+    server = fleet.server_stats()
+    freeze = fleet.info["freeze"]
+    return {
+        "clones": rows, "parent": parent,
+        "parent_pause_ms": freeze["pause_us"] / 1000, "freeze_ms": freeze["drain_ms"],
+        "descriptor_bytes": forklib.descriptor_bytes(family.descriptor),
+        "guest_ram_bytes": args.vm_mb << 20, "avoided_pages": 0,
+        "image_pages": fleet.info["images"][0]["pages"], "zero_pages": fleet.info["images"][0]["zero_pages"],
+        "wire_bytes": server.get("tx_bytes"), "multicast_pages": server.get("tx_pages_multicast"),
+        "unicast_pages": server.get("tx_pages_unicast"), "lockstep_hits": server.get("lockstep_hits"),
+        "mtu": args.mtu, "loss": args.loss, "hosts": args.hosts, "seconds": round(seconds, 3),
+    }
+
+
+def check(table, nb_clones):
+    """What is wrong with the outcome, in words."""
+    wrong = []
+    for row in table["clones"]:
+        if row["answered_id"] != row["id"]:
+            wrong.append(f"clone {row['id']} answers as {row['answered_id']}")
+        if row["counter"] != table["parent"]["counter_at_fork"] + 1:
+            wrong.append(f"clone {row['id']} counts {row['counter']}, not {table['parent']['counter_at_fork'] + 1}")
+        if not row["memory_ok"]:
+            wrong.append(f"clone {row['id']}: its memory is not the parent's")
+    if len(table["clones"]) != nb_clones:
+        wrong.append(f"{len(table['clones'])} clones of {nb_clones}")
+    if table["parent"]["answered_id"] != 0 or not table["parent"]["memory_ok"]:
+        wrong.append(f"the parent is not what it was: {table['parent']}")
+    return wrong
+
+
+def fork(args, family, fleet):
+    step(f"booting the parent: {args.vm_mb} MiB")
+    parent = family.boot()
+    parent.channel.ask(f"FILL {args.fill_mb}", "FILLED", 120.0)
+    for _ in range(3):
+        counter = family.ask_web(family.identity(0))["counter"]
+    parent.channel.ask("DIRTY 4096", "DIRTYING")  # it goes on writing while it is frozen and served
+    step(f"forking it to {args.clones} clones on {args.hosts} hosts, MTU {args.mtu}")
+    began = time.monotonic()
+    info = family.fork(args.clones)
+    step(f"frozen: paused for {info['freeze']['pause_us'] / 1000:.0f} ms, all memory taken in after "
+         f"{info['freeze']['drain_ms']} ms")
+    for host in range(1, args.hosts + 1):
+        fleet.start_memtap(host)
+    jobs = [family.pool.submit(start_clone, family, i, 1 + (i - 1) % args.hosts) for i in range(1, args.clones + 1)]
+    clones = [job.result() for job in jobs]
+    seconds = time.monotonic() - began
+    step("every clone answers; checking their memory")
+    rows = [clone_row(family, clone) for clone in clones]
+    parent.channel.ask("DIRTY 0", "DIRTYING")
+    answer = family.ask_web(family.identity(0))
+    parent_row = {"answered_id": answer["id"], "counter_at_fork": counter, "counter": answer["counter"],
+                  "memory_ok": forklib.verify(parent)["bad"] == 0}
+    return results(args, family, fleet, rows, parent_row, seconds)
+
+
+def run(args, profile):
+    """@return (table, what is wrong)"""
+    options = fleetlib.Options(args.build_dir, None, args.profile, lablib.TAP if profile.tap else lablib.PORT,
+                               args.loss, args.seed)
+    lab = lablib.Lab(f"sf-demo-{os.getpid()}", args.hosts, args.mtu, profile.tap)
+    with lab, fleetlib.Fleet(lab, options) as fleet:
+        lab.add_vm_net(vmlib.HOST_IP)
+        try:
+            with forklib.Family(lab, fleet, mb=args.vm_mb) as family:
+                table = fork(args, family, fleet)
+            complaints = fleet.stop()
+        except Exception:
+            for process in fleet.processes():
+                print(process.tail(), file=sys.stderr)
+            raise
+    for complaint in complaints:
+        print(f"demo: warning: {complaint}", file=sys.stderr)
+    tablelib.show_fork(table)
+    return table, check(table, args.clones)

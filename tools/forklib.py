@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A parent VM and the clones forked from it, on a lab's virtual hosts."""
+import http.client
+import json
+import pathlib
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import bootlib
+import fleetlib
+import lablib
+import vmlib
+from vmlib import VmError
+
+AGENT = "tools/sf-agent"
+HANDOVER = b'[{"adapter": "qemu-postcopy"}]'
+
+
+def hand_over(clone, memtap_socket):
+    """Gives memtap the channel on which a clone waits for its state. The connection returned is open while memtap
+    serves the clone."""
+    tap = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+            channel.connect(str(clone.incoming))
+            tap.connect(str(memtap_socket))
+            socket.send_fds(tap, [HANDOVER], [channel.fileno()])
+    except OSError as error:
+        tap.close()
+        raise VmError(f"VM {clone.name}: its memory could not be handed to {memtap_socket}: {error.strerror}") from error
+    return tap
+
+
+class Clone:
+    """A clone with what was measured of it."""
+
+    def __init__(self, vm, identity, host):
+        self.vm, self.identity, self.host = vm, identity, host
+        self.spawned, self.tap, self.times_ms, self.answer = None, None, {}, {}
+
+    def mark(self, what):
+        """Notes how long after the start of QEMU this was."""
+        self.times_ms[what] = round((time.monotonic() - self.spawned) * 1000, 1)
+
+    def close(self):
+        if self.tap:
+            self.tap.close()
+        self.vm.stop()
+
+
+class Family:
+    """Use with `with`, inside a lab that is up and a fleet without an image. All VMs' network cards meet in a bridge of
+    their own, in which this machine has an address."""
+
+    def __init__(self, lab, fleet, *, number=0, mb=192, kernel=None):
+        self.lab, self.fleet, self.number = lab, fleet, number
+        self.kernel = kernel or bootlib.fetch_kernel()
+        self.machine = vmlib.machine_args(mb)
+        self.descriptor = fleet.dir / f"family{number}.descriptor"
+        self.parent, self.clones = None, []
+        self.pool = ThreadPoolExecutor()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for clone in self.clones:
+            clone.close()
+        if self.parent:
+            self.parent.stop()
+        # Not before: a VM dies with the thread that started it.
+        self.pool.shutdown()
+
+    def identity(self, vm_id):
+        return vmlib.identity_of(self.number, vm_id)
+
+    def _nic(self, vm_id):
+        return vmlib.Nic(f"vm{self.number}-{vm_id}", self.identity(vm_id).mac, self.lab.vm_ns, "br0")
+
+    def boot(self):
+        """Boots the parent; returns when its agent is there."""
+        initramfs = bootlib.make_agent_initramfs(self.kernel, self.fleet.opt.build / AGENT,
+                                                 self.fleet.dir / "agent-initramfs.gz")
+        self.freezer = self.fleet.dir / f"freezer{self.number}.sock"
+        self.parent = vmlib.Vm(f"parent{self.number}", self.fleet.dir, self.machine,
+                               boot=vmlib.boot_args(self.kernel, initramfs, self.identity(0)), nic=self._nic(0),
+                               extra=["-qmp", f"unix:{self.freezer},server=on,wait=off"])
+        self.parent.start()
+        self.parent.wait_ready()
+        return self.parent
+
+    def fork(self, nb_clones, timeout_s=120.0):
+        """Freezes the parent and has the memserver serve it; the parent runs on. Returns memserver's report."""
+        self.parent.ask_fork(nb_clones)
+        try:
+            self.fleet.start_server(timeout_s, extra=("--qemu", self.freezer, "--descriptor", self.descriptor))
+        except fleetlib.FleetError as error:
+            self.parent.channel.send("FAIL the memory could not be frozen")
+            raise VmError(str(error)) from error
+        self.parent.go_on()
+        return self.fleet.info
+
+    def spawn(self, clone_id, host):
+        """Starts one clone on a host whose memtap runs; returns at once."""
+        vm = vmlib.Vm(f"clone{self.number}-{clone_id}", self.fleet.dir, self.machine, nic=self._nic(clone_id))
+        clone = Clone(vm, self.identity(clone_id), host)
+        self.clones.append(clone)
+        clone.spawned = time.monotonic()
+        vm.start()
+        clone.tap = hand_over(vm, self.fleet.socket_path(host))
+        clone.mark("handed_over")
+        return clone
+
+    def settle(self, clone, timeout_s=60.0):
+        """Makes the clone somebody of its own and asks its web server who it is."""
+        clone.vm.become(clone.identity, timeout_s)
+        clone.mark("ready")
+        clone.answer = self.ask_web(clone.identity, timeout_s)
+        clone.mark("first_answer")
+        return clone
+
+    def ask_web(self, identity, timeout_s=30.0):
+        """What the web server of a VM says, as a dict."""
+        url = f"http://{identity.address}/"
+        try:
+            connection = http.client.HTTPConnection(identity.address)
+            connection.sock = lablib.socket_in(self.lab.vm_ns)
+            connection.sock.settimeout(timeout_s)
+            connection.sock.connect((identity.address, 80))
+            connection.request("GET", "/")
+            return json.loads(connection.getresponse().read())
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise VmError(f"no answer from {url}: {error}") from error
+        finally:
+            connection.close()
+
+    def guest_counters(self, clone):
+        """Memtap's counters of this clone; {} once it is gone."""
+        prefix = self.fleet.prefix(clone.host)
+        guests = fleetlib.telemetry(prefix, "/memtap/guests") or {}
+        ids = [guest for guest, pid in guests.items() if pid == clone.vm.process.pid]
+        return (fleetlib.telemetry(prefix, f"/memtap/guest,{ids[0]}") or {}) if ids else {}
+
+
+def verify(vm, timeout_s=300.0):
+    """Has the guest check its pattern memory: {"bad": 0, "pages": ...}."""
+    return vmlib.fields(vm.channel.ask("VERIFY", "VERIFIED", timeout_s))
+
+
+def descriptor_bytes(path):
+    return pathlib.Path(path).stat().st_size
