@@ -147,11 +147,13 @@ Result<Frozen> freeze_parent(const ServerOptions& options) {
                              .epoch = options.epoch,
                              .progress_fd = STDERR_FILENO});
   if (!parent) return std::unexpected(parent.error());
-  spdlog::info("frozen by background snapshot: paused for {} ms, all memory after {} ms",
-               parent->pause.count() / 1000, parent->drain.count());
+  spdlog::info("frozen by {}: paused for {:.1f} ms, image and descriptor complete after {} ms",
+               to_string(parent->kind), static_cast<double>(parent->pause.count()) / 1000,
+               parent->total.count());
   Frozen frozen;
-  frozen.freeze = {{"pause_us", static_cast<std::uint64_t>(parent->pause.count())},
-                   {"drain_ms", static_cast<std::uint64_t>(parent->drain.count())}};
+  frozen.freeze = {{"by_shim", parent->kind == FreezeKind::kShim ? 1 : 0},
+                   {"pause_us", static_cast<std::uint64_t>(parent->pause.count())},
+                   {"total_ms", static_cast<std::uint64_t>(parent->total.count())}};
   frozen.images.push_back(std::move(parent->image));
   frozen.names.push_back(options.qemu);
   frozen.descriptor = std::move(parent->descriptor);
@@ -168,7 +170,7 @@ Result<void> publish_descriptor(const ServerOptions& options, const Port& port, 
 }
 
 TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const Image> images) {
-  if (options.copy) return TxMode::kCopy;
+  if (options.copy || std::ranges::any_of(images, &Image::is_live)) return TxMode::kCopy;
   for (const Image& image : images)
     if (auto ok = port.register_memory(image.bytes()); !ok) {
       spdlog::warn("{}: {}; pages are sent by copy", ok.error().what, strerror(ok.error().errnum));

@@ -24,7 +24,13 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
   ~Arena() { unmap(); }
 
-  Result<std::vector<std::span<std::byte>>> place(std::span<const RamBlock> blocks) {
+  Result<std::vector<std::span<std::byte>>> place(std::span<const RamBlock> blocks,
+                                                  std::uint64_t nb_live_pages) {
+    if (nb_live_pages != 0 && nb_live_pages != blocks.front().nb_pages)
+      return fail(EINVAL,
+                  fmt::format("the parent's RAM block {} has {} pages, its shim handed over "
+                              "{}: is all of its RAM one shared memory backend?",
+                              blocks.front().name, blocks.front().nb_pages, nb_live_pages));
     nb_bytes_ = qemu::nb_pages(blocks) * kPageSize;
     if (ftruncate(fd_, static_cast<off_t>(nb_bytes_)) != 0)
       return fail(errno, fmt::format("{} bytes for the parent's memory", nb_bytes_));
@@ -35,6 +41,7 @@ class Arena {
     std::vector<std::span<std::byte>> places;
     for (const RamBlock& block : blocks)
       places.emplace_back(base_ + block.first_page * kPageSize, block.nb_pages * kPageSize);
+    if (nb_live_pages != 0) places.front() = {};
     return places;
   }
   void unmap() noexcept {
@@ -58,7 +65,8 @@ Result<std::size_t> read_some(int channel, std::span<std::byte> out) {
 
 }  // namespace
 
-Result<FrozenMemory> FrozenMemory::take(int channel, std::optional<int> progress_fd) {
+Result<FrozenMemory> FrozenMemory::take(int channel, std::uint64_t nb_live_pages,
+                                        std::optional<int> progress_fd) {
   UniqueFd file{memfd_create("snowfabric-frozen", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
   if (!file) return fail(errno, "memfd_create for the parent's memory");
   Arena arena{file.get()};
@@ -70,7 +78,7 @@ Result<FrozenMemory> FrozenMemory::take(int channel, std::optional<int> progress
         return nb_bytes;
       },
       [&](std::span<const RamBlock> blocks) {
-        auto places = arena.place(blocks);
+        auto places = arena.place(blocks, nb_live_pages);
         if (progress_fd) progress.emplace("freeze", arena.nb_bytes(), *progress_fd);
         return places;
       },

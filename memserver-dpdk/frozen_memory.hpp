@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,10 +17,13 @@ class FrozenMemory {
  public:
   /// Blocks until the stream has ended.
   /// @param channel      a socket, the other end is QEMU's
-  /// @param progress_fd  where to show how far it is
-  /// @return as qemu::read_stream; ENOTSUP: the parent keeps memory to itself (x-ignore-shared); or
-  ///         what the call named reported
-  [[nodiscard]] static Result<FrozenMemory> take(int channel, std::optional<int> progress_fd);
+  /// @param nb_live_pages  of the first block, if it does not come by the stream but is shared with
+  ///                       the parent: its place in the file stays empty; else 0
+  /// @param progress_fd    where to show how far it is
+  /// @return as qemu::read_stream; EINVAL: the first block has another size; or what the call named
+  ///         reported
+  [[nodiscard]] static Result<FrozenMemory> take(int channel, std::uint64_t nb_live_pages,
+                                                 std::optional<int> progress_fd);
 
   /// To open it as a file, while this object lives.
   [[nodiscard]] std::string path() const;

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <span>
 #include <utility>
@@ -13,12 +14,15 @@
 
 namespace snowfabric {
 
+class CowMemory;
 class Progress;
 
 struct ImageOptions {
   std::optional<std::uint64_t> image_id{};  ///< not 0; without it, derived from the content
   std::uint32_t epoch = 1;                  ///< of this freeze of the image
   std::optional<int> progress_fd{};         ///< where to show the scan's progress, e.g. stderr
+  /// RAM of a running parent: it is the first pages, and the file holds the others at their places.
+  std::shared_ptr<CowMemory> live{};
 };
 
 /// A file mapped read-only and shared; unmaps what it owns.
@@ -56,12 +60,18 @@ class Image {
   [[nodiscard]] std::uint32_t epoch() const noexcept { return epoch_; }
   [[nodiscard]] std::uint64_t nb_pages() const noexcept { return crcs_.size(); }
   [[nodiscard]] std::uint64_t nb_zero_pages() const noexcept { return nb_zero_pages_; }
+  /// Whether some pages are still a parent's own: they can only be copied, never mapped.
+  [[nodiscard]] bool is_live() const noexcept { return live_ != nullptr; }
+  /// Bytes [offset, offset + out.size()) of a page. Any thread.
+  void copy(Gfn gfn, std::size_t offset, std::span<std::byte> out) const noexcept;
+
   /// The whole mapping, page aligned; lives as long as the image, also when that is moved.
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return mapping_.bytes(); }
   [[nodiscard]] std::span<const std::uint32_t> crcs() const noexcept { return crcs_; }
   /// Bit p % 64 of word p / 64: page p is all zero. Bits behind the last page are 0.
   [[nodiscard]] std::span<const std::uint64_t> zero_words() const noexcept { return zero_words_; }
 
+  /// @pre not is_live()
   [[nodiscard]] std::span<const std::byte, kPageSize> page(Gfn gfn) const noexcept {
     return std::span<const std::byte, kPageSize>{bytes().data() + gfn.value * kPageSize, kPageSize};
   }
@@ -74,9 +84,13 @@ class Image {
   explicit Image(FileMapping mapping) : mapping_{std::move(mapping)} {}
   [[nodiscard]] bool scan(Progress* progress);
   [[nodiscard]] bool scan_words(std::size_t begin, std::size_t end) noexcept;
+  [[nodiscard]] bool lives(Gfn gfn) const noexcept;
+  [[nodiscard]] std::span<const std::byte, kPageSize> look_at(
+      Gfn gfn, std::span<std::byte, kPageSize> room) const noexcept;
   [[nodiscard]] std::uint64_t content_id() const noexcept;
 
   FileMapping mapping_;
+  std::shared_ptr<CowMemory> live_;
   std::vector<std::uint32_t> crcs_;        // one a page
   std::vector<std::uint64_t> zero_words_;  // one bit a page
   std::uint64_t nb_zero_pages_ = 0;

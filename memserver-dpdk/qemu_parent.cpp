@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 
 #include "fabric/base/unique_fd.hpp"
+#include "memserver-dpdk/cow_memory.hpp"
 #include "memserver-dpdk/frozen_memory.hpp"
 #include "memserver-dpdk/qmp.hpp"
 
@@ -55,40 +56,73 @@ Result<void> refuse_writable_disks(Qmp& qmp) {
   return {};
 }
 
-Result<void> set_snapshot_mode(Qmp& qmp, bool on) {
-  const auto done = qmp.execute(
-      "migrate-set-capabilities",
-      {{"capabilities", Json::array({{{"capability", "background-snapshot"}, {"state", on}}})}});
+Result<void> set_capability(Qmp& qmp, const char* name, bool on) {
+  const auto done =
+      qmp.execute("migrate-set-capabilities",
+                  {{"capabilities", Json::array({{{"capability", name}, {"state", on}}})}});
   if (!done) return std::unexpected(done.error());
   return {};
 }
 
-/// The parent as it was for QEMU's other migrations, whatever happens.
-class SnapshotMode {
+/// A migration capability for the time of a freeze; the parent is as before, whatever happens.
+class MigrationMode {
  public:
-  static Result<SnapshotMode> begin(Qmp& qmp) {
+  static Result<MigrationMode> begin(Qmp& qmp, const char* capability) {
     const auto before = qmp.execute("query-migrate-parameters");
     if (!before) return std::unexpected(before.error());
-    if (auto ok = set_snapshot_mode(qmp, true); !ok) return std::unexpected(ok.error());
-    SnapshotMode mode{qmp, number_of(*before, "max-bandwidth")};
+    if (auto ok = set_capability(qmp, capability, true); !ok) return std::unexpected(ok.error());
+    MigrationMode mode{qmp, capability, number_of(*before, "max-bandwidth")};
     if (auto ok = qmp.execute("migrate-set-parameters", {{"max-bandwidth", kUnlimited}}); !ok)
       return std::unexpected(ok.error());
     return mode;
   }
-  SnapshotMode(SnapshotMode&& from) noexcept
-      : qmp_{std::exchange(from.qmp_, nullptr)}, bandwidth_{from.bandwidth_} {}
-  SnapshotMode& operator=(SnapshotMode&&) = delete;
-  ~SnapshotMode() {
+  MigrationMode(MigrationMode&& from) noexcept
+      : qmp_{std::exchange(from.qmp_, nullptr)},
+        capability_{from.capability_},
+        bandwidth_{from.bandwidth_} {}
+  MigrationMode& operator=(MigrationMode&&) = delete;
+  ~MigrationMode() {
     if (qmp_ == nullptr) return;
-    (void)set_snapshot_mode(*qmp_, false);
+    (void)set_capability(*qmp_, capability_, false);
     if (bandwidth_ != 0)
       (void)qmp_->execute("migrate-set-parameters", {{"max-bandwidth", bandwidth_}});
   }
 
  private:
-  SnapshotMode(Qmp& qmp, std::uint64_t bandwidth) : qmp_{&qmp}, bandwidth_{bandwidth} {}
+  MigrationMode(Qmp& qmp, const char* capability, std::uint64_t bandwidth)
+      : qmp_{&qmp}, capability_{capability}, bandwidth_{bandwidth} {}
   Qmp* qmp_;
+  const char* capability_;
   std::uint64_t bandwidth_;
+};
+
+/// A VM that stands still while this lives, and then runs on if it ran before.
+class StoppedVm {
+ public:
+  static Result<StoppedVm> stop(Qmp& qmp) {
+    const auto status = qmp.execute("query-status");
+    if (!status) return std::unexpected(status.error());
+    StoppedVm vm{text_of(*status, "status") == "running" ? &qmp : nullptr};
+    if (vm.qmp_ == nullptr) return vm;
+    if (auto ok = qmp.execute("stop"); !ok) return std::unexpected(ok.error());
+    return vm;
+  }
+  StoppedVm(StoppedVm&& from) noexcept
+      : qmp_{std::exchange(from.qmp_, nullptr)}, since_{from.since_} {}
+  StoppedVm& operator=(StoppedVm&&) = delete;
+  ~StoppedVm() { (void)resume(); }
+
+  /// @return how long it stood still
+  Result<std::chrono::microseconds> resume() {
+    if (Qmp* qmp = std::exchange(qmp_, nullptr); qmp != nullptr)
+      if (auto ok = qmp->execute("cont"); !ok) return std::unexpected(ok.error());
+    return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - since_);
+  }
+
+ private:
+  explicit StoppedVm(Qmp* qmp) : qmp_{qmp} {}
+  Qmp* qmp_;  // nullptr: nothing to resume
+  Clock::time_point since_ = Clock::now();
 };
 
 /// Both ends of a channel; QEMU keeps its own.
@@ -131,16 +165,17 @@ std::array<std::uint8_t, 16> parse_uuid(std::string_view text) {
   return uuid;
 }
 
-std::vector<std::string> command_line_of(pid_t pid) {
-  std::ifstream file{fmt::format("/proc/{}/cmdline", pid), std::ios::binary};
+/// Of /proc/PID/cmdline and the like: strings that end with NUL.
+std::vector<std::string> strings_of(pid_t pid, std::string_view what) {
+  std::ifstream file{fmt::format("/proc/{}/{}", pid, what), std::ios::binary};
   const std::string all{std::istreambuf_iterator<char>{file}, {}};
-  std::vector<std::string> args;
+  std::vector<std::string> strings;
   for (std::size_t at = 0; at < all.size();) {
     const std::size_t end = std::min(all.find('\0', at), all.size());
-    args.push_back(all.substr(at, end - at));
+    strings.push_back(all.substr(at, end - at));
     at = end + 1;
   }
-  return args;
+  return strings;
 }
 
 Result<void> describe_parent(Qmp& qmp, Descriptor& descriptor) {
@@ -150,7 +185,7 @@ Result<void> describe_parent(Qmp& qmp, Descriptor& descriptor) {
     if (!*answer) return std::unexpected(answer->error());
   descriptor.parent_name = text_of(*name, "name");
   descriptor.parent_uuid = parse_uuid(text_of(*uuid, "UUID"));
-  descriptor.machine_args = command_line_of(qmp.pid());
+  descriptor.machine_args = strings_of(qmp.pid(), "cmdline");
   return {};
 }
 
@@ -183,7 +218,94 @@ Error both(const Error& ours, const Error& theirs) {
   return {ours.errnum, fmt::format("{} ({})", ours.what, theirs.what)};
 }
 
+struct Migrated {
+  FrozenMemory memory;
+  std::chrono::microseconds pause;  ///< as QEMU measured it
+};
+
+/// Has QEMU send its state, and takes it.
+Result<Migrated> migrate(Qmp& qmp, std::uint64_t nb_live_pages, std::optional<int> progress_fd) {
+  auto channel = channel_from(qmp);
+  if (!channel) return std::unexpected(channel.error());
+  if (auto ok = qmp.execute("migrate", {{"uri", fmt::format("fd:{}", kFdName)}}); !ok)
+    return std::unexpected(ok.error());
+  auto memory = FrozenMemory::take(channel->get(), nb_live_pages, progress_fd);
+  *channel = UniqueFd{};  // if we took not all of it, QEMU must not wait for us
+  const auto pause = verdict_of(qmp);
+  if (!memory) return std::unexpected(pause ? memory.error() : both(memory.error(), pause.error()));
+  if (!pause) return std::unexpected(pause.error());
+  return Migrated{std::move(*memory), *pause};
+}
+
+std::uint64_t wall_clock_ns() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return static_cast<std::uint64_t>(std::chrono::nanoseconds{now}.count());
+}
+
+Result<FrozenParent> complete(const FrozenMemory& memory, std::shared_ptr<CowMemory> live,
+                              const QemuFreezeOptions& options, Descriptor descriptor) {
+  auto image = Image::open(memory.path(), {.image_id = options.image_id,
+                                           .epoch = options.epoch,
+                                           .progress_fd = options.progress_fd,
+                                           .live = std::move(live)});
+  if (!image) return std::unexpected(image.error());
+  describe_memory(memory.state(), *image, descriptor);
+  return FrozenParent{.image = std::move(*image), .descriptor = std::move(descriptor)};
+}
+
+Result<FrozenParent> freeze_by_snapshot(Qmp& qmp, const QemuFreezeOptions& options,
+                                        Descriptor descriptor) {
+  const auto mode = MigrationMode::begin(qmp, "background-snapshot");
+  if (!mode) return std::unexpected(mode.error());
+  const auto began = Clock::now();
+  descriptor.frozen_at_ns = wall_clock_ns();
+  const auto migrated = migrate(qmp, 0, options.progress_fd);
+  if (!migrated) return std::unexpected(migrated.error());
+  auto parent = complete(migrated->memory, nullptr, options, std::move(descriptor));
+  if (!parent) return parent;
+  parent->kind = FreezeKind::kSnapshot;
+  parent->pause = migrated->pause;
+  parent->total = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began);
+  return parent;
+}
+
+/// Protects while the VM runs, so that little is left to do while it stands still.
+Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
+                                    const QemuFreezeOptions& options, Descriptor descriptor) {
+  const std::shared_ptr<CowMemory> live{std::move(memory)};
+  const auto mode = MigrationMode::begin(qmp, "x-ignore-shared");
+  if (!mode) return std::unexpected(mode.error());
+  if (auto ok = live->arm(); !ok) return std::unexpected(ok.error());
+  auto stopped = StoppedVm::stop(qmp);
+  if (!stopped) return std::unexpected(stopped.error());
+  const auto began = Clock::now();
+  if (auto ok = live->freeze(); !ok) return std::unexpected(ok.error());
+  descriptor.frozen_at_ns = wall_clock_ns();
+  const auto migrated = migrate(qmp, live->nb_pages(), std::nullopt);
+  if (!migrated) return std::unexpected(migrated.error());
+  const auto pause = stopped->resume();
+  if (!pause) return std::unexpected(pause.error());
+  auto parent = complete(migrated->memory, live, options, std::move(descriptor));
+  if (!parent) return parent;
+  parent->kind = FreezeKind::kShim;
+  parent->pause = *pause;
+  parent->total = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began);
+  return parent;
+}
+
+/// Where the parent's preload library listens, by its environment; empty: it has none.
+std::string shim_socket_of(pid_t pid) {
+  constexpr std::string_view kName = "SF_SHIM_SOCKET=";
+  for (const std::string& variable : strings_of(pid, "environ"))
+    if (variable.starts_with(kName)) return variable.substr(kName.size());
+  return {};
+}
+
 }  // namespace
+
+std::string_view to_string(FreezeKind kind) noexcept {
+  return kind == FreezeKind::kShim ? "write protection" : "background snapshot";
+}
 
 Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options) {
   auto qmp = Qmp::connect(options.qmp_path);
@@ -191,27 +313,11 @@ Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options) {
   if (auto ok = refuse_writable_disks(*qmp); !ok) return std::unexpected(ok.error());
   Descriptor descriptor;
   if (auto ok = describe_parent(*qmp, descriptor); !ok) return std::unexpected(ok.error());
-  const auto mode = SnapshotMode::begin(*qmp);
-  if (!mode) return std::unexpected(mode.error());
-  auto channel = channel_from(*qmp);
-  if (!channel) return std::unexpected(channel.error());
-  const auto began = Clock::now();
-  descriptor.frozen_at_ns = static_cast<std::uint64_t>(
-      std::chrono::nanoseconds{std::chrono::system_clock::now().time_since_epoch()}.count());
-  if (auto ok = qmp->execute("migrate", {{"uri", fmt::format("fd:{}", kFdName)}}); !ok)
-    return std::unexpected(ok.error());
-  const auto memory = FrozenMemory::take(channel->get(), options.progress_fd);
-  *channel = UniqueFd{};  // if we took not all of it, QEMU must not wait for us
-  const auto pause = verdict_of(*qmp);
-  if (!memory) return std::unexpected(pause ? memory.error() : both(memory.error(), pause.error()));
-  if (!pause) return std::unexpected(pause.error());
-  const auto drain = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began);
-  auto image = Image::open(
-      memory->path(),
-      {.image_id = options.image_id, .epoch = options.epoch, .progress_fd = options.progress_fd});
-  if (!image) return std::unexpected(image.error());
-  describe_memory(memory->state(), *image, descriptor);
-  return FrozenParent{std::move(*image), std::move(descriptor), *pause, drain};
+  const std::string shim = shim_socket_of(qmp->pid());
+  if (shim.empty()) return freeze_by_snapshot(*qmp, options, std::move(descriptor));
+  auto memory = CowMemory::attach(shim);
+  if (!memory) return std::unexpected(memory.error());
+  return freeze_by_shim(*qmp, std::move(*memory), options, std::move(descriptor));
 }
 
 }  // namespace snowfabric

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "descriptor/descriptor.hpp"
 #include "fabric/base/result.hpp"
@@ -18,17 +19,24 @@ struct QemuFreezeOptions {
   std::optional<int> progress_fd{};
 };
 
+enum class FreezeKind : std::uint8_t {
+  kSnapshot,  ///< QEMU's background snapshot: all memory is taken in first
+  kShim,      ///< write protection by the preload library: memory stays where it is
+};
+[[nodiscard]] std::string_view to_string(FreezeKind kind) noexcept;
+
 /// A parent's memory and state as they were at one instant. The parent runs on.
 struct FrozenParent {
-  Image image;            ///< of a sealed memfd: nothing can change it, nor does the parent's death
-  Descriptor descriptor;  ///< complete but for the memserver's address
-  std::chrono::microseconds pause{0};  ///< the vCPUs stood still, as QEMU says
-  std::chrono::milliseconds drain{0};  ///< until all memory had come
+  FreezeKind kind{};
+  Image image;                         ///< nothing can change it, nor does the parent's death
+  Descriptor descriptor;               ///< complete but for the memserver's address
+  std::chrono::microseconds pause{0};  ///< the vCPUs stood still
+  std::chrono::milliseconds total{0};  ///< from the instant until image and descriptor are complete
 };
 
-/// Freezes a running QEMU by its own background snapshot and takes its memory in. Nothing of the
-/// parent is changed for longer than the call. Control path: seconds, for QEMU hands its memory
-/// over page by page. Before rte_eal_init, like Image::open.
+/// Freezes a running QEMU: by write protection if it was started with the preload library, else by
+/// its own background snapshot, which takes seconds. Nothing of the parent's settings is changed
+/// for longer than the call. Control path. Before rte_eal_init, like Image::open.
 /// @return EROFS: the VM has a writable disk, which is not frozen; EREMOTEIO: QEMU refused, with
 ///         its words; ENOTSUP: a RAM that QEMU cannot write-protect; as Qmp and the stream reader
 [[nodiscard]] Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options);

@@ -143,11 +143,12 @@ void ServerWorker::attach_page(Served& served, const ServerTx& tx, rte_mbuf& hea
   const std::size_t nb_fragments = served.engine.nb_fragments();
   const std::size_t offset = tx.fragment * wire::fragment_stride(nb_fragments);
   const std::size_t nb_bytes = wire::fragment_bytes(tx.fragment, nb_fragments);
-  const std::byte* data = served.image.page(tx.range.first).data() + offset;
   if (mode_ == TxMode::kCopy) {
-    std::memcpy(rte_pktmbuf_mtod_offset(&header, std::byte*, header.data_len), data, nb_bytes);
+    served.image.copy(tx.range.first, offset,
+                      {rte_pktmbuf_mtod_offset(&header, std::byte*, header.data_len), nb_bytes});
     header.data_len = static_cast<std::uint16_t>(header.data_len + nb_bytes);
   } else {
+    const std::byte* data = served.image.page(tx.range.first).data() + offset;
     rte_mbuf* page = take_mbuf();
     rte_mbuf_ext_refcnt_update(&served.extbuf, 1);
     // The image is mapped read-only and TX only reads; the mbuf API has no const.

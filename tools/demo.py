@@ -45,6 +45,8 @@ def arguments(argv=None):
     add("--fork", action="store_true", help="fork a running VM instead of serving a memory image")
     add("--vm-mb", type=int, default=192, metavar="N", help="with --fork: memory of the parent (192)")
     add("--fill-mb", type=int, default=64, metavar="N", help="with --fork: memory of it that the clones check (64)")
+    add("--no-shim", action="store_true",
+        help="with --fork: freeze the parent by QEMU's background snapshot, not by write protection")
     add("--image", type=pathlib.Path, metavar="FILE", help="serve this file instead of a fresh VM's memory")
     add("--image-mb", type=int, default=256, metavar="N", help="memory of the VM that is dumped (256)")
     add("--json", type=pathlib.Path, metavar="FILE", help="write the results there")
@@ -71,7 +73,7 @@ def step(text):
 
 def build(build_dir):
     """Configures once, then builds what the demo runs."""
-    programs = [fleetlib.SERVER, fleetlib.MEMTAP, fleetlib.GUEST, forklib.AGENT]
+    programs = [fleetlib.SERVER, fleetlib.MEMTAP, fleetlib.GUEST, forklib.AGENT, forklib.SHIM]
     commands = [["ninja", "-C", str(build_dir), *programs]]
     if not (build_dir / "build.ninja").exists():
         commands.insert(0, ["meson", "setup", str(build_dir), str(ROOT)])

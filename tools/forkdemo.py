@@ -44,7 +44,7 @@ def results(args, family, fleet, rows, parent, seconds):
     freeze = fleet.info["freeze"]
     return {
         "clones": rows, "parent": parent,
-        "parent_pause_ms": freeze["pause_us"] / 1000, "freeze_ms": freeze["drain_ms"],
+        "parent_pause_ms": freeze["pause_us"] / 1000, "freeze_ms": freeze["total_ms"],
         "descriptor_bytes": forklib.descriptor_bytes(family.descriptor),
         "guest_ram_bytes": args.vm_mb << 20, "avoided_pages": 0,
         "image_pages": fleet.info["images"][0]["pages"], "zero_pages": fleet.info["images"][0]["zero_pages"],
@@ -81,8 +81,9 @@ def fork(args, family, fleet):
     step(f"forking it to {args.clones} clones on {args.hosts} hosts, MTU {args.mtu}")
     began = time.monotonic()
     info = family.fork(args.clones)
-    step(f"frozen: paused for {info['freeze']['pause_us'] / 1000:.0f} ms, all memory taken in after "
-         f"{info['freeze']['drain_ms']} ms")
+    how = "write protection" if info["freeze"]["by_shim"] else "background snapshot"
+    step(f"frozen by {how}: paused for {info['freeze']['pause_us'] / 1000:.0f} ms, descriptor and image complete after "
+         f"{info['freeze']['total_ms']} ms")
     for host in range(1, args.hosts + 1):
         fleet.start_memtap(host)
     jobs = [family.pool.submit(start_clone, family, i, 1 + (i - 1) % args.hosts) for i in range(1, args.clones + 1)]
@@ -105,7 +106,7 @@ def run(args, profile):
     with lab, fleetlib.Fleet(lab, options) as fleet:
         lab.add_vm_net(vmlib.HOST_IP)
         try:
-            with forklib.Family(lab, fleet, mb=args.vm_mb) as family:
+            with forklib.Family(lab, fleet, mb=args.vm_mb, shim=not args.no_shim) as family:
                 table = fork(args, family, fleet)
             complaints = fleet.stop()
         except Exception:

@@ -14,6 +14,7 @@ import vmlib
 from vmlib import VmError
 
 AGENT = "tools/sf-agent"
+SHIM = "memserver-dpdk/shim/libsf-shim.so"
 HANDOVER = b'[{"adapter": "qemu-postcopy"}]'
 
 
@@ -53,8 +54,9 @@ class Family:
     """Use with `with`, inside a lab that is up and a fleet without an image. All VMs' network cards meet in a bridge of
     their own, in which this machine has an address."""
 
-    def __init__(self, lab, fleet, *, number=0, mb=192, kernel=None):
-        self.lab, self.fleet, self.number = lab, fleet, number
+    def __init__(self, lab, fleet, *, number=0, mb=192, kernel=None, shim=True):
+        """@param shim  start the parent with the preload library, to freeze it by write protection"""
+        self.lab, self.fleet, self.number, self.mb, self.shim = lab, fleet, number, mb, shim
         self.kernel = kernel or bootlib.fetch_kernel()
         self.machine = vmlib.machine_args(mb)
         self.descriptor = fleet.dir / f"family{number}.descriptor"
@@ -83,9 +85,11 @@ class Family:
         initramfs = bootlib.make_agent_initramfs(self.kernel, self.fleet.opt.build / AGENT,
                                                  self.fleet.dir / "agent-initramfs.gz")
         self.freezer = self.fleet.dir / f"freezer{self.number}.sock"
-        self.parent = vmlib.Vm(f"parent{self.number}", self.fleet.dir, self.machine,
+        preload = ["env", f"LD_PRELOAD={(self.fleet.opt.build / SHIM).absolute()}",
+                   f"SF_SHIM_SOCKET={self.fleet.dir / f'shim{self.number}.sock'}"] if self.shim else []
+        self.parent = vmlib.Vm(f"parent{self.number}", self.fleet.dir, vmlib.machine_args(self.mb, shared=self.shim),
                                boot=vmlib.boot_args(self.kernel, initramfs, self.identity(0)), nic=self._nic(0),
-                               extra=["-qmp", f"unix:{self.freezer},server=on,wait=off"])
+                               prefix=preload, extra=["-qmp", f"unix:{self.freezer},server=on,wait=off"])
         self.parent.start()
         self.parent.wait_ready()
         return self.parent

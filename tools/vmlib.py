@@ -93,11 +93,14 @@ class Nic:
         return ["ip", "netns", "exec", self.netns] if self.netns else []
 
 
-def machine_args(mb=192, cpus=1, nic=True):
-    """The machine, without a disk: what parent and clones have in common, to the letter."""
+def machine_args(mb=192, cpus=1, nic=True, shared=False):
+    """The machine, without a disk: what parent and clones have in common, to the letter.
+    @param shared  its RAM is a memory file: a parent's, so that it can be frozen by write protection. To a clone the
+                   machine is the same without."""
     if not MIN_MB <= mb <= MAX_MB:
         raise VmError(f"{mb} MiB of memory: {MIN_MB} to {MAX_MB} are possible")
-    args = ["-M", "pc", "-accel", "tcg", "-cpu", "qemu64", "-m", str(mb), "-smp", str(cpus),
+    ram = ["-object", f"memory-backend-memfd,id=pc.ram,size={mb}M,share=on"] if shared else []
+    args = [*ram, "-M", "pc,memory-backend=pc.ram" if shared else "pc", "-accel", "tcg", "-cpu", "qemu64", "-m", str(mb), "-smp", str(cpus),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-serial", f"chardev:{CONSOLE}",
             "-device", "virtio-serial-pci,addr=0x3",

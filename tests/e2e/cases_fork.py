@@ -14,14 +14,14 @@ GIVE_UP_S = 3
 
 
 @contextlib.contextmanager
-def family(context, nb_hosts=2, mtu=9000, loss=0.0, memtap_args=()):
+def family(context, nb_hosts=2, mtu=9000, loss=0.0, memtap_args=(), shim=True):
     """A booted parent with a pattern in its memory, which it goes on rewriting."""
     lab = lablib.Lab(lab_name(), nb_hosts, mtu)
     options = fleetlib.Options(context.build, None, loss=loss, seed=context.seed, memtap_args=memtap_args)
     with lab, fleetlib.Fleet(lab, options) as fleet:
         lab.add_vm_net(vmlib.HOST_IP)
         try:
-            with forklib.Family(lab, fleet, mb=VM_MB) as vms:
+            with forklib.Family(lab, fleet, mb=VM_MB, shim=shim) as vms:
                 vms.boot()
                 vms.parent.channel.ask(f"FILL {FILL_MB}", "FILLED", 60.0)
                 vms.parent.channel.ask("DIRTY 1024", "DIRTYING")
@@ -62,19 +62,29 @@ def is_paused(clone):
     return clone.vm.qmp("query-migrate").get("status") == "postcopy-paused"
 
 
-@case(120)
+@case(240)
 def fork_clones_answer_as_themselves(context):
     """With frames lost, and pages in fragments: each clone has the parent's memory and counter, and its own id."""
     with family(context, mtu=1500, loss=3.0) as vms:
         counter = vms.ask_web(vms.identity(0))["counter"]
         for clone in fork(vms, 3):
+            check(vms.fleet.info["freeze"]["by_shim"] == 1, "not frozen by write protection")
             check(clone.answer == {"id": clone.identity.id, "counter": counter + 1, "hostname": clone.identity.hostname},
                   f"clone {clone.identity.id} answers {clone.answer}")
             check_memory(clone.vm)
         check_parent(vms)
 
 
-@case(120)
+@case(240)
+def fork_without_the_shim_takes_a_snapshot(context):
+    with family(context, shim=False) as vms:
+        for clone in fork(vms, 2):
+            check(vms.fleet.info["freeze"]["by_shim"] == 0, "not frozen by background snapshot")
+            check_memory(clone.vm)
+        check_parent(vms)
+
+
+@case(240)
 def fork_outlives_its_parent(context):
     with family(context) as vms:
         clones = fork(vms, 2)
@@ -83,7 +93,7 @@ def fork_outlives_its_parent(context):
             check_memory(clone.vm)
 
 
-@case(120)
+@case(240)
 def fork_memtap_killed_pauses_its_clones_alone(context):
     with family(context) as vms:
         clones = fork(vms, 2)
@@ -94,7 +104,7 @@ def fork_memtap_killed_pauses_its_clones_alone(context):
         check_parent(vms)
 
 
-@case(120)
+@case(240)
 def fork_memserver_killed_parent_runs_on_and_clones_pause(context):
     with family(context, memtap_args=("--give-up", GIVE_UP_S)) as vms:
         clones = fork(vms, 2)
@@ -106,7 +116,7 @@ def fork_memserver_killed_parent_runs_on_and_clones_pause(context):
         check_parent(vms)
 
 
-@case(60)
+@case(120)
 def parent_with_a_writable_disk_is_refused(context):
     lab = lablib.Lab(lab_name(), 1)
     disk = context.workdir / "disk.raw"

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/cow_memory.hpp"
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+#include <linux/userfaultfd.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+namespace snowfabric {
+namespace {
+
+constexpr std::size_t kEventBurst = 32;
+
+std::uint64_t image_pages(const std::vector<ShimRegion>& regions) {
+  return (regions.back().offset + regions.back().size) / kPageSize;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CowMemory>> CowMemory::attach(const std::string& shim_socket) {
+  auto memory = take_shim_memory(shim_socket);
+  if (!memory) return std::unexpected(memory.error());
+  std::unique_ptr<CowMemory> cow{new CowMemory{std::move(*memory)}};
+  if (auto ok = cow->map(); !ok) return std::unexpected(ok.error());
+  if (auto ok = cow->start(); !ok) return std::unexpected(ok.error());
+  return cow;
+}
+
+CowMemory::CowMemory(ShimMemory memory)
+    : uffd_{std::move(memory.uffd)},
+      stop_{eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)},
+      regions_{std::move(memory.regions)},
+      copied_(image_pages(regions_)),
+      written_(copied_.size()) {}
+
+CowMemory::~CowMemory() {
+  if (started_) {
+    eventfd_write(stop_.get(), 1);
+    pthread_join(thread_, nullptr);
+  }
+  uffd_ = UniqueFd{};  // the kernel unprotects and wakes every writer
+  for (const auto& mapping : {live_, aside_})
+    if (!mapping.empty()) munmap(mapping.data(), mapping.size());
+}
+
+Result<void> CowMemory::map() {
+  const std::size_t nb_bytes = copied_.size() * kPageSize;
+  const auto reserve = [&](int protection) {
+    void* base =
+        mmap(nullptr, nb_bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return base == MAP_FAILED ? std::span<std::byte>{}
+                              : std::span{static_cast<std::byte*>(base), nb_bytes};
+  };
+  live_ = reserve(PROT_NONE);
+  aside_ = reserve(PROT_READ | PROT_WRITE);
+  if (live_.empty() || aside_.empty())
+    return fail(errno, fmt::format("reserve {} bytes of addresses for the parent's RAM", nb_bytes));
+  madvise(aside_.data(), aside_.size(), MADV_NOHUGEPAGE);  // a page aside costs a page
+  for (const ShimRegion& region : regions_)
+    if (mmap(live_.data() + region.offset, region.size, PROT_READ, MAP_SHARED | MAP_FIXED,
+             region.file.get(), static_cast<off_t>(region.file_offset)) == MAP_FAILED)
+      return fail(errno, fmt::format("mmap {} bytes of the parent's RAM", region.size));
+  return {};
+}
+
+/// The thread is made before EAL pins its caller to one CPU.
+Result<void> CowMemory::start() {
+  if (!stop_) return fail(errno, "eventfd");
+  if (const int errnum = pthread_create(&thread_, nullptr, &CowMemory::run, this); errnum != 0)
+    return fail(errnum, "start the copy-on-write thread");
+  started_ = true;
+  pthread_setname_np(thread_, "sf-cow");
+  return {};
+}
+
+// --- the parent's writes ---------------------------------------------------------------------
+
+void* CowMemory::run(void* self) {
+  static_cast<CowMemory*>(self)->serve();
+  return nullptr;
+}
+
+void CowMemory::serve() {
+  std::array<pollfd, 2> wait{{{uffd_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}}};
+  for (;;) {
+    if (poll(wait.data(), wait.size(), -1) < 0 && errno != EINTR) return;
+    if (wait[1].revents != 0) return;
+    std::array<uffd_msg, kEventBurst> messages;
+    const ssize_t n = read(uffd_.get(), messages.data(), sizeof messages);
+    if (n < 0 && errno != EAGAIN && errno != EINTR) return;
+    for (std::size_t i = 0; n > 0 && i < static_cast<std::size_t>(n) / sizeof(uffd_msg); ++i)
+      if (messages[i].event == UFFD_EVENT_PAGEFAULT) on_write(messages[i].arg.pagefault.address);
+    if ((wait[0].revents & (POLLERR | POLLHUP)) != 0 && n <= 0) return;  // the parent is gone
+  }
+}
+
+void CowMemory::on_write(std::uint64_t address) {
+  const ShimRegion* region = region_at(address);
+  if (region == nullptr) return;
+  const Gfn page{(region->offset + (address - region->base)) / kPageSize};
+  const std::lock_guard lock{mutex_};
+  if (!frozen_) {
+    written_[page.value] = true;
+  } else if (!copied_[page.value].load(std::memory_order_relaxed)) {
+    std::memcpy(aside_.data() + page.value * kPageSize, live_.data() + page.value * kPageSize,
+                kPageSize);
+    copied_[page.value].store(true, std::memory_order_release);
+    nb_copied_.fetch_add(1, std::memory_order_relaxed);
+  }
+  (void)protect(page, 1, false);  // fails only if the parent died
+}
+
+Result<void> CowMemory::protect(Gfn first, std::uint64_t nb_pages, bool on) {
+  const ShimRegion* region = region_of(first);
+  const std::uint64_t start = region->base + (first.value * kPageSize - region->offset);
+  uffdio_writeprotect range{{start, nb_pages * kPageSize},
+                            on ? UFFDIO_WRITEPROTECT_MODE_WP : std::uint64_t{0}};
+  while (ioctl(uffd_.get(), UFFDIO_WRITEPROTECT, &range) != 0)
+    if (errno != EAGAIN && errno != EINTR)
+      return fail(errno, fmt::format("write-protect {} pages of the parent", nb_pages));
+  return {};
+}
+
+// --- the instant -----------------------------------------------------------------------------
+
+Result<void> CowMemory::arm() {
+  for (const ShimRegion& region : regions_)
+    if (auto ok = protect(Gfn{region.offset / kPageSize}, region.size / kPageSize, true); !ok)
+      return ok;
+  return {};
+}
+
+Result<std::uint64_t> CowMemory::freeze() {
+  const std::lock_guard lock{mutex_};
+  std::uint64_t nb_written = 0;
+  for (std::uint64_t at = 0; at < written_.size();) {
+    std::uint64_t end = at;
+    const ShimRegion* region = region_of(Gfn{at});
+    const std::uint64_t stop = (region->offset + region->size) / kPageSize;
+    while (end < stop && written_[end]) ++end;
+    if (end == at) {
+      ++at;
+      continue;
+    }
+    if (auto ok = protect(Gfn{at}, end - at, true); !ok) return std::unexpected(ok.error());
+    nb_written += end - at;
+    at = end;
+  }
+  frozen_ = true;
+  return nb_written;
+}
+
+void CowMemory::copy(Gfn page, std::size_t offset, std::span<std::byte> out) const noexcept {
+  const std::size_t at = page.value * kPageSize + offset;
+  const std::atomic<bool>& copied = copied_[page.value];
+  if (!copied.load(std::memory_order_acquire)) {
+    std::memcpy(out.data(), live_.data() + at, out.size());
+    // The parent writes only after the page was set aside: if it was not until here, these bytes
+    // are the old ones.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (!copied.load(std::memory_order_acquire)) return;
+  }
+  std::memcpy(out.data(), aside_.data() + at, out.size());
+}
+
+bool CowMemory::untouched(Gfn page) const noexcept {
+  if (copied_[page.value].load(std::memory_order_acquire)) return false;
+  const ShimRegion* region = region_of(page);
+  const auto at = static_cast<off_t>(region->file_offset + page.value * kPageSize - region->offset);
+  const off_t data = lseek(region->file.get(), at, SEEK_DATA);
+  return data < 0 ? errno == ENXIO : data >= at + static_cast<off_t>(kPageSize);
+}
+
+const ShimRegion* CowMemory::region_at(std::uint64_t address) const noexcept {
+  const auto found = std::ranges::find_if(regions_, [address](const ShimRegion& region) {
+    return address >= region.base && address - region.base < region.size;
+  });
+  return found == regions_.end() ? nullptr : &*found;
+}
+
+const ShimRegion* CowMemory::region_of(Gfn page) const noexcept {
+  const auto behind =
+      std::ranges::upper_bound(regions_, page.value * kPageSize, {}, &ShimRegion::offset);
+  return &*std::prev(behind);
+}
+
+}  // namespace snowfabric

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <pthread.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fabric/base/frame_number.hpp"
+#include "fabric/base/result.hpp"
+#include "fabric/base/unique_fd.hpp"
+#include "memserver-dpdk/shim_client.hpp"
+
+namespace snowfabric {
+
+/// A parent's RAM as it was at one instant, while the parent runs on: pages are read from the RAM
+/// itself, and one that the parent is about to write is copied aside first. When the parent dies
+/// the image stays; when this object goes, the parent writes freely.
+/// Source: Documentation/admin-guide/mm/userfaultfd.rst of Linux, "Write Protect Notifications".
+class CowMemory {
+ public:
+  /// Takes over the RAM of the process behind a shim's socket (docs/shim.md).
+  /// @return ECONNREFUSED and the like: no shim there; EBUSY: another process holds the RAM;
+  /// EPROTO;
+  ///         or what the call named reported
+  static Result<std::unique_ptr<CowMemory>> attach(const std::string& shim_socket);
+
+  CowMemory(const CowMemory&) = delete;
+  CowMemory& operator=(const CowMemory&) = delete;
+  ~CowMemory();
+
+  /// Protects all of the RAM while the parent runs. Pages it writes from here on are let through
+  /// and remembered, so that freeze() has little left to do.
+  [[nodiscard]] Result<void> arm();
+  /// The instant. @pre arm() was called and nothing of the parent runs
+  /// @return pages that were written since arm()
+  [[nodiscard]] Result<std::uint64_t> freeze();
+
+  [[nodiscard]] std::uint64_t nb_pages() const noexcept { return copied_.size(); }
+  /// Bytes [offset, offset + out.size()) of a page as it was at the instant. Any thread.
+  void copy(Gfn page, std::size_t offset, std::span<std::byte> out) const noexcept;
+  /// Whether the page has never been touched: it is zero and reading it would allocate it. Control
+  /// path.
+  [[nodiscard]] bool untouched(Gfn page) const noexcept;
+  /// Pages the parent has written since the instant. Any thread.
+  [[nodiscard]] std::uint64_t nb_copied() const noexcept {
+    return nb_copied_.load(std::memory_order_relaxed);
+  }
+
+ private:
+  explicit CowMemory(ShimMemory memory);
+  Result<void> map();
+  Result<void> start();
+  static void* run(void* self);
+  void serve();
+  void on_write(std::uint64_t address);
+  [[nodiscard]] Result<void> protect(Gfn first, std::uint64_t nb_pages, bool on);
+  [[nodiscard]] const ShimRegion* region_at(std::uint64_t address) const noexcept;
+  [[nodiscard]] const ShimRegion* region_of(Gfn page) const noexcept;
+
+  UniqueFd uffd_, stop_;  // stop_: an eventfd that ends the thread
+  std::vector<ShimRegion> regions_;
+  std::span<std::byte> live_;   // read-only: the parent's RAM
+  std::span<std::byte> aside_;  // pages copied, each at its own place; costs memory where used
+  std::vector<std::atomic<bool>> copied_;
+  std::atomic<std::uint64_t> nb_copied_{0};
+  std::mutex mutex_;  // written_ and frozen_, between the thread and freeze()
+  std::vector<bool> written_;
+  bool frozen_ = false;
+  pthread_t thread_{};
+  bool started_ = false;
+};
+
+}  // namespace snowfabric

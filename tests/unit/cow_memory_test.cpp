@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/cow_memory.hpp"
+
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include <gmock/gmock.h>
+#include <sys/stat.h>
+
+#include "tests/unit/guest_peer.hpp"
+
+namespace snowfabric::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr std::uint64_t kPages = 256;
+
+/// A process with a shim: shared memory under write protection, and one answer on a socket.
+class FakeParent {
+ public:
+  explicit FakeParent(std::string path) : path_{std::move(path)} {
+    file_ = UniqueFd{memfd_create("parent", MFD_CLOEXEC)};
+    EXPECT_EQ(ftruncate(file_.get(), kPages * kPageSize), 0);
+    void* p = mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file_.get(), 0);
+    ram_ = static_cast<std::byte*>(p);
+  }
+  FakeParent(const FakeParent&) = delete;
+  FakeParent& operator=(const FakeParent&) = delete;
+  ~FakeParent() { munmap(ram_, kPages * kPageSize); }
+
+  /// Answers the next that connects: with `text`, or with its memory as the shim does.
+  std::thread answer(std::string text = {}) {
+    listener_ = UniqueFd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path_.copy(address.sun_path, sizeof address.sun_path - 1);
+    EXPECT_EQ(bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    EXPECT_EQ(listen(listener_.get(), 1), 0);
+    return std::thread{[this, text] {
+      const UniqueFd peer{accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC)};
+      if (!text.empty()) {
+        EXPECT_TRUE(send_with_fds(peer.get(), text, {}));
+        return;
+      }
+      const UniqueFd uffd{registered()};
+      EXPECT_TRUE(send_with_fds(peer.get(), json(), {uffd.get(), file_.get()}));
+    }};
+  }
+  void write(std::uint64_t page, std::uint8_t value) const {
+    std::memset(ram_ + page * kPageSize, value, kPageSize);
+  }
+  [[nodiscard]] std::uint64_t allocated_pages() const {
+    struct stat st{};
+    fstat(file_.get(), &st);
+    return static_cast<std::uint64_t>(st.st_blocks) * 512 / kPageSize;
+  }
+
+ private:
+  [[nodiscard]] UniqueFd registered() const {
+    UniqueFd uffd{static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))};
+    uffdio_api api{UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM, 0};
+    EXPECT_EQ(ioctl(uffd.get(), UFFDIO_API, &api), 0) << std::strerror(errno);
+    uffdio_register reg{
+        {reinterpret_cast<std::uintptr_t>(ram_), kPages * kPageSize}, UFFDIO_REGISTER_MODE_WP, 0};
+    EXPECT_EQ(ioctl(uffd.get(), UFFDIO_REGISTER, &reg), 0) << std::strerror(errno);
+    return uffd;
+  }
+  [[nodiscard]] std::string json() const {
+    return R"([{"base_host_virt_addr":)" + std::to_string(reinterpret_cast<std::uintptr_t>(ram_)) +
+           R"(,"size":)" + std::to_string(kPages * kPageSize) +
+           R"(,"offset":0,"page_size":4096,"file_offset":0}])";
+  }
+
+  std::string path_;
+  UniqueFd file_, listener_;
+  std::byte* ram_ = nullptr;
+};
+
+struct CowMemoryTest : ::testing::Test {
+  void attach() {
+    std::thread shim = parent_.answer();
+    auto cow = CowMemory::attach(dir_ / "shim");
+    shim.join();
+    ASSERT_TRUE(cow) << cow.error().what;
+    cow_ = std::move(*cow);
+    ASSERT_EQ(cow_->nb_pages(), kPages);
+  }
+  void arm() { ASSERT_TRUE(cow_->arm()); }
+  [[nodiscard]] bool is(std::uint64_t page, std::uint8_t value) const {
+    std::array<std::byte, kPageSize> bytes;
+    cow_->copy(Gfn{page}, 0, bytes);
+    return std::ranges::all_of(bytes, [value](std::byte b) { return b == std::byte{value}; });
+  }
+
+  TempDir dir_;
+  FakeParent parent_{dir_ / "shim"};
+  std::unique_ptr<CowMemory> cow_;
+};
+
+TEST_F(CowMemoryTest, APageIsAsItWasAtTheInstantWhateverTheParentWritesLater) {
+  for (std::uint64_t page = 0; page < 8; ++page) parent_.write(page, 1);
+  attach();
+  arm();
+  EXPECT_EQ(cow_->freeze().value(), 0U);
+  for (std::uint64_t page = 0; page < 4; ++page) parent_.write(page, 2);
+  parent_.write(0, 3);
+  for (std::uint64_t page = 0; page < 8; ++page) EXPECT_TRUE(is(page, 1)) << page;
+  EXPECT_EQ(cow_->nb_copied(), 4U);
+}
+
+TEST_F(CowMemoryTest, WhatIsWrittenBetweenArmingAndTheInstantBelongsToTheImage) {
+  for (std::uint64_t page = 0; page < 8; ++page) parent_.write(page, 1);
+  attach();
+  arm();
+  for (const std::uint64_t page : {2UL, 3UL, 7UL}) parent_.write(page, 2);
+  EXPECT_EQ(cow_->freeze().value(), 3U);
+  for (const std::uint64_t page : {2UL, 3UL, 7UL}) parent_.write(page, 3);
+  EXPECT_TRUE(is(1, 1));
+  for (const std::uint64_t page : {2UL, 3UL, 7UL}) EXPECT_TRUE(is(page, 2)) << page;
+}
+
+TEST_F(CowMemoryTest, PartsOfAPageCanBeCopied) {
+  parent_.write(5, 9);
+  attach();
+  arm();
+  EXPECT_TRUE(cow_->freeze());
+  std::array<std::byte, 16> part{};
+  cow_->copy(Gfn{5}, kPageSize - part.size(), part);
+  EXPECT_EQ(part.back(), std::byte{9});
+}
+
+TEST_F(CowMemoryTest, PagesNobodyTouchedCostNothingAndStayZeroInTheImage) {
+  parent_.write(0, 1);
+  attach();
+  arm();
+  EXPECT_TRUE(cow_->freeze());
+  EXPECT_FALSE(cow_->untouched(Gfn{0}));
+  EXPECT_TRUE(cow_->untouched(Gfn{100}));
+  EXPECT_EQ(parent_.allocated_pages(), 1U);
+  parent_.write(100, 4);  // the first touch, after the instant
+  EXPECT_FALSE(cow_->untouched(Gfn{100}));
+  EXPECT_TRUE(is(100, 0));
+}
+
+TEST_F(CowMemoryTest, AReaderNeverSeesAWriteThoughTheParentWritesAtThatMoment) {
+  for (std::uint64_t page = 0; page < kPages; ++page) parent_.write(page, 1);
+  attach();
+  arm();
+  EXPECT_TRUE(cow_->freeze());
+  std::atomic<bool> stop{false};
+  std::thread writer{[&] {
+    for (std::uint64_t page = 0; page < kPages; ++page) parent_.write(page, 2);
+    stop = true;
+  }};
+  std::uint64_t nb_wrong = 0;
+  while (!stop)
+    for (std::uint64_t page = 0; page < kPages; ++page) nb_wrong += is(page, 1) ? 0 : 1;
+  writer.join();
+  EXPECT_EQ(nb_wrong, 0U);
+  EXPECT_EQ(cow_->nb_copied(), kPages);
+}
+
+TEST_F(CowMemoryTest, WhenItGoesTheParentWritesFreely) {
+  parent_.write(0, 1);
+  attach();
+  arm();
+  EXPECT_TRUE(cow_->freeze());
+  cow_ = nullptr;
+  parent_.write(0, 2);  // would block for ever
+}
+
+TEST_F(CowMemoryTest, AShimThatRefusesIsQuoted) {
+  std::thread shim = parent_.answer(R"({"error": "the memory is held by process 7"})");
+  const auto cow = CowMemory::attach(dir_ / "shim");
+  shim.join();
+  ASSERT_FALSE(cow);
+  EXPECT_EQ(cow.error().errnum, EBUSY);
+  EXPECT_THAT(cow.error().what, HasSubstr("held by process 7"));
+}
+
+class BadAnswer : public CowMemoryTest, public ::testing::WithParamInterface<const char*> {};
+
+TEST_P(BadAnswer, IsRefused) {
+  std::thread shim = parent_.answer(GetParam());
+  const auto cow = CowMemory::attach(dir_ / "shim");
+  shim.join();
+  ASSERT_FALSE(cow);
+  EXPECT_EQ(cow.error().errnum, EPROTO) << cow.error().what;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    CowMemory, BadAnswer,
+    ::testing::Values("[]", "{}", "7", "[{}]", "[", "{\"error\": 1}",
+                      R"([{"base_host_virt_addr":4096,"size":4096,"offset":0}])"));
+
+TEST_F(CowMemoryTest, WithoutAShimTheErrorSaysWhatIsMissing) {
+  const auto cow = CowMemory::attach(dir_ / "none");
+  ASSERT_FALSE(cow);
+  EXPECT_EQ(cow.error().errnum, ENOENT);
+  EXPECT_THAT(cow.error().what, HasSubstr("libsf-shim.so"));
+}
+
+}  // namespace
+}  // namespace snowfabric::testing
