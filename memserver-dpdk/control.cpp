@@ -147,6 +147,8 @@ Result<Frozen> freeze_parent(const ServerOptions& options) {
                              .epoch = options.epoch,
                              .progress_fd = STDERR_FILENO});
   if (!parent) return std::unexpected(parent.error());
+  if (!parent->why_no_shim.empty())
+    spdlog::warn("the parent's preload library cannot be used: {}", parent->why_no_shim);
   spdlog::info("frozen by {}: paused for {:.1f} ms, image and descriptor complete after {} ms",
                to_string(parent->kind), static_cast<double>(parent->pause.count()) / 1000,
                parent->total.count());

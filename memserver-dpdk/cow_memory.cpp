@@ -117,7 +117,7 @@ void CowMemory::on_write(std::uint64_t address) {
     copied_[page.value].store(true, std::memory_order_release);
     nb_copied_.fetch_add(1, std::memory_order_relaxed);
   }
-  (void)protect(page, 1, false);  // fails only if the parent died
+  [[maybe_unused]] const auto done = protect(page, 1, false);  // fails only if the parent died
 }
 
 Result<void> CowMemory::protect(Gfn first, std::uint64_t nb_pages, bool on) {

@@ -83,9 +83,11 @@ class MigrationMode {
   MigrationMode& operator=(MigrationMode&&) = delete;
   ~MigrationMode() {
     if (qmp_ == nullptr) return;
-    (void)set_capability(*qmp_, capability_, false);
-    if (bandwidth_ != 0)
-      (void)qmp_->execute("migrate-set-parameters", {{"max-bandwidth", bandwidth_}});
+    // If QEMU is gone there is nothing to set back.
+    [[maybe_unused]] const auto off = set_capability(*qmp_, capability_, false);
+    if (bandwidth_ == 0) return;
+    [[maybe_unused]] const auto set =
+        qmp_->execute("migrate-set-parameters", {{"max-bandwidth", bandwidth_}});
   }
 
  private:
@@ -110,7 +112,7 @@ class StoppedVm {
   StoppedVm(StoppedVm&& from) noexcept
       : qmp_{std::exchange(from.qmp_, nullptr)}, since_{from.since_} {}
   StoppedVm& operator=(StoppedVm&&) = delete;
-  ~StoppedVm() { (void)resume(); }
+  ~StoppedVm() { [[maybe_unused]] const auto done = resume(); }
 
   /// @return how long it stood still
   Result<std::chrono::microseconds> resume() {
@@ -316,8 +318,12 @@ Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options) {
   const std::string shim = shim_socket_of(qmp->pid());
   if (shim.empty()) return freeze_by_snapshot(*qmp, options, std::move(descriptor));
   auto memory = CowMemory::attach(shim);
-  if (!memory) return std::unexpected(memory.error());
-  return freeze_by_shim(*qmp, std::move(*memory), options, std::move(descriptor));
+  if (memory) return freeze_by_shim(*qmp, std::move(*memory), options, std::move(descriptor));
+  if (memory.error().errnum == EBUSY)
+    return std::unexpected(memory.error());  // QEMU could not either
+  auto parent = freeze_by_snapshot(*qmp, options, std::move(descriptor));
+  if (parent) parent->why_no_shim = memory.error().what;
+  return parent;
 }
 
 }  // namespace snowfabric

@@ -28,15 +28,17 @@ enum class FreezeKind : std::uint8_t {
 /// A parent's memory and state as they were at one instant. The parent runs on.
 struct FrozenParent {
   FreezeKind kind{};
+  std::string why_no_shim{};           ///< empty, or why the preload library could not be used
   Image image;                         ///< nothing can change it, nor does the parent's death
   Descriptor descriptor;               ///< complete but for the memserver's address
   std::chrono::microseconds pause{0};  ///< the vCPUs stood still
   std::chrono::milliseconds total{0};  ///< from the instant until image and descriptor are complete
 };
 
-/// Freezes a running QEMU: by write protection if it was started with the preload library, else by
-/// its own background snapshot, which takes seconds. Nothing of the parent's settings is changed
-/// for longer than the call. Control path. Before rte_eal_init, like Image::open.
+/// Freezes a running QEMU: by write protection if it was started with the preload library and that
+/// works, else by its own background snapshot, which takes seconds. Nothing of the parent's
+/// settings is changed for longer than the call. Control path. Before rte_eal_init, like
+/// Image::open.
 /// @return EROFS: the VM has a writable disk, which is not frozen; EREMOTEIO: QEMU refused, with
 ///         its words; ENOTSUP: a RAM that QEMU cannot write-protect; as Qmp and the stream reader
 [[nodiscard]] Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options);

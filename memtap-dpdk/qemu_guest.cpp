@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "memtap-dpdk/qemu_guest.hpp"
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <utility>
 
 #include <sys/socket.h>
+
+#include "memtap-dpdk/qemu_guest.hpp"
 
 namespace snowfabric {
 namespace {
@@ -59,7 +59,8 @@ bool QemuGuest::next_asked(Gfn& page) noexcept {
       mark_gone();
       return false;
     }
-    if (*message && (*message)->kind == qemu::Message::Kind::kPages) asked_ = (*message)->pages;
+    const auto& request = *message;
+    if (request && request->kind == qemu::Message::Kind::kPages) asked_ = request->pages;
   }
   page = asked_.first;
   ++asked_.first.value;

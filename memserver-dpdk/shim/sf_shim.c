@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <linux/magic.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -20,11 +21,11 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
 enum { kMaxRegions = 8, kMaxAnswer = 2048 };
-static const size_t kMinRam = (size_t)16 << 20;  // smaller mappings are ROMs and buffers
 
 struct region {
   void* base;
@@ -33,9 +34,14 @@ struct region {
   off_t file_offset;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+// Written once, before main(). Without a path nothing here does anything.
+static const char* socket_path;
+static size_t min_ram_bytes = (size_t)16 << 20;  // smaller mappings are ROMs and buffers
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // the rest
 static struct region regions[kMaxRegions];
 static size_t nb_regions;
+static bool incomplete;  // RAM that no region stands for: an image without it would be wrong
 static bool listening;
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static pid_t owner;  // of the socket's file: not a forked child
@@ -88,13 +94,24 @@ static void say(int peer, const char* text, const int* fds, size_t nb_fds) {
     complain("the memserver did not take its answer: %s", strerror(errno));
 }
 
-static void refuse(int peer) {
+static void refuse(int peer, const char* reason) {
   char text[256];
-  int why = errno;
-  snprintf(text, sizeof text, "{\"error\": \"%s%s\"}",
-           why == EBUSY ? "another memserver holds this memory: " : "userfaultfd: ", strerror(why));
-  complain("a memserver was refused: %s", strerror(why));
+  snprintf(text, sizeof text, "{\"error\": \"%s\"}", reason);
+  complain("a memserver was refused: %s", reason);
   say(peer, text, NULL, 0);
+}
+
+static const char* reason_of(int errnum) {
+  switch (errnum) {
+    case EBUSY: return "another memserver holds this memory";
+    case EPERM:
+      return "QEMU may not use userfaultfd: it needs CAP_SYS_PTRACE or "
+             "sysctl vm.unprivileged_userfaultfd=1";
+    case EINVAL:
+      return "this memory cannot be write-protected: it takes a memfd or a file in /dev/shm, "
+             "and Linux 5.19";
+    default: return strerror(errnum);
+  }
 }
 
 /// Keeps nothing: when the memserver dies, the kernel frees the memory and wakes its writers.
@@ -102,9 +119,14 @@ static void hand_over(int peer) {
   char text[kMaxAnswer];
   int fds[kMaxRegions + 1];
   size_t used = 0, offset = 0;
+  if (nb_regions == 0 || incomplete) {
+    refuse(peer,
+           incomplete ? "not all of the RAM is known, see QEMU's stderr" : "no RAM is mapped");
+    return;
+  }
   fds[0] = registered();
   if (fds[0] < 0) {
-    refuse(peer);
+    refuse(peer, reason_of(errno));
     return;
   }
   for (size_t i = 0; i < nb_regions; ++i) {
@@ -140,8 +162,8 @@ static void* serve(void* argument) {
 // --- QEMU ------------------------------------------------------------------------------------
 
 static int open_listener(const char* path) {
-  if (strlen(path) >= sizeof address.sun_path) {
-    errno = ENAMETOOLONG;
+  if (path[0] != '/' || strlen(path) >= sizeof address.sun_path) {
+    errno = path[0] == '/' ? ENAMETOOLONG : EINVAL;  // QEMU may change its directory
     return -1;
   }
   memcpy(address.sun_path, path, strlen(path) + 1);
@@ -159,12 +181,12 @@ static int open_listener(const char* path) {
 }
 
 /// One thread, which takes none of QEMU's signals.
-static void start_listening(const char* path) {
+static void start_listening(void) {
   listening = true;  // also if it fails: once is enough to say so
-  int listener = open_listener(path);
+  int listener = open_listener(socket_path);
   if (listener < 0) {
-    complain("cannot listen on %s: %s; this VM can only be frozen by background snapshot", path,
-             strerror(errno));
+    complain("cannot listen on SF_SHIM_SOCKET=%s: %s; it takes the absolute path of a new socket",
+             socket_path, strerror(errno));
     return;
   }
   owner = getpid();
@@ -174,42 +196,58 @@ static void start_listening(const char* path) {
   pthread_t thread;
   int why = pthread_create(&thread, NULL, serve, (void*)(intptr_t)listener);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
-  if (why != 0) complain("cannot start its thread: %s", strerror(why));
+  if (why == 0) return;
+  complain("cannot start its thread: %s", strerror(why));
+  close(listener);  // whoever connects is refused, and does not wait
 }
 
-static void remember(void* base, size_t size, int fd, off_t file_offset, const char* path) {
-  pthread_mutex_lock(&lock);
-  if (nb_regions == kMaxRegions) {
-    complain("more than %d parts of RAM", kMaxRegions);
-  } else {
-    madvise(base, size, MADV_NOHUGEPAGE);  // protection goes by the page
-    regions[nb_regions++] = (struct region){base, size, fcntl(fd, F_DUPFD_CLOEXEC, 3), file_offset};
-  }
-  if (!listening) start_listening(path);
-  pthread_mutex_unlock(&lock);
-}
-
-static void forget(const void* base) {
-  pthread_mutex_lock(&lock);
-  for (size_t i = 0; i < nb_regions; ++i)
-    if (regions[i].base == base) {
+/// Forgets every region with a byte in the range; half a region is of no use. @pre locked
+static void forget(const void* base, size_t size) {
+  const uintptr_t first = (uintptr_t)base;
+  size_t kept = 0;
+  for (size_t i = 0; i < nb_regions; ++i) {
+    const uintptr_t start = (uintptr_t)regions[i].base;
+    if (start < first + size && first < start + regions[i].size)
       close(regions[i].fd);
-      memmove(&regions[i], &regions[i + 1], (nb_regions - i - 1) * sizeof regions[0]);
-      --nb_regions;
-      break;
-    }
+    else
+      regions[kept++] = regions[i];
+  }
+  nb_regions = kept;
+}
+
+/// @return NULL, or why the memory cannot be handed over
+static const char* remember(void* base, size_t size, int fd, off_t file_offset) {
+  struct statfs file_system;
+  if (fstatfs(fd, &file_system) == 0 && file_system.f_type == HUGETLBFS_MAGIC)
+    return "huge pages cannot be protected by the page";
+  if (nb_regions == kMaxRegions) return "it is in more than 8 parts";
+  const int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+  if (copy < 0) return strerror(errno);
+  madvise(base, size, MADV_NOHUGEPAGE);  // protection goes by the page
+  regions[nb_regions++] = (struct region){base, size, copy, file_offset};
+  return NULL;
+}
+
+static void on_ram(void* base, size_t size, int fd, off_t file_offset) {
+  pthread_mutex_lock(&lock);
+  forget(base, size);  // MAP_FIXED over an older one
+  const char* why = remember(base, size, fd, file_offset);
+  if (why != NULL) {
+    incomplete = true;
+    complain("cannot hand over %zu bytes of RAM: %s", size, why);
+  }
+  if (!listening) start_listening();
   pthread_mutex_unlock(&lock);
 }
 
 /// By the system call: the loader may call before anything else works.
 EXPORT void* mmap(void* wanted, size_t size, int protection, int flags, int fd, off_t offset) {
   void* base = (void*)syscall(SYS_mmap, wanted, size, protection, flags, fd, offset);
-  if (base == MAP_FAILED || fd < 0 || size < kMinRam || (protection & PROT_WRITE) == 0 ||
-      (flags & MAP_SHARED) == 0)
+  if (socket_path == NULL || base == MAP_FAILED || fd < 0 || size < min_ram_bytes ||
+      (protection & PROT_WRITE) == 0 || (flags & MAP_SHARED) == 0 || (flags & MAP_ANONYMOUS) != 0)
     return base;
-  int before = errno;
-  const char* path = getenv("SF_SHIM_SOCKET");
-  if (path != NULL) remember(base, size, fd, offset, path);
+  const int before = errno;
+  on_ram(base, size, fd, offset);
   errno = before;
   return base;
 }
@@ -217,8 +255,28 @@ EXPORT void* mmap64(void* wanted, size_t size, int protection, int flags, int fd
     __attribute__((alias("mmap")));
 
 EXPORT int munmap(void* base, size_t size) {
-  if (size >= kMinRam) forget(base);
+  if (socket_path != NULL && size >= min_ram_bytes) {
+    pthread_mutex_lock(&lock);
+    forget(base, size);
+    pthread_mutex_unlock(&lock);
+  }
   return (int)syscall(SYS_munmap, base, size);
+}
+
+__attribute__((constructor)) static void enter(void) {
+  const char* path = getenv("SF_SHIM_SOCKET");
+  const char* bytes = getenv("SF_SHIM_RAM_BYTES");
+  if (path == NULL) return;
+  if (bytes != NULL) {
+    char* end;
+    const unsigned long long number = strtoull(bytes, &end, 10);
+    if (number >= 4096 && *end == '\0')
+      min_ram_bytes = number;
+    else
+      complain("SF_SHIM_RAM_BYTES=%s is no number of bytes from 4096 up; taking %zu", bytes,
+               min_ram_bytes);
+  }
+  socket_path = path;
 }
 
 __attribute__((destructor)) static void leave(void) {
