@@ -134,6 +134,8 @@ Result<Attachment> PendingHandshake::finish(std::uint64_t image_bytes) && {
 }
 
 Result<QemuAttachment> PendingHandshake::finish_postcopy() && {
+  const auto recover = asks_to_recover(message_);
+  if (!recover) return std::unexpected(recover.error());
   if (fds_.size() != 1)
     return fail(EPROTO, fmt::format("handshake: process {} sent {} descriptors, not the one "
                                     "migration channel",
@@ -141,7 +143,7 @@ Result<QemuAttachment> PendingHandshake::finish_postcopy() && {
   if (auto ok = set_nonblocking(fds_[0].get()); !ok) return std::unexpected(ok.error());
   auto qemu = peer_of(std::move(fds_[0]));
   if (!qemu) return std::unexpected(qemu.error());
-  return QemuAttachment{std::move(peer_.socket), std::move(*qemu)};
+  return QemuAttachment{std::move(peer_.socket), std::move(*qemu), *recover};
 }
 
 }  // namespace snowfabric

@@ -33,9 +33,14 @@ inline constexpr std::size_t kMaxHandshakeFds = 2;  ///< userfaultfd, and one th
 /// Source: GuestRegionUffdMapping in Firecracker, src/vmm/src/persist.rs.
 Result<std::vector<Region>> parse_handshake(std::string_view json, std::uint64_t image_bytes);
 
-/// Whether the message is the one that hands over the migration channel of a QEMU started with
-/// -incoming, instead of regions: `[{"adapter": "qemu-postcopy"}]`.
+/// Whether the message is the one that hands over the migration channel of a QEMU, instead of
+/// regions: `[{"adapter": "qemu-postcopy"}]`.
 [[nodiscard]] bool asks_for_postcopy(std::string_view json) noexcept;
+
+/// Whether that QEMU has paused and waits to be taken up again, `"recover": true`. Without it, it
+/// was started with -incoming and waits for its first byte.
+/// @return EINVAL: `recover` is neither true nor false, or the message is no such message
+[[nodiscard]] Result<bool> asks_to_recover(std::string_view json);
 
 /// Finds the end of a JSON array that arrives in pieces; parse_handshake() does the real checking.
 class ArrayScanner {
@@ -73,6 +78,7 @@ struct Attachment {
 struct QemuAttachment {
   UniqueFd requester;  ///< stays open: it closes when the guest is gone
   Peer peer;           ///< QEMU itself; `socket` is its migration channel, O_NONBLOCK set
+  bool recover;        ///< the channel is that of `migrate-recover`: it has pages already
 };
 
 /// One connection whose message has not arrived whole. Non-blocking; whatever fails, the destructor
@@ -92,8 +98,8 @@ class PendingHandshake {
   Result<Attachment> finish(std::uint64_t image_bytes) &&;
 
   /// The same for the message of asks_for_postcopy().
-  /// @return EPROTO: no descriptor; ENOTSOCK, EINVAL: it is not a connected unix socket; or what
-  ///         the call named reported
+  /// @return EPROTO: no descriptor; ENOTSOCK, EINVAL: it is not a connected unix socket; as
+  ///         asks_to_recover; or what the call named reported
   Result<QemuAttachment> finish_postcopy() &&;
   [[nodiscard]] bool for_postcopy() const noexcept { return asks_for_postcopy(message_); }
 

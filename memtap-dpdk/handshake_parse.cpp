@@ -74,6 +74,12 @@ Result<void> check_overlap(std::vector<Region> regions, std::uint64_t Region::* 
   return {};
 }
 
+bool is_postcopy(const Json& message) {
+  if (!message.is_array() || message.size() != 1 || !message[0].is_object()) return false;
+  const auto adapter = message[0].find("adapter");
+  return adapter != message[0].end() && adapter->is_string() && *adapter == "qemu-postcopy";
+}
+
 }  // namespace
 
 Result<std::vector<Region>> parse_handshake(std::string_view json, std::uint64_t image_bytes) {
@@ -97,10 +103,17 @@ Result<std::vector<Region>> parse_handshake(std::string_view json, std::uint64_t
 }
 
 bool asks_for_postcopy(std::string_view json) noexcept {
+  return is_postcopy(Json::parse(json, nullptr, false));
+}
+
+Result<bool> asks_to_recover(std::string_view json) {
   const Json array = Json::parse(json, nullptr, false);
-  if (!array.is_array() || array.size() != 1 || !array[0].is_object()) return false;
-  const auto adapter = array[0].find("adapter");
-  return adapter != array[0].end() && adapter->is_string() && *adapter == "qemu-postcopy";
+  if (!is_postcopy(array)) return fail(EINVAL, "handshake: not that of a QEMU clone");
+  const auto recover = array[0].find("recover");
+  if (recover == array[0].end()) return false;
+  if (!recover->is_boolean())
+    return fail(EINVAL, "handshake: recover must be true, for a QEMU that paused, or false");
+  return recover->get<bool>();
 }
 
 ArrayScanner::Verdict ArrayScanner::feed(std::string_view piece) noexcept {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include "memtap-dpdk/qemu_guest.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <utility>
 
 #include <sys/socket.h>
-
-#include "memtap-dpdk/qemu_guest.hpp"
 
 namespace snowfabric {
 namespace {
@@ -30,8 +30,9 @@ QemuGuest::QemuGuest(std::uint32_t id, QemuAttachment attachment, PresenceFile p
       requester_{std::move(attachment.requester)},
       writer_{seed.state.blocks},
       return_path_{seed.state.blocks},
-      out_{seed.preamble},
-      nb_missing_{presence_.nb_pages()} {
+      out_{attachment.recover ? qemu::ask_received(seed.state) : seed.preamble},
+      nb_missing_{presence_.nb_pages()},
+      recovering_{attachment.recover} {
   out_.reserve(out_.size() + kMaxQueuedBytes);
   flush();
 }
@@ -41,6 +42,8 @@ QemuGuest::QemuGuest(std::uint32_t id, QemuAttachment attachment, PresenceFile p
 std::size_t QemuGuest::poll_faults(std::span<Gfn> out) noexcept {
   if (gone_) return 0;
   flush();
+  if (recovering_) recover();
+  if (recovering_) return 0;
   std::size_t nb_faults = 0;
   Gfn page;
   while (nb_faults < out.size() && next_asked(page))
@@ -52,20 +55,27 @@ std::size_t QemuGuest::poll_faults(std::span<Gfn> out) noexcept {
 /// The next page QEMU asks for, from what was received or from the socket.
 bool QemuGuest::next_asked(Gfn& page) noexcept {
   while (asked_.nb_pages == 0) {
-    if (in_rest_.empty() && !receive()) return false;
-    const auto message = return_path_.take(in_rest_);
-    if (!message) {
-      set_trouble("what QEMU answers is not the migration protocol");
-      mark_gone();
-      return false;
-    }
-    const auto& request = *message;
-    if (request && request->kind == qemu::Message::Kind::kPages) asked_ = request->pages;
+    if (gone_ || (in_rest_.empty() && !receive())) return false;
+    const auto message = next_message();
+    if (message && message->kind == qemu::Message::Kind::kPages) asked_ = message->pages;
   }
   page = asked_.first;
   ++asked_.first.value;
   --asked_.nb_pages;
   return true;
+}
+
+/// The message that ends in what was received. @return nullopt: none does, or QEMU is given up
+std::optional<qemu::Message> QemuGuest::next_message() noexcept {
+  auto message = return_path_.take(in_rest_);
+  if (message) return *message;
+  give_up("what QEMU answers is not the migration protocol");
+  return std::nullopt;
+}
+
+void QemuGuest::give_up(std::string_view why) noexcept {
+  set_trouble(why);
+  mark_gone();
 }
 
 /// @return whether something came
@@ -95,6 +105,43 @@ bool QemuGuest::on_fault(Gfn page) noexcept {
   return true;
 }
 
+// --- recovery ---------------------------------------------------------------------------------
+
+/// Takes in a piece of what QEMU has; the next comes with the next call.
+void QemuGuest::recover() noexcept {
+  if (!receive()) return;
+  while (recovering_ && !gone_ && !in_rest_.empty())
+    if (const auto message = next_message()) on_recovering(*message);
+}
+
+/// Requests are not looked at: QEMU repeats them after the resume.
+void QemuGuest::on_recovering(const qemu::Message& message) noexcept {
+  using Kind = qemu::Message::Kind;
+  if (message.kind != Kind::kReceived && message.kind != Kind::kReceivedEnd) return;
+  const RamBlock& block = seed_.state.blocks[nb_blocks_];
+  const std::uint64_t first = message.pages.first.value;
+  if (first < block.first_page || first - block.first_page >= block.nb_pages)
+    return give_up("QEMU tells what it has in another order than it was asked");
+  if (message.kind == Kind::kReceived) return on_received(message);
+  if (++nb_blocks_ == seed_.state.blocks.size()) resume();
+}
+
+void QemuGuest::on_received(const qemu::Message& message) noexcept {
+  for (std::uint32_t i = 0; i < message.pages.nb_pages; ++i) {
+    const Gfn page{message.pages.first.value + i};
+    if ((message.value >> i & 1U) == 0 || !presence_.claim(page, PageState::kClaimedByMemtap))
+      continue;
+    presence_.mark_present(page);
+    --nb_missing_;
+  }
+}
+
+void QemuGuest::resume() noexcept {
+  recovering_ = false;
+  queue(qemu::postcopy_resume(seed_.state));
+  end_if_complete();
+}
+
 // --- into QEMU --------------------------------------------------------------------------------
 
 Install QemuGuest::install(Gfn first, std::span<const std::byte> pages) noexcept {
@@ -106,6 +153,10 @@ Install QemuGuest::install_zeros(PageRange pages) noexcept { return fill(pages, 
 /// @param bytes  of the pages, or nullptr for zeros
 Install QemuGuest::fill(PageRange pages, const std::byte* bytes) noexcept {
   if (gone_) return Install::kGone;
+  if (recovering_) {  // nobody waits yet: it comes again when QEMU asks for it
+    counters_.eagain.add(1);
+    return Install::kAgain;
+  }
   const std::uint64_t begin = pages.first.value;
   const std::uint64_t end = std::min<std::uint64_t>(begin + pages.nb_pages, presence_.nb_pages());
   for (std::uint64_t at = begin; at < end; ++at) {
@@ -132,9 +183,16 @@ void QemuGuest::send_page(Gfn page, const std::byte* bytes) noexcept {
   presence_.mark_present(page);
   clear_reported(page);
   (bytes == nullptr ? counters_.zero_pages : counters_.installed_pages).add(1);
-  if (--nb_missing_ > 0) return;
-  const auto end = qemu::postcopy_end(seed_.state);
-  out_.insert(out_.end(), end.begin(), end.end());
+  --nb_missing_;
+  end_if_complete();
+}
+
+void QemuGuest::end_if_complete() noexcept {
+  if (nb_missing_ == 0) queue(qemu::postcopy_end(seed_.state));
+}
+
+void QemuGuest::queue(std::span<const std::byte> bytes) noexcept {
+  out_.insert(out_.end(), bytes.begin(), bytes.end());
 }
 
 void QemuGuest::flush() noexcept {

@@ -3,7 +3,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "descriptor/descriptor.hpp"
@@ -25,8 +27,9 @@ struct QemuSeed {
 
 /// An unmodified QEMU as the destination of a postcopy migration whose source is memtap. A page
 /// counts as present once it is on its way: QEMU installs it atomically, and takes no page twice.
-/// When memtap ends, or fail() is called, QEMU pauses the VM ("postcopy-paused") and keeps it.
-/// Source: docs/qemu-stream.md.
+/// When memtap ends, or fail() is called, QEMU pauses the VM ("postcopy-paused") and keeps it; on a
+/// new channel it is recovered: it says which pages it has, and until all is said no page goes in
+/// and no fault comes out. Source: docs/qemu-stream.md.
 class QemuGuest final : public ProcessGuest {
  public:
   /// @param seed  borrowed
@@ -42,11 +45,19 @@ class QemuGuest final : public ProcessGuest {
   [[nodiscard]] int fault_fd() const noexcept override { return socket(); }
 
  private:
+  void recover() noexcept;
+  void on_recovering(const qemu::Message& message) noexcept;
+  void on_received(const qemu::Message& message) noexcept;
+  void resume() noexcept;
   bool next_asked(Gfn& page) noexcept;
+  std::optional<qemu::Message> next_message() noexcept;
   bool receive() noexcept;
+  void give_up(std::string_view why) noexcept;
   bool on_fault(Gfn page) noexcept;
   Install fill(PageRange pages, const std::byte* bytes) noexcept;
   void send_page(Gfn page, const std::byte* bytes) noexcept;
+  void end_if_complete() noexcept;
+  void queue(std::span<const std::byte> bytes) noexcept;
   void flush() noexcept;
 
   static constexpr std::size_t kReceiveBytes = 4096;
@@ -60,7 +71,9 @@ class QemuGuest final : public ProcessGuest {
   PageRange asked_{};                   ///< rest of the request being looked at
   std::vector<std::byte> out_;          ///< not yet taken by the socket, from sent_ on
   std::size_t sent_ = 0;
-  std::uint64_t nb_missing_;  ///< pages not sent yet
+  std::uint64_t nb_missing_;   ///< pages neither sent nor there
+  bool recovering_;            ///< not known yet which pages it has
+  std::size_t nb_blocks_ = 0;  ///< while recovering: of so many blocks that is known
 };
 
 }  // namespace snowfabric

@@ -16,17 +16,19 @@ from vmlib import VmError
 AGENT = "tools/sf-agent"
 SHIM = "memserver-dpdk/shim/libsf-shim.so"
 HANDOVER = b'[{"adapter": "qemu-postcopy"}]'
+RECOVERY = b'[{"adapter": "qemu-postcopy", "recover": true}]'
 
 
-def hand_over(clone, memtap_socket):
-    """Gives memtap the channel on which a clone waits for its state. The connection returned is open while memtap
-    serves the clone."""
+def hand_over(clone, memtap_socket, message=HANDOVER):
+    """Gives memtap the channel on which a clone waits for its state, or RECOVERY: for the rest of its memory. The
+    connection returned is open while memtap serves the clone."""
     tap = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-            channel.connect(str(clone.incoming))
             tap.connect(str(memtap_socket))
-            socket.send_fds(tap, [HANDOVER], [channel.fileno()])
+            # Not before memtap is there: a channel that breaks before the resume kills a paused QEMU.
+            channel.connect(str(clone.incoming))
+            socket.send_fds(tap, [message], [channel.fileno()])
     except OSError as error:
         tap.close()
         raise VmError(f"VM {clone.name}: its memory could not be handed to {memtap_socket}: {error.strerror}") from error
@@ -115,6 +117,14 @@ class Family:
         clone.tap = hand_over(vm, self.fleet.socket_path(host))
         clone.mark("handed_over")
         return clone
+
+    def recover(self, clone, timeout_s=20.0):
+        """Has a clone whose memtap ended taken over by the one that runs on its host now; the clone goes on when it
+        has said what it has."""
+        clone.vm.reopen_incoming(timeout_s)
+        clone.tap.close()
+        clone.tap = hand_over(clone.vm, self.fleet.socket_path(clone.host), RECOVERY)
+        clone.vm.wait_migration("postcopy-active", timeout_s)
 
     def settle(self, clone, timeout_s=60.0):
         """Makes the clone somebody of its own and asks its web server who it is."""

@@ -270,7 +270,7 @@ class Vm:
         self.args = [*(nic.exec_prefix() if nic else []), *prefix, QEMU, *machine, *(boot or []),
                      *instance_args(name, self.dir, nic, self.is_clone), *extra]
         self.process = self.qmp = self.channel = None
-        self.has_tap = False
+        self.has_tap, self.nb_recoveries = False, 0
 
     def __enter__(self):
         return self.start()
@@ -330,6 +330,26 @@ class Vm:
             if not self.is_running() or time.monotonic() > deadline:
                 raise self.failure(f"{text!r} did not come on the console within {timeout_s:.0f} s")
             time.sleep(0.002)
+
+    def migration_status(self):
+        """How QEMU calls the state of its migration: "postcopy-active" while a clone's memory comes."""
+        return self.qmp("query-migrate").get("status")
+
+    def wait_migration(self, status, timeout_s):
+        """Blocks until `migration_status` is this one, or the clone has all its memory."""
+        deadline = time.monotonic() + timeout_s
+        while (found := self.migration_status()) not in (status, "completed"):
+            if time.monotonic() > deadline:
+                raise self.failure(f"its migration is {found} after {timeout_s:.0f} s, not {status}")
+            time.sleep(0.01)
+
+    def reopen_incoming(self, timeout_s=20.0):
+        """Has a clone that lost its memtap, and pauses for that, wait for another at `incoming`, a new socket."""
+        self.wait_migration("postcopy-paused", timeout_s)
+        self.nb_recoveries += 1
+        path = self.dir / f"recover{self.nb_recoveries}.sock"
+        self.qmp("migrate-recover", uri=f"unix:{path}")
+        self.incoming = path
 
     def ask_fork(self, nb_clones, timeout_s=30.0):
         """Has the guest ask for clones: from here on it waits for `go_on`, its clones for `become`."""

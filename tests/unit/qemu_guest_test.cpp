@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include <gmock/gmock.h>
+#include <sys/stat.h>
 
 #include "memtap-dpdk/guest_listener.hpp"
 #include "tests/unit/guest_peer.hpp"
@@ -17,6 +18,7 @@ using ::testing::HasSubstr;
 
 constexpr std::uint64_t kRamPages = 1020, kPages = 1024;  // 4 are a ROM
 constexpr std::string_view kHandover = R"([{"adapter": "qemu-postcopy"}])";
+constexpr std::string_view kRecovery = R"([{"adapter": "qemu-postcopy", "recover": true}])";
 
 Descriptor parent() {
   qemu::State state;
@@ -51,6 +53,23 @@ std::string request(std::string_view block, std::uint64_t first, std::uint32_t n
   return out + std::string{block};
 }
 
+/// QEMU's answer what it has of a block: pages below `nb_there`.
+std::string received(std::string_view block, std::uint64_t nb_pages, std::uint64_t nb_there) {
+  std::string out;
+  put(out, 5, 2);
+  put(out, 1 + block.size(), 2);
+  put(out, block.size(), 1);
+  out += block;
+  const std::uint64_t nb_bytes = (nb_pages + 63) / 64 * 8;
+  put(out, nb_bytes, 8);
+  for (std::uint64_t first = 0; first < nb_bytes * 8; first += 8) {
+    const std::uint64_t nb_set = std::min<std::uint64_t>(8, nb_there - std::min(nb_there, first));
+    put(out, (1U << nb_set) - 1, 1);
+  }
+  put(out, 0x0123456789abcdef, 8);
+  return out;
+}
+
 std::vector<std::byte> page_of(std::uint64_t gfn) {
   return std::vector<std::byte>(kPageSize, static_cast<std::byte>(0x10 + gfn));
 }
@@ -58,6 +77,11 @@ std::vector<std::byte> page_of(std::uint64_t gfn) {
 /// A QEMU that has been handed over; the test is QEMU.
 struct QemuGuestTest : ::testing::Test {
   void SetUp() override {
+    begin(kHandover);
+    EXPECT_EQ(hear(seed_->preamble.size()), seed_->preamble);
+  }
+
+  void begin(std::string_view handshake) {
     auto made = QemuSeed::from(parent());
     ASSERT_TRUE(made) << made.error().what;
     seed_ = std::move(*made);
@@ -72,10 +96,9 @@ struct QemuGuestTest : ::testing::Test {
     qemu_ = UniqueFd{ends[0]};
     const UniqueFd channel{ends[1]};
     requester_ = connect_to(dir_ / "sock");
-    ASSERT_TRUE(send_with_fds(requester_.get(), kHandover, {channel.get()}));
+    ASSERT_TRUE(send_with_fds(requester_.get(), handshake, {channel.get()}));
     for (int i = 0; i < 100 && guest_ == nullptr; ++i) poll_listener();
     ASSERT_NE(guest_, nullptr);
-    EXPECT_EQ(hear(seed_->preamble.size()), seed_->preamble);
   }
 
   void poll_listener() {
@@ -199,6 +222,137 @@ TEST_F(QemuGuestTest, AFailedPageClosesTheChannelSoThatQemuPauses) {
 }
 
 TEST_F(QemuGuestTest, ItSurvivesMemtapsEnd) { EXPECT_TRUE(guest_->survives_memtap()); }
+
+/// A QEMU that paused and is handed over again; of pc.ram it has the first pages, of pc.rom
+/// nothing.
+struct QemuRecoveryTest : QemuGuestTest {
+  static constexpr std::uint64_t kThere = 100;
+
+  void SetUp() override {
+    ASSERT_EQ(mkdir((dir_ / "presence").c_str(), 0700), 0);
+    leave_presence_file();
+    begin(kRecovery);
+    const auto question = qemu::ask_received(seed_->state);
+    EXPECT_EQ(hear(question.size()), question);
+  }
+
+  /// That of a memtap that thought it had sent everything.
+  void leave_presence_file() {
+    auto old = PresenceFile::create(dir_ / "presence/clone-0.presence",
+                                    {.image_id = 7, .nb_pages = kPages, .epoch = 1});
+    ASSERT_TRUE(old) << old.error().what;
+    Presence pages = old->view();
+    for (std::uint64_t i = 0; i < kPages; ++i)
+      if (pages.claim(Gfn{i}, PageState::kClaimedByMemtap)) pages.mark_present(Gfn{i});
+    old->keep();
+  }
+  void recover(std::uint64_t nb_there = kThere, std::uint64_t nb_rom_there = 0) {
+    say(received("pc.ram", kRamPages, nb_there) + received("pc.rom", 4, nb_rom_there));
+    EXPECT_TRUE(faults().empty());  // takes it in
+  }
+  void expect_resumed() {
+    const auto resume = qemu::postcopy_resume(seed_->state);
+    EXPECT_EQ(hear(resume.size()), resume);
+  }
+};
+
+TEST_F(QemuRecoveryTest, WhatQemuHasIsPresentAndAllElseAbsent) {
+  recover();
+  expect_resumed();
+  EXPECT_TRUE(silent());
+  EXPECT_EQ(guest_->presence().count(PageState::kPresent), kThere);
+  EXPECT_FALSE(guest_->presence().absent(Gfn{kThere - 1}));
+  EXPECT_TRUE(guest_->presence().absent(Gfn{kThere}));
+}
+
+TEST_F(QemuRecoveryTest, BeforeAllBlocksAreToldNothingIsInstalledAndNoFaultReported) {
+  say(request("pc.ram", 500) + received("pc.ram", kRamPages, kThere) + request("pc.rom", 0));
+  EXPECT_TRUE(faults().empty());
+  EXPECT_EQ(guest_->install(Gfn{500}, page_of(1)), Install::kAgain);
+  EXPECT_EQ(guest_->install_zeros({Gfn{kRamPages}, 4}), Install::kAgain);
+  EXPECT_TRUE(silent());
+  EXPECT_TRUE(guest_->presence().absent(Gfn{500}));
+  EXPECT_FALSE(guest_->waits(Gfn{500}));
+  say(received("pc.rom", 4, 0) + request("pc.ram", 500));
+  EXPECT_EQ(faults(), (std::vector<std::uint64_t>{500}));
+  expect_resumed();
+  EXPECT_EQ(guest_->install(Gfn{500}, page_of(1)), Install::kDone);
+  EXPECT_EQ(hear(8 + 1 + 6 + kPageSize).size(), 8 + 1 + 6 + kPageSize);  // names its block
+}
+
+TEST_F(QemuRecoveryTest, AnAnswerInSmallPiecesIsTheSame) {
+  const std::string all =
+      received("pc.ram", kRamPages, kThere) + received("pc.rom", 4, 0) + request("pc.rom", 2);
+  std::vector<std::uint64_t> asked;
+  for (const char c : all) {
+    say({c});
+    for (const auto page : faults()) asked.push_back(page);
+  }
+  EXPECT_EQ(asked, (std::vector<std::uint64_t>{kRamPages + 2}));
+  EXPECT_EQ(guest_->presence().count(PageState::kPresent), kThere);
+}
+
+TEST_F(QemuRecoveryTest, APageThatQemuHasIsNeverSentAgain) {
+  recover();
+  expect_resumed();
+  const std::vector<std::byte> two(2 * kPageSize);
+  EXPECT_EQ(guest_->install(Gfn{kThere - 1}, two), Install::kDone);
+  EXPECT_EQ(drain().size(), 8 + 1 + 6 + kPageSize);  // the second alone
+  EXPECT_EQ(guest_->counters().skipped_pages.read(), 1U);
+}
+
+TEST_F(QemuRecoveryTest, TheLastPageItLacksEndsTheMigration) {
+  recover(kRamPages, 3);
+  expect_resumed();
+  EXPECT_EQ(guest_->install(Gfn{kPages - 1}, page_of(3)), Install::kDone);
+  const auto end = qemu::postcopy_end(seed_->state);
+  const auto heard = drain();
+  ASSERT_GT(heard.size(), end.size());
+  EXPECT_TRUE(std::equal(end.rbegin(), end.rend(), heard.rbegin()));
+}
+
+TEST_F(QemuRecoveryTest, AQemuThatLacksNothingGetsTheEndAlone) {
+  recover(kRamPages, 4);
+  expect_resumed();
+  EXPECT_EQ(drain(), qemu::postcopy_end(seed_->state));
+}
+
+TEST_F(QemuRecoveryTest, GarbageInsteadOfABitmapEndsItsConnectionAlone) {
+  say(received("pc.ram", kRamPages - 100, kThere));  // too short
+  EXPECT_TRUE(faults().empty());
+  EXPECT_TRUE(guest_->gone());
+  EXPECT_THAT(std::string{guest_->trouble()}, HasSubstr("migration protocol"));
+  EXPECT_TRUE(silent());
+}
+
+TEST_F(QemuRecoveryTest, BitmapsInAnotherOrderEndItsConnection) {
+  say(received("pc.ram", kRamPages, 1) + received("pc.ram", kRamPages, 1));
+  EXPECT_TRUE(faults().empty());
+  EXPECT_TRUE(guest_->gone());
+  EXPECT_THAT(std::string{guest_->trouble()}, HasSubstr("another order"));
+}
+
+TEST_F(QemuRecoveryTest, AQemuThatHangsUpInTheMiddleLeaves) {
+  say(received("pc.ram", kRamPages, 1));
+  qemu_ = UniqueFd{};
+  faults();
+  faults();
+  poll_listener();
+  EXPECT_EQ(nb_gone_, 1U);
+}
+
+TEST(QemuHandshake, RecoverIsTrueOrFalse) {
+  EXPECT_TRUE(asks_for_postcopy(kRecovery));
+  EXPECT_EQ(asks_to_recover(kRecovery).value(), true);
+  EXPECT_EQ(asks_to_recover(kHandover).value(), false);
+  EXPECT_EQ(asks_to_recover(R"([{"adapter": "qemu-postcopy", "recover": false}])").value(), false);
+  for (const char* bad : {R"([{"adapter": "qemu-postcopy", "recover": 1}])", "[]", "x",
+                          R"([{"adapter": "qemu-postcopy", "recover": "true"}])"}) {
+    const auto recover = asks_to_recover(bad);
+    ASSERT_FALSE(recover) << bad;
+    EXPECT_EQ(recover.error().errnum, EINVAL);
+  }
+}
 
 TEST(QemuHandshake, WithoutADescriptorNoQemuCanCome) {
   const TempDir dir;
