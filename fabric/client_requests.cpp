@@ -7,8 +7,6 @@
 namespace snowfabric {
 namespace {
 
-using wire::Priority;
-
 /// Whether `next` is the page behind `run` and otherwise alike.
 bool extends(const wire::WantEntry& run, const wire::WantEntry& next) noexcept {
   return run.nb_pages.host() < wire::kMaxWantPages &&
