@@ -124,7 +124,7 @@ class Family:
         clone.vm.reopen_incoming(timeout_s)
         clone.tap.close()
         clone.tap = hand_over(clone.vm, self.fleet.socket_path(clone.host), RECOVERY)
-        clone.vm.wait_migration("postcopy-active", timeout_s)
+        clone.vm.wait_migration("postcopy-active", "completed", timeout_s=timeout_s)
 
     def settle(self, clone, timeout_s=60.0):
         """Makes the clone somebody of its own and asks its web server who it is."""

@@ -134,8 +134,13 @@ def instance_args(name, folder, nic=None, incoming=False):
                  # Not with the device: that line is the same for all.
                  "-global", f"virtio-net-device.mac={nic.mac}"]
     if incoming:
-        args += ["-global", "migration.x-postcopy-ram=on", "-incoming", f"unix:{folder}/incoming.sock"]
+        args += ["-global", "migration.x-postcopy-ram=on", "-global", "migration.x-events=on",
+                 "-incoming", f"unix:{folder}/incoming.sock"]
     return args
+
+
+class VmTimeout(VmError):
+    """Nothing came in time."""
 
 
 class LineSocket:
@@ -172,7 +177,7 @@ class LineSocket:
             try:
                 data = self.sock.recv(65536)
             except TimeoutError as error:
-                raise VmError(f"nothing came from {self.path} for {timeout_s:.0f} s") from error
+                raise VmTimeout(f"nothing came from {self.path} for {timeout_s:.0f} s") from error
             except OSError as error:
                 raise VmError(f"cannot read from {self.path}: {error.strerror}") from error
             if not data:
@@ -189,30 +194,56 @@ class Qmp:
     """QEMU's control socket: one command, one answer. Events gather in `events`."""
 
     def __init__(self, path, timeout_s, alive=lambda: True):
-        self.timeout_s, self.events = timeout_s, []
+        self.timeout_s, self.events, self.nb_sent = timeout_s, [], 0
+        self.migration = "none"
         self.socket = LineSocket(path, timeout_s, alive)
-        self.socket.line(timeout_s)  # greeting
-        self("qmp_capabilities")
+        greeting = json.loads(self.socket.line(timeout_s))
+        can = greeting.get("QMP", {}).get("capabilities", [])
+        self("qmp_capabilities", **({"enable": ["oob"]} if "oob" in can else {}))
 
-    def __call__(self, command, **arguments):
-        self.socket.send(json.dumps({"execute": command, "arguments": arguments}))
+    def __call__(self, command, *, ahead=False, **arguments):
+        """@param ahead  answered also while QEMU's main loop waits for a page; few commands may be sent so"""
+        self.nb_sent += 1
+        how = "exec-oob" if ahead else "execute"
+        self.socket.send(json.dumps({how: command, "arguments": arguments, "id": self.nb_sent}))
+        deadline = time.monotonic() + self.timeout_s
         while True:
-            answer = json.loads(self.socket.line(self.timeout_s))
-            if "return" in answer:
-                return answer["return"]
+            answer = self._take(deadline)
+            if answer.get("id") != self.nb_sent:  # an event; or what was given up waiting for
+                continue
             if "error" in answer:
                 raise VmError(f"QEMU refused {command}: {answer['error'].get('desc')}")
-            self.events.append(answer)
+            return answer["return"]
+
+    def _take(self, deadline):
+        """The next message, which is kept if it is an event."""
+        message = json.loads(self.socket.line(deadline - time.monotonic()))
+        if "event" in message:
+            self.events.append(message)
+            if message["event"] == "MIGRATION":
+                self.migration = message["data"]["status"]
+        return message
 
     def wait_event(self, name, timeout_s):
         """The first event of that name since the last one taken."""
         deadline = time.monotonic() + timeout_s
         while True:
             for event in self.events:
-                if event.get("event") == name:
+                if event["event"] == name:
                     self.events.remove(event)
                     return event
-            self.events.append(json.loads(self.socket.line(deadline - time.monotonic())))
+            self._take(deadline)
+
+    def wait_migration(self, statuses, timeout_s):
+        """Blocks until `migration`, the state as QEMU calls it, is one of these. Needs events to be on.
+        @return  whether it came to that"""
+        deadline = time.monotonic() + timeout_s
+        while self.migration not in statuses:
+            try:
+                self._take(deadline)
+            except VmTimeout:
+                return False
+        return True
 
     def close(self):
         self.socket.close()
@@ -331,24 +362,19 @@ class Vm:
                 raise self.failure(f"{text!r} did not come on the console within {timeout_s:.0f} s")
             time.sleep(0.002)
 
-    def migration_status(self):
-        """How QEMU calls the state of its migration: "postcopy-active" while a clone's memory comes."""
-        return self.qmp("query-migrate").get("status")
-
-    def wait_migration(self, status, timeout_s):
-        """Blocks until `migration_status` is this one, or the clone has all its memory."""
-        deadline = time.monotonic() + timeout_s
-        while (found := self.migration_status()) not in (status, "completed"):
-            if time.monotonic() > deadline:
-                raise self.failure(f"its migration is {found} after {timeout_s:.0f} s, not {status}")
-            time.sleep(0.01)
+    def wait_migration(self, *statuses, timeout_s=20.0):
+        """Blocks until a clone's migration is in one of these states, as QEMU calls them: "postcopy-active" while its
+        memory comes, "postcopy-paused" when its memtap is gone. Asks nothing of QEMU's main loop, which may itself
+        wait for a page."""
+        if not self.qmp.wait_migration(statuses, timeout_s):
+            raise self.failure(f"its migration is {self.qmp.migration} after {timeout_s:.0f} s, not {statuses[0]}")
 
     def reopen_incoming(self, timeout_s=20.0):
         """Has a clone that lost its memtap, and pauses for that, wait for another at `incoming`, a new socket."""
-        self.wait_migration("postcopy-paused", timeout_s)
+        self.wait_migration("postcopy-paused", timeout_s=timeout_s)
         self.nb_recoveries += 1
         path = self.dir / f"recover{self.nb_recoveries}.sock"
-        self.qmp("migrate-recover", uri=f"unix:{path}")
+        self.qmp("migrate-recover", ahead=True, uri=f"unix:{path}")
         self.incoming = path
 
     def ask_fork(self, nb_clones, timeout_s=30.0):
