@@ -51,7 +51,8 @@ Result<TapImage> image_of_descriptor(const std::string& path) {
   TapImage image{.image_id = descriptor->image_id,
                  .epoch = descriptor->epoch,
                  .server = std::nullopt,
-                 .nb_pages = descriptor->spaces.front().nb_pages};
+                 .nb_pages = descriptor->spaces.front().nb_pages,
+                 .working_set = descriptor->working_set};
   if (descriptor->server != MacAddr{}) image.server = descriptor->server;
   if (descriptor->find(SectionType::kQemuDevices) != nullptr) {
     auto seed = QemuSeed::from(*descriptor);
@@ -99,6 +100,13 @@ void add_tap_options(CLI::App& cli, TapOptions& options) {
       ->capture_default_str();
   cli.add_option("--prefetch-list", options.prefetch_list,
                  "file of pages to fetch once a guest is there: 17 or 0x20-0x3f, one a line");
+  cli.add_option("--working-set", options.working_set,
+                 "file of pages that earlier clones had, as --record writes it: fetched at once, "
+                 "and given to each guest before it asks");
+  cli.add_option("--record", options.record,
+                 "write the pages that clones had here, in their order, to this file");
+  cli.add_flag("!--no-keep", options.keep,
+               "keep no pages on this host for clones that come later: saves their memory");
   cli.add_option("--buffer", options.buffer_pages, "pages of the arrival buffer")
       ->check(CLI::Range(1, 65535))
       ->capture_default_str();
@@ -131,10 +139,12 @@ Result<TapImage> image_of(const TapOptions& options) {
                                       options.image_id));
     image.image_id = *id;
   }
-  if (!options.prefetch_list.empty()) {
-    auto list = read_prefetch_list(options.prefetch_list);
+  for (const auto& [file, into] : {std::pair{&options.prefetch_list, &image.prefetch},
+                                   std::pair{&options.working_set, &image.working_set}}) {
+    if (file->empty()) continue;
+    auto list = read_prefetch_list(*file);
     if (!list) return std::unexpected(list.error());
-    image.prefetch = std::move(*list);
+    *into = std::move(*list);
   }
   if (!options.server.empty()) {
     image.server = parse_mac(options.server);
@@ -161,12 +171,20 @@ Result<std::vector<PageRange>> read_prefetch_list(const std::string& path) {
   return ranges;
 }
 
+std::string to_list(std::span<const PageRange> ranges) {
+  std::string text;
+  for (const PageRange& range : ranges)
+    text += fmt::format("{}-{}\n", range.first.value, range.first.value + range.nb_pages - 1);
+  return text;
+}
+
 GuestControl::GuestControl(const TapOptions& options, const TapImage& image, ClientEngine& engine,
                            ClientWorker& worker)
     : options_{options}, image_{image}, engine_{engine}, worker_{worker} {}
 
 void GuestControl::shut_down() {
   if (!listener_) return;
+  write_record();
   for (const auto& guest : listener_->guests()) {
     if (guest->gone() || guest->survives_memtap() || complete(*guest)) continue;
     spdlog::warn("guest {} (process {}) is killed: its memory is not complete", guest->id(),
@@ -181,6 +199,10 @@ void GuestControl::step(Nanos now) {
   look_at_server();
   if (!listener_ && engine_.state() == ClientState::kJoined) open_listener();
   if (listener_) look_at_guests(now);
+  if (now >= next_write_) {
+    write_record();
+    next_write_ = now + std::chrono::seconds{1};
+  }
   sum_counters();
 }
 
@@ -243,12 +265,33 @@ void GuestControl::open_listener() {
                              .qemu = image_.qemu ? &*image_.qemu : nullptr,
                              .max_guests = options_.max_guests});
   if (!listener) return stop_with(listener.error().errnum, listener.error().what);
-  host_ =
-      std::make_unique<Host>(engine_, host_stats_, options_.prefetch_pages, options_.buffer_pages);
-  host_->prefetch(image_.prefetch);
   listener_ = std::move(*listener);
+  keep_pages();
+  host_ = std::make_unique<Host>(engine_, host_stats_, options_.prefetch_pages,
+                                 options_.buffer_pages, kept_.get());
+  host_->load(image_.working_set);
+  host_->prefetch(image_.prefetch);
   worker_.serve(*host_, listener_->epoll_fd());
   spdlog::info("guests connect to {}", options_.socket);
+}
+
+/// Without it all works, but a clone that comes late costs the wire again.
+void GuestControl::keep_pages() {
+  if (!options_.keep) return;
+  auto kept = KeptImage::create(engine_.nb_pages());
+  if (kept)
+    kept_ = std::move(*kept);
+  else
+    spdlog::warn("no pages are kept for later clones: {}: {}", kept.error().what,
+                 std::strerror(kept.error().errnum));
+}
+
+void GuestControl::write_record() {
+  const std::uint64_t nb_pages = host_stats_.recorded_pages.read();
+  if (options_.record.empty() || !host_ || nb_pages == nb_written_) return;
+  nb_written_ = nb_pages;
+  if (auto ok = write_file(options_.record, to_list(host_->recorded())); !ok)
+    spdlog::error("{}: {}", ok.error().what, std::strerror(ok.error().errnum));
 }
 
 void GuestControl::greet(ProcessGuest& guest) {

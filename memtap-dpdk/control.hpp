@@ -26,6 +26,9 @@ struct TapOptions : AppOptions {
   std::string presence_dir;  ///< empty: SOCKET.d
   std::uint32_t prefetch_pages = 8;
   std::string prefetch_list;
+  std::string working_set;  ///< file to load; empty: the descriptor's
+  std::string record;       ///< file to write the working set to
+  bool keep = true;         ///< pages for clones that come later
   std::uint32_t buffer_pages = 256;
   std::uint32_t max_guests = 64;
   double give_up_s = 10;
@@ -34,6 +37,9 @@ struct TapOptions : AppOptions {
 };
 
 void add_tap_options(CLI::App& cli, TapOptions& options);
+
+/// Pages as read_prefetch_list() reads them.
+[[nodiscard]] std::string to_list(std::span<const PageRange> ranges);
 
 /// Page numbers and ranges ("17", "0x20-0x3f") of a prefetch list, one a line; # begins a comment.
 /// @return EINVAL with file:line; or the errno of reading it
@@ -46,7 +52,7 @@ struct TapImage {
   std::optional<MacAddr> server;
   std::uint64_t nb_pages = 0;      ///< 0: the memserver says it
   std::optional<QemuSeed> qemu{};  ///< for clones that are QEMUs
-  std::vector<PageRange> prefetch{};
+  std::vector<PageRange> prefetch{}, working_set{};
 };
 
 /// @return EINVAL: an option is wrong or missing; or as read_descriptor
@@ -79,6 +85,8 @@ class GuestControl {
   void open_listener();
   void look_at_server();
   void look_at_guests(Nanos now);
+  void keep_pages();
+  void write_record();
   void greet(ProcessGuest& guest);
   void bury(const ProcessGuest& guest);
   void stop_with(int errnum, std::string what);
@@ -91,7 +99,10 @@ class GuestControl {
   HostStats host_stats_;
   GuestCounters totals_, of_gone_;
   std::unique_ptr<GuestListener> listener_;
+  std::unique_ptr<KeptImage> kept_;
   std::unique_ptr<Host> host_;
+  std::uint64_t nb_written_ = 0;  // pages of the working set
+  Nanos next_write_{0};
   mutable std::mutex by_id_mutex_;  // taken when a guest comes or goes, and by telemetry
   std::map<std::uint32_t, const ProcessGuest*> by_id_;
   ClientState last_state_ = ClientState::kJoining;

@@ -12,17 +12,31 @@ constexpr std::size_t kMaxDeferred = 4096;
 constexpr Nanos kRetryPause = std::chrono::milliseconds{5};  // after an install was put off
 constexpr std::size_t kListInFlight = 512;  // a list leaves most of the request table to faults
 constexpr std::size_t kListStep = 4096;     // pages of a list looked at in one turn
+constexpr std::size_t kLoadStep = 256;      // pages given to one guest in one turn
+constexpr std::size_t kMaxRecorded = std::size_t{1} << 16U;  // ranges of a working set
 
 }  // namespace
 
 Host::Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,
-           std::size_t buffer_pages)
-    : engine_{engine}, stats_{stats}, prefetch_pages_{prefetch_pages}, gathered_{buffer_pages} {
+           std::size_t buffer_pages, KeptImage* kept)
+    : engine_{engine},
+      stats_{stats},
+      prefetch_pages_{prefetch_pages},
+      kept_{kept},
+      gathered_{buffer_pages} {
   deferred_.reserve(2 * kMaxDeferred);  // faults, and installs put off
+  recorded_.reserve(kMaxRecorded);
+}
+
+void Host::attach(GuestAdapter& guest) {
+  guests_.push_back(&guest);
+  is_recorded_.resize(engine_.nb_pages());
+  if (kept_ != nullptr && !working_set_.empty()) loads_.push_back({&guest, working_set_});
 }
 
 void Host::detach(const GuestAdapter& guest) noexcept {
   std::erase(guests_, &guest);
+  std::erase_if(loads_, [&guest](const Load& load) { return load.guest == &guest; });
   std::array<Gfn, kFaultBurst> orphans;
   for (std::size_t nb = orphans.size(); nb == orphans.size();) {  // forget() disturbs the walk
     nb = 0;
@@ -36,12 +50,9 @@ void Host::detach(const GuestAdapter& guest) noexcept {
 // --- faults ----------------------------------------------------------------------------------
 
 unsigned Host::poll_faults(Nanos now) noexcept {
-  while (!deferred_.empty() && now >= retry_at_) {
-    const Gfn page = deferred_.back();  // unless it came meanwhile, or its guest is gone
-    if (unsettled(page) && !engine_.want(page, wire::Priority::kDemand, now)) break;
-    deferred_.pop_back();
-  }
-  if (!list_.empty() && !guests_.empty()) prefetch_from_list(now);
+  retry_deferred(now);
+  if (!list_.empty() && (kept_ != nullptr || !guests_.empty())) prefetch_from_list(now);
+  std::erase_if(loads_, [this](Load& load) { return load_some(load); });
   unsigned nb_seen = 0;
   std::array<Gfn, kFaultBurst> faults;
   for (GuestAdapter* guest : guests_) {
@@ -53,11 +64,29 @@ unsigned Host::poll_faults(Nanos now) noexcept {
   return nb_seen;
 }
 
+void Host::retry_deferred(Nanos now) noexcept {
+  while (!deferred_.empty() && now >= retry_at_) {
+    const Gfn page = deferred_.back();  // unless it came meanwhile, or its guest is gone
+    const bool is_kept = kept_ != nullptr && kept_->knows(page);
+    if (!is_kept && unsettled(page) && !engine_.want(page, wire::Priority::kDemand, now)) return;
+    deferred_.pop_back();
+    if (!is_kept) continue;
+    for (GuestAdapter* guest : guests_)
+      if (guest->waits(page)) give_kept(*guest, page, now);
+  }
+}
+
 void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
+  record({page, 1});
   if (gathered_.contains(page)) {
     stats_.fault_hits_buffer.add(1);
     flush(now);
     if (!guest.presence().absent(page)) return;
+  }
+  if (kept_ != nullptr && kept_->knows(page)) {
+    stats_.fault_hits_kept.add(1);
+    give_kept(guest, page, now);
+    return;
   }
   want(page, now);
   const std::uint64_t end = std::min(page.value + 1 + prefetch_pages_, engine_.nb_pages());
@@ -68,11 +97,9 @@ void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
   }
 }
 
-void Host::prefetch(std::vector<PageRange> list) noexcept {
-  list_ = std::move(list);
-  for (PageRange& range : list_) range = inside(range);
-  std::erase_if(list_, [](const PageRange& range) { return range.nb_pages == 0; });
-  std::ranges::reverse(list_);
+void Host::prefetch(std::span<const PageRange> list) {
+  const auto ranges = inside(list);
+  list_.insert(list_.begin(), ranges.rbegin(), ranges.rend());  // the first is the last
 }
 
 void Host::prefetch_from_list(Nanos now) noexcept {
@@ -85,6 +112,50 @@ void Host::prefetch_from_list(Nanos now) noexcept {
       stats_.prefetch_wanted.add(1);
     ++range.first.value;
     if (--range.nb_pages == 0) list_.pop_back();
+  }
+}
+
+void Host::give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
+  constexpr std::uint32_t kOne = 1;
+  settle(guest, kept_->give(page, guest), {page, 1}, kOne, now);
+}
+
+// --- working set -----------------------------------------------------------------------------
+
+void Host::load(std::span<const PageRange> working_set) {
+  working_set_ = inside(working_set);
+  prefetch(working_set_);
+  is_recorded_.resize(engine_.nb_pages());
+  for (const PageRange& range : working_set_) record(range);
+}
+
+/// What is not known yet goes to every guest when it comes. @return whether that was all
+bool Host::load_some(Load& load) noexcept {
+  for (std::size_t i = 0; i < kLoadStep && !load.rest.empty(); ++i) {
+    const PageRange& range = load.rest.front();
+    const Gfn page{range.first.value + load.nb_done};
+    if (kept_->knows(page) && load.guest->presence().absent(page)) {
+      const Install verdict = kept_->give(page, *load.guest);
+      if (verdict != Install::kDone) return verdict != Install::kAgain;
+      stats_.loaded_pages.add(1);
+    }
+    if (++load.nb_done < range.nb_pages) continue;
+    load.rest = load.rest.subspan(1);
+    load.nb_done = 0;
+  }
+  return load.rest.empty();
+}
+
+/// Each page once, in the order in which some clone first had it.
+void Host::record(PageRange pages) noexcept {
+  for (std::uint64_t p = pages.first.value; p < pages.first.value + pages.nb_pages; ++p) {
+    if (is_recorded_[p]) continue;
+    is_recorded_[p] = true;
+    stats_.recorded_pages.add(1);
+    if (!recorded_.empty() && recorded_.back().first.value + recorded_.back().nb_pages == p)
+      ++recorded_.back().nb_pages;
+    else if (recorded_.size() < kMaxRecorded)
+      recorded_.push_back({Gfn{p}, 1});
   }
 }
 
@@ -118,7 +189,15 @@ bool Host::unsettled(Gfn page) const noexcept {
 }
 
 bool Host::needs(Gfn page) const noexcept {
-  return engine_.demanded(page) || (lacking(page) && !gathered_.contains(page));
+  const bool known = kept_ != nullptr ? kept_->knows(page) : !lacking(page);
+  return engine_.demanded(page) || (!known && !gathered_.contains(page));
+}
+
+std::vector<PageRange> Host::inside(std::span<const PageRange> ranges) const {
+  std::vector<PageRange> out;
+  for (const PageRange& range : ranges)
+    if (const PageRange part = inside(range); part.nb_pages != 0) out.push_back(part);
+  return out;
 }
 
 PageRange Host::inside(PageRange range) const noexcept {
@@ -140,6 +219,7 @@ void Host::on_page(const PageArrival& arrival, Nanos now) noexcept {
 
 void Host::on_zeros(PageRange range, Nanos now) noexcept {
   constexpr std::uint32_t kOne = 1;  // asked for again, it brings back the whole run
+  if (kept_ != nullptr) kept_->put_zeros(range);
   for (GuestAdapter* guest : guests_) settle(*guest, guest->install_zeros(range), range, kOne, now);
 }
 
@@ -153,6 +233,11 @@ void Host::flush(Nanos now) noexcept {
 
 void Host::install(Gfn first, std::span<const std::byte> pages, Nanos now) noexcept {
   const PageRange range{first, static_cast<std::uint32_t>(pages.size() / kPageSize)};
+  if (kept_ != nullptr) {
+    stats_.keep_failed.add(kept_->put(first, pages));
+    stats_.kept_pages.set(kept_->nb_kept());
+  }
+  if (!guests_.empty()) record(range);
   for (GuestAdapter* guest : guests_)
     settle(*guest, guest->install(first, pages), range, range.nb_pages, now);
 }

@@ -8,6 +8,7 @@
 #include "fabric/stats.hpp"
 #include "memtap-dpdk/arrival_buffer.hpp"
 #include "memtap-dpdk/guest_adapter.hpp"
+#include "memtap-dpdk/kept_image.hpp"
 
 namespace snowfabric {
 
@@ -15,7 +16,8 @@ namespace snowfabric {
 struct alignas(kCacheLine) HostStats {
   Counter guests, guests_attached, guests_rejected, guests_gone, guests_killed;
   Counter fault_hits_buffer, prefetch_wanted, wants_deferred, bursts, burst_pages, refetched_pages;
-  Counter failed_pages;
+  Counter failed_pages, kept_pages, keep_failed, fault_hits_kept, loaded_pages;
+  Counter recorded_pages;
 };
 inline constexpr std::array kHostCounters{
     CounterInfo<HostStats>{"guests", &HostStats::guests, "guests attached now"},
@@ -37,6 +39,16 @@ inline constexpr std::array kHostCounters{
                            "pages asked for again because an install was put off"},
     CounterInfo<HostStats>{"failed_pages", &HostStats::failed_pages,
                            "pages failed because the server is dead or has no such page"},
+    CounterInfo<HostStats>{"kept_pages", &HostStats::kept_pages,
+                           "pages kept on this host for later clones now"},
+    CounterInfo<HostStats>{"keep_failed", &HostStats::keep_failed,
+                           "pages not kept because the host is short of memory"},
+    CounterInfo<HostStats>{"fault_hits_kept", &HostStats::fault_hits_kept,
+                           "faults answered from the pages kept here"},
+    CounterInfo<HostStats>{"loaded_pages", &HostStats::loaded_pages,
+                           "pages of the working set given to guests before they asked"},
+    CounterInfo<HostStats>{"recorded_pages", &HostStats::recorded_pages,
+                           "pages of the working set as it would be recorded now"},
 };
 static_assert(kHostCounters.size() * sizeof(Counter) <= sizeof(HostStats) &&
               sizeof(HostStats) - kHostCounters.size() * sizeof(Counter) < kCacheLine);
@@ -47,10 +59,12 @@ class Host {
  public:
   /// @param prefetch_pages  neighbours behind a faulting page to ask for with it
   /// @param buffer_pages    capacity of the arrival buffer
+  /// @param kept  where pages are kept for guests to come; nullptr: nowhere
   Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,
-       std::size_t buffer_pages);
+       std::size_t buffer_pages, KeptImage* kept = nullptr);
 
-  void attach(GuestAdapter& guest) { guests_.push_back(&guest); }
+  /// The guest gets what is known of the working set at once.
+  void attach(GuestAdapter& guest);
   /// The guest is dead; pages only it wanted are no longer asked for.
   void detach(const GuestAdapter& guest) noexcept;
   [[nodiscard]] std::span<GuestAdapter* const> guests() const noexcept { return guests_; }
@@ -58,8 +72,14 @@ class Host {
   /// Takes faults from every guest and asks for their pages. @return faults seen
   unsigned poll_faults(Nanos now) noexcept;
 
-  /// Pages to fetch in the background, in this order, once there is a guest.
-  void prefetch(std::vector<PageRange> list) noexcept;
+  /// Pages to fetch in the background, in this order: at once where pages are kept, else when there
+  /// is a guest.
+  void prefetch(std::span<const PageRange> list);
+  /// The working set of earlier clones: prefetched, and given to each guest before it asks.
+  void load(std::span<const PageRange> working_set);
+  /// For load() of a later memtap: the working set loaded here, then the pages that clones of this
+  /// host had beyond it, in the order in which one first had them.
+  [[nodiscard]] std::span<const PageRange> recorded() const noexcept { return recorded_; }
 
   /// Whether a guest waits for the page, or some clone lacks it and it is not in the arrival
   /// buffer.
@@ -77,6 +97,15 @@ class Host {
 
  private:
   void on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
+  struct Load {  // of the working set into one guest
+    GuestAdapter* guest;
+    std::span<const PageRange> rest;
+    std::uint32_t nb_done = 0;  // pages of the first range
+  };
+  void retry_deferred(Nanos now) noexcept;
+  void give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
+  bool load_some(Load& load) noexcept;
+  void record(PageRange pages) noexcept;
   void want(Gfn page, Nanos now) noexcept;
   void defer(Gfn page) noexcept;
   void prefetch_from_list(Nanos now) noexcept;
@@ -86,16 +115,22 @@ class Host {
   [[nodiscard]] bool lacking(Gfn page) const noexcept;
   [[nodiscard]] bool unsettled(Gfn page) const noexcept;
   [[nodiscard]] PageRange inside(PageRange range) const noexcept;
+  [[nodiscard]] std::vector<PageRange> inside(std::span<const PageRange> ranges) const;
   [[nodiscard]] bool fail_page(Gfn page) noexcept;
 
   ClientEngine& engine_;
   HostStats& stats_;
   std::uint32_t prefetch_pages_;
+  KeptImage* kept_;
   std::vector<GuestAdapter*> guests_;
   ArrivalBuffer gathered_;
   std::vector<Gfn> deferred_;    // faults the engine had no room for, installs put off
   Nanos retry_at_ = kNever;      // not before
   std::vector<PageRange> list_;  // still to prefetch, the last first
+  std::vector<PageRange> working_set_;
+  std::vector<Load> loads_;
+  std::vector<PageRange> recorded_;
+  std::vector<bool> is_recorded_;
 };
 
 }  // namespace snowfabric

@@ -55,7 +55,7 @@ class Director {
     if (config_.mode == Mode::kFaults)
       guest_.begin_faulting(kVcpus);
     else
-      host_.prefetch({{Gfn{0}, static_cast<std::uint32_t>(engine_.nb_pages())}});
+      host_.prefetch(std::array{PageRange{Gfn{0}, static_cast<std::uint32_t>(engine_.nb_pages())}});
   }
 
   const FetchConfig& config_;

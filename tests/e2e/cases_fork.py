@@ -7,7 +7,7 @@ import fleetlib
 import forklib
 import lablib
 import vmlib
-from lib import Failed, check, check_no_leftovers, case, lab_name
+from lib import Failed, check, check_no_leftovers, case, lab_name, wait_until
 
 VM_MB, FILL_MB = 128, 24
 GIVE_UP_S = 3
@@ -72,6 +72,28 @@ def fork_clones_answer_as_themselves(context):
                   f"clone {clone.identity.id} answers {clone.answer}")
             check_memory(clone.vm)
         check_parent(vms)
+
+
+@case(240)
+def fork_late_clones_cost_neither_wire_nor_faults(context):
+    """On a host that has the pages a late clone costs the wire nothing; with the working set of an earlier clone it
+    does not even ask."""
+    with family(context) as vms:
+        vms.fork(3)
+        record = vms.fleet.dir / "working-set"
+        vms.fleet.start_memtap(1, extra=("--record", record))
+        first = vms.settle(vms.spawn(1, 1))
+        faults, sent = vms.guest_counters(first)["faults"], vms.fleet.server_stats()["tx_bytes"]
+        vms.settle(vms.spawn(2, 1))
+        more = vms.fleet.server_stats()["tx_bytes"] - sent
+        check(more <= 0.2 * sent, f"a second clone on the same host cost {more} bytes, the first {sent}")
+        wait_until(lambda: len(record.read_text().splitlines()) > 0, "the working set is recorded")
+        vms.fleet.start_memtap(2, extra=("--working-set", record))
+        loaded = vms.settle(vms.spawn(3, 2))
+        left = vms.guest_counters(loaded)["faults"]
+        check(left <= 0.1 * faults, f"{left} faults with the working set, {faults} without")
+        check_memory(loaded.vm)
+        return f"{more / sent:.3f} of the bytes, {left} of {faults} faults"
 
 
 @case(240)

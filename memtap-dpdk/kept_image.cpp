@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memtap-dpdk/kept_image.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include <fmt/format.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include "memtap-dpdk/uffd_ioctl.hpp"
+
+namespace snowfabric {
+namespace {
+
+/// A userfaultfd with the whole mapping registered for missing pages: only to fill it, for nobody
+/// touches a page through this mapping that is not there.
+Result<UniqueFd> registered(std::span<std::byte> memory) {
+  UniqueFd uffd{static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))};
+  if (!uffd) return fail(errno, "userfaultfd");
+  uffdio_api api{.api = UFFD_API, .features = 0, .ioctls = 0};
+  if (ioctl(uffd.get(), UFFDIO_API, &api) != 0) return fail(errno, "UFFDIO_API");
+  uffdio_register range{};
+  range.range = {reinterpret_cast<std::uintptr_t>(memory.data()), memory.size()};
+  range.mode = UFFDIO_REGISTER_MODE_MISSING;
+  if (ioctl(uffd.get(), UFFDIO_REGISTER, &range) != 0)
+    return fail(errno, fmt::format("register {} bytes of kept image", memory.size()));
+  return uffd;
+}
+
+/// Clones map the file privately; none may change what the others read. Our mapping is older than
+/// the seal and stays writable.
+Result<void> seal(int file) {
+  constexpr int kSeals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+  if (fcntl(file, F_ADD_SEALS, kSeals) == 0) return {};
+  return fail(errno, "seal the kept image");
+}
+
+}  // namespace
+
+Result<std::unique_ptr<KeptImage>> KeptImage::create(std::uint64_t nb_pages, std::string link) {
+  UniqueFd file{memfd_create("snowfabric-image", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
+  const std::size_t nb_bytes = nb_pages * kPageSize;
+  if (!file || ftruncate(file.get(), static_cast<off_t>(nb_bytes)) != 0)
+    return fail(errno, fmt::format("make a memory file of {} bytes", nb_bytes));
+  void* base = mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+  if (base == MAP_FAILED) return fail(errno, fmt::format("mmap {} bytes of kept image", nb_bytes));
+  const std::span memory{static_cast<std::byte*>(base), nb_bytes};
+  madvise(base, nb_bytes, MADV_NOHUGEPAGE);  // what is kept counts by the page
+  auto uffd = registered(memory);
+  auto sealed = seal(file.get());
+  if (!uffd || !sealed) {
+    munmap(base, nb_bytes);
+    return std::unexpected(uffd ? sealed.error() : uffd.error());
+  }
+  std::unique_ptr<KeptImage> image{
+      new KeptImage{std::move(file), std::move(*uffd), memory, std::move(link)}};
+  if (auto ok = image->publish(); !ok) return std::unexpected(ok.error());
+  return image;
+}
+
+KeptImage::KeptImage(UniqueFd file, UniqueFd uffd, std::span<std::byte> memory, std::string link)
+    : file_{std::move(file)},
+      uffd_{std::move(uffd)},
+      memory_{memory},
+      link_{std::move(link)},
+      kept_((nb_pages() + 63) / 64),
+      zero_(kept_.size()) {}
+
+KeptImage::~KeptImage() {
+  if (linked_) unlink(link_.c_str());
+  munmap(memory_.data(), memory_.size());
+}
+
+/// A memory file has no name; clones of the same user open it through this process.
+Result<void> KeptImage::publish() {
+  if (link_.empty()) return {};
+  struct stat st{};
+  if (lstat(link_.c_str(), &st) == 0) {  // of a memtap that was killed
+    if (!S_ISLNK(st.st_mode)) return fail(EEXIST, fmt::format("{} is no symbolic link", link_));
+    if (unlink(link_.c_str()) != 0) return fail(errno, fmt::format("unlink {}", link_));
+  }
+  if (symlink(fmt::format("/proc/{}/fd/{}", getpid(), file()).c_str(), link_.c_str()) != 0)
+    return fail(errno, fmt::format("symlink {}", link_));
+  linked_ = true;
+  return {};
+}
+
+std::uint64_t KeptImage::put(Gfn first, std::span<const std::byte> pages) noexcept {
+  const std::uint64_t end =
+      std::min<std::uint64_t>(first.value + pages.size() / kPageSize, nb_pages());
+  std::uint64_t nb_failed = 0;
+  for (std::uint64_t at = first.value; at < end;) {
+    std::uint64_t to = at;
+    while (to < end && !has(Gfn{to})) ++to;
+    if (to == at) {
+      ++at;
+      continue;
+    }
+    const auto address = reinterpret_cast<std::uintptr_t>(memory_.data() + at * kPageSize);
+    const std::uint64_t nb_done =
+        uffd::copy(uffd_.get(), address, pages.data() + (at - first.value) * kPageSize, to - at)
+            .nb_pages;
+    for (std::uint64_t i = 0; i < nb_done; ++i) set(kept_, Gfn{at + i});
+    nb_kept_ += nb_done;
+    at += nb_done;
+    if (nb_done > 0) continue;
+    ++nb_failed;
+    ++at;
+  }
+  return nb_failed;
+}
+
+void KeptImage::put_zeros(PageRange pages) noexcept {
+  const std::uint64_t end = std::min<std::uint64_t>(pages.first.value + pages.nb_pages, nb_pages());
+  for (std::uint64_t at = pages.first.value; at < end; ++at) set(zero_, Gfn{at});
+}
+
+PageRange KeptImage::zero_run(Gfn page) const noexcept {
+  std::uint64_t first = page.value, end = page.value + 1;
+  while (first > 0 && page.value - first < kMaxZeroRun && is_zero(Gfn{first - 1})) --first;
+  while (end < nb_pages() && end - page.value <= kMaxZeroRun && is_zero(Gfn{end})) ++end;
+  return {Gfn{first}, static_cast<std::uint32_t>(end - first)};
+}
+
+}  // namespace snowfabric

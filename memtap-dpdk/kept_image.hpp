@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fabric/base/frame_number.hpp"
+#include "fabric/base/result.hpp"
+#include "fabric/base/unique_fd.hpp"
+#include "memtap-dpdk/guest_adapter.hpp"
+
+namespace snowfabric {
+
+/// Every page of the image that has come to this host, in a memory file: for clones that come
+/// later, and for clones that map the file instead of having copies. Only memtap writes it, and
+/// each page appears whole: UFFDIO_COPY into a registered mapping of our own. One thread. Source:
+/// docs/design.md, "Clones that share a host".
+class KeptImage {
+ public:
+  /// @param link  made to point to the file, so that clones can open it; empty: none
+  /// @return EPERM: no userfaultfd; ENOMEM; EEXIST: `link` is there and no symbolic link; or what
+  ///         the call named reported
+  [[nodiscard]] static Result<std::unique_ptr<KeptImage>> create(std::uint64_t nb_pages,
+                                                                 std::string link = {});
+
+  KeptImage(const KeptImage&) = delete;
+  KeptImage& operator=(const KeptImage&) = delete;
+  ~KeptImage();
+
+  /// Keeps pages that are not kept yet. @return pages that could not be: the host is short of
+  /// memory
+  std::uint64_t put(Gfn first, std::span<const std::byte> pages) noexcept;
+  void put_zeros(PageRange pages) noexcept;
+
+  /// Whether the page is known: its bytes are here, or it is all zero. @pre page is in the image
+  /// @{
+  [[nodiscard]] bool has(Gfn page) const noexcept { return bit(kept_, page); }
+  [[nodiscard]] bool is_zero(Gfn page) const noexcept { return bit(zero_, page); }
+  [[nodiscard]] bool knows(Gfn page) const noexcept { return has(page) || is_zero(page); }
+  /// @}
+  /// @pre has(page)
+  [[nodiscard]] std::span<const std::byte, kPageSize> page(Gfn page) const noexcept {
+    return std::span<const std::byte, kPageSize>{memory_.data() + page.value * kPageSize,
+                                                 kPageSize};
+  }
+  /// Gives what is known of a page to a guest; a zero page with the zero pages around it.
+  /// @pre knows(page)
+  Install give(Gfn page, GuestAdapter& guest) const noexcept {
+    return has(page) ? guest.install(page, this->page(page)) : guest.install_zeros(zero_run(page));
+  }
+  /// At most kMaxZeroRun pages to either side.
+  [[nodiscard]] PageRange zero_run(Gfn page) const noexcept;
+  static constexpr std::uint64_t kMaxZeroRun = 512;
+
+  [[nodiscard]] std::uint64_t nb_kept() const noexcept { return nb_kept_; }
+  [[nodiscard]] std::uint64_t nb_pages() const noexcept { return memory_.size() / kPageSize; }
+  [[nodiscard]] int file() const noexcept { return file_.get(); }
+
+ private:
+  using Bits = std::vector<std::uint64_t>;
+
+  KeptImage(UniqueFd file, UniqueFd uffd, std::span<std::byte> memory, std::string link);
+  [[nodiscard]] Result<void> publish();
+
+  static bool bit(const Bits& bits, Gfn page) noexcept {
+    return (bits[page.value / 64] >> (page.value % 64) & 1U) != 0;
+  }
+  static void set(Bits& bits, Gfn page) noexcept {
+    bits[page.value / 64] |= std::uint64_t{1} << (page.value % 64);
+  }
+
+  UniqueFd file_, uffd_;
+  std::span<std::byte> memory_;
+  std::string link_;
+  bool linked_ = false;
+  Bits kept_, zero_;
+  std::uint64_t nb_kept_ = 0;
+};
+
+}  // namespace snowfabric
