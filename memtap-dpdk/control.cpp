@@ -199,9 +199,11 @@ void GuestControl::step(Nanos now) {
   look_at_server();
   if (!listener_ && engine_.state() == ClientState::kJoined) open_listener();
   if (listener_) look_at_guests(now);
-  if (now >= next_write_) {
+  if (now >= next_second_) {
     write_record();
-    next_write_ = now + std::chrono::seconds{1};
+    if (kept_ && std::exchange(nb_mapped_, kept_->nb_kept()) != kept_->nb_kept())
+      kept_->unmap_pages();
+    next_second_ = now + std::chrono::seconds{1};
   }
   sum_counters();
 }
@@ -255,6 +257,7 @@ void GuestControl::open_listener() {
                      fmt::format("the memserver's image has {} pages, the descriptor {} says "
                                  "{}: are they of one freeze?",
                                  engine_.nb_pages(), options_.descriptor, image_.nb_pages));
+  keep_pages();
   auto listener =
       GuestListener::create({.socket_path = options_.socket,
                              .presence_dir = options_.presence_dir.empty() ? options_.socket + ".d"
@@ -263,10 +266,10 @@ void GuestControl::open_listener() {
                                        .nb_pages = engine_.nb_pages(),
                                        .epoch = image_.epoch},
                              .qemu = image_.qemu ? &*image_.qemu : nullptr,
+                             .kept = kept_.get(),
                              .max_guests = options_.max_guests});
   if (!listener) return stop_with(listener.error().errnum, listener.error().what);
   listener_ = std::move(*listener);
-  keep_pages();
   host_ = std::make_unique<Host>(engine_, host_stats_, options_.prefetch_pages,
                                  options_.buffer_pages, kept_.get());
   host_->load(image_.working_set);
@@ -278,7 +281,7 @@ void GuestControl::open_listener() {
 /// Without it all works, but a clone that comes late costs the wire again.
 void GuestControl::keep_pages() {
   if (!options_.keep) return;
-  auto kept = KeptImage::create(engine_.nb_pages());
+  auto kept = KeptImage::create(engine_.nb_pages(), options_.socket + ".image");
   if (kept)
     kept_ = std::move(*kept);
   else

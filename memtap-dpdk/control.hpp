@@ -98,11 +98,12 @@ class GuestControl {
   ClientWorker& worker_;
   HostStats host_stats_;
   GuestCounters totals_, of_gone_;
-  std::unique_ptr<GuestListener> listener_;
   std::unique_ptr<KeptImage> kept_;
+  std::unique_ptr<GuestListener> listener_;
   std::unique_ptr<Host> host_;
   std::uint64_t nb_written_ = 0;  // pages of the working set
-  Nanos next_write_{0};
+  std::uint64_t nb_mapped_ = 0;   // pages kept when they were last unmapped
+  Nanos next_second_{0};
   mutable std::mutex by_id_mutex_;  // taken when a guest comes or goes, and by telemetry
   std::map<std::uint32_t, const ProcessGuest*> by_id_;
   ClientState last_state_ = ClientState::kJoining;

@@ -18,6 +18,7 @@
 #include <sys/un.h>
 
 #include "memtap-dpdk/qemu_guest.hpp"
+#include "memtap-dpdk/qemu_loader.hpp"
 #include "memtap-dpdk/uffd_guest.hpp"
 
 namespace snowfabric {
@@ -96,6 +97,7 @@ Result<std::unique_ptr<GuestListener>> GuestListener::create(ListenerConfig conf
   const auto made = make_dir(listener->config_.presence_dir);
   if (!made) return std::unexpected(made.error());
   listener->made_dir_ = *made;
+  PresenceFile::clean(listener->config_.presence_dir);
   if (auto ok = listener->listen(); !ok) return std::unexpected(ok.error());
   if (auto ok = listener->make_epolls(); !ok) return std::unexpected(ok.error());
   return listener;
@@ -214,8 +216,8 @@ void GuestListener::expire(Nanos now, ListenerEvents& events) {
 }
 
 Result<ProcessGuest*> GuestListener::attach(PendingHandshake handshake) {
-  auto guest = handshake.for_postcopy() ? make_qemu_guest(std::move(handshake))
-                                        : make_guest(std::move(handshake));
+  auto guest = handshake.handover() == Handover::kRegions ? make_guest(std::move(handshake))
+                                                          : make_qemu_guest(std::move(handshake));
   if (!guest) return std::unexpected(guest.error());
   if (auto ok = watch(**guest); !ok) return std::unexpected(ok.error());
   guests_.push_back(std::move(*guest));
@@ -228,7 +230,8 @@ Result<std::unique_ptr<ProcessGuest>> GuestListener::make_guest(PendingHandshake
   if (auto ok = check_rights(attachment->peer); !ok) return std::unexpected(ok.error());
   auto presence = make_presence();
   if (!presence) return std::unexpected(presence.error());
-  return std::make_unique<UffdGuest>(next_id_++, std::move(*attachment), std::move(*presence));
+  return std::make_unique<UffdGuest>(next_id_++, std::move(*attachment), std::move(*presence),
+                                     config_.kept);
 }
 
 Result<std::unique_ptr<ProcessGuest>> GuestListener::make_qemu_guest(PendingHandshake handshake) {
@@ -236,11 +239,15 @@ Result<std::unique_ptr<ProcessGuest>> GuestListener::make_qemu_guest(PendingHand
     return fail(EINVAL,
                 "a QEMU clone came, but there is no device state to start it from: give "
                 "memtap the --descriptor of a QEMU parent");
-  auto attachment = std::move(handshake).finish_postcopy();
+  const bool is_loader = handshake.handover() == Handover::kPrecopy;
+  auto attachment = std::move(handshake).finish_qemu();
   if (!attachment) return std::unexpected(attachment.error());
   if (auto ok = check_rights(attachment->peer); !ok) return std::unexpected(ok.error());
   auto presence = make_presence();
   if (!presence) return std::unexpected(presence.error());
+  if (is_loader)
+    return std::make_unique<QemuLoader>(next_id_++, std::move(*attachment), std::move(*presence),
+                                        *config_.qemu);
   return std::make_unique<QemuGuest>(next_id_++, std::move(*attachment), std::move(*presence),
                                      *config_.qemu);
 }

@@ -15,6 +15,7 @@
 
 namespace snowfabric {
 
+class KeptImage;
 struct QemuSeed;
 
 struct ListenerConfig {
@@ -24,6 +25,7 @@ struct ListenerConfig {
   ImageGeometry image;
   const QemuSeed* qemu =
       nullptr;  ///< for clones that are QEMUs; borrowed; without it none can come
+  const KeptImage* kept = nullptr;  ///< that guests may map; borrowed
   std::size_t max_guests = 64;
   Nanos handshake_timeout = std::chrono::seconds{5};
 };

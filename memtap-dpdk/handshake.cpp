@@ -130,11 +130,13 @@ Result<Attachment> PendingHandshake::finish(std::uint64_t image_bytes) && {
   guest.uffd = std::move(fds_[0]);
   if (fds_.size() > 1) guest.extra = std::move(fds_[1]);
   guest.peer = std::move(peer_);
+  guest.file_inode = mapped_file_of(message_);
   return guest;
 }
 
-Result<QemuAttachment> PendingHandshake::finish_postcopy() && {
-  const auto recover = asks_to_recover(message_);
+Result<QemuAttachment> PendingHandshake::finish_qemu() && {
+  const auto recover =
+      handover() == Handover::kPrecopy ? Result<bool>{false} : asks_to_recover(message_);
   if (!recover) return std::unexpected(recover.error());
   if (fds_.size() != 1)
     return fail(EPROTO, fmt::format("handshake: process {} sent {} descriptors, not the one "

@@ -33,12 +33,21 @@ inline constexpr std::size_t kMaxHandshakeFds = 2;  ///< userfaultfd, and one th
 /// Source: GuestRegionUffdMapping in Firecracker, src/vmm/src/persist.rs.
 Result<std::vector<Region>> parse_handshake(std::string_view json, std::uint64_t image_bytes);
 
-/// Whether the message is the one that hands over the migration channel of a QEMU, instead of
-/// regions: `[{"adapter": "qemu-postcopy"}]`.
-[[nodiscard]] bool asks_for_postcopy(std::string_view json) noexcept;
+/// What a handshake hands over.
+enum class Handover : std::uint8_t {
+  kRegions,   ///< a userfaultfd and the regions behind it; also whatever is malformed
+  kPostcopy,  ///< `[{"adapter": "qemu-postcopy"}]`: the migration channel of a QEMU, for its memory
+  kPrecopy,   ///< `[{"adapter": "qemu-precopy"}]`: the same for all but its RAM, which comes by
+              ///< userfaultfd
+};
+[[nodiscard]] Handover handover_of(std::string_view json) noexcept;
 
-/// Whether that QEMU has paused and waits to be taken up again, `"recover": true`. Without it, it
-/// was started with -incoming and waits for its first byte.
+/// The file that a guest maps privately instead of having pages of its own: `"file_inode"` of the
+/// first region; 0: none.
+[[nodiscard]] std::uint64_t mapped_file_of(std::string_view json) noexcept;
+
+/// Whether the QEMU of kPostcopy has paused and waits to be taken up again, `"recover": true`.
+/// Without it, it was started with -incoming and waits for its first byte.
 /// @return EINVAL: `recover` is neither true nor false, or the message is no such message
 [[nodiscard]] Result<bool> asks_to_recover(std::string_view json);
 
@@ -72,6 +81,7 @@ struct Attachment {
   UniqueFd uffd;   ///< O_NONBLOCK set
   UniqueFd extra;  ///< second descriptor of the two-fd form: kept open, not used; else empty
   Peer peer;
+  std::uint64_t file_inode = 0;  ///< as mapped_file_of()
 };
 
 /// A QEMU that waits for its migration, handed over by whoever started it.
@@ -97,11 +107,11 @@ class PendingHandshake {
   /// @return as parse_handshake; EPROTO: no descriptor; EBADF: the first is not a userfaultfd
   Result<Attachment> finish(std::uint64_t image_bytes) &&;
 
-  /// The same for the message of asks_for_postcopy().
+  /// The same for kPostcopy and kPrecopy.
   /// @return EPROTO: no descriptor; ENOTSOCK, EINVAL: it is not a connected unix socket; as
   ///         asks_to_recover; or what the call named reported
-  Result<QemuAttachment> finish_postcopy() &&;
-  [[nodiscard]] bool for_postcopy() const noexcept { return asks_for_postcopy(message_); }
+  Result<QemuAttachment> finish_qemu() &&;
+  [[nodiscard]] Handover handover() const noexcept { return handover_of(message_); }
 
   [[nodiscard]] int fd() const noexcept { return peer_.socket.get(); }
   [[nodiscard]] pid_t pid() const noexcept { return peer_.pid; }

@@ -74,10 +74,13 @@ Result<void> check_overlap(std::vector<Region> regions, std::uint64_t Region::* 
   return {};
 }
 
-bool is_postcopy(const Json& message) {
-  if (!message.is_array() || message.size() != 1 || !message[0].is_object()) return false;
+Handover handover_in(const Json& message) {
+  if (!message.is_array() || message.size() != 1 || !message[0].is_object())
+    return Handover::kRegions;
   const auto adapter = message[0].find("adapter");
-  return adapter != message[0].end() && adapter->is_string() && *adapter == "qemu-postcopy";
+  if (adapter == message[0].end() || !adapter->is_string()) return Handover::kRegions;
+  if (*adapter == "qemu-postcopy") return Handover::kPostcopy;
+  return *adapter == "qemu-precopy" ? Handover::kPrecopy : Handover::kRegions;
 }
 
 }  // namespace
@@ -102,13 +105,21 @@ Result<std::vector<Region>> parse_handshake(std::string_view json, std::uint64_t
   return regions;
 }
 
-bool asks_for_postcopy(std::string_view json) noexcept {
-  return is_postcopy(Json::parse(json, nullptr, false));
+Handover handover_of(std::string_view json) noexcept {
+  return handover_in(Json::parse(json, nullptr, false));
+}
+
+std::uint64_t mapped_file_of(std::string_view json) noexcept {
+  const Json array = Json::parse(json, nullptr, false);
+  if (!array.is_array() || array.empty() || !array[0].is_object()) return 0;
+  const auto inode = array[0].find("file_inode");
+  return inode != array[0].end() && inode->is_number_unsigned() ? inode->get<std::uint64_t>() : 0;
 }
 
 Result<bool> asks_to_recover(std::string_view json) {
   const Json array = Json::parse(json, nullptr, false);
-  if (!is_postcopy(array)) return fail(EINVAL, "handshake: not that of a QEMU clone");
+  if (handover_in(array) != Handover::kPostcopy)
+    return fail(EINVAL, "handshake: not that of a QEMU clone in postcopy");
   const auto recover = array[0].find("recover");
   if (recover == array[0].end()) return false;
   if (!recover->is_boolean())

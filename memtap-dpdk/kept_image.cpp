@@ -81,8 +81,10 @@ KeptImage::~KeptImage() {
 
 /// A memory file has no name; clones of the same user open it through this process.
 Result<void> KeptImage::publish() {
-  if (link_.empty()) return {};
   struct stat st{};
+  if (fstat(file(), &st) != 0) return fail(errno, "fstat of the kept image");
+  inode_ = st.st_ino;
+  if (link_.empty()) return {};
   if (lstat(link_.c_str(), &st) == 0) {  // of a memtap that was killed
     if (!S_ISLNK(st.st_mode)) return fail(EEXIST, fmt::format("{} is no symbolic link", link_));
     if (unlink(link_.c_str()) != 0) return fail(errno, fmt::format("unlink {}", link_));
@@ -122,6 +124,8 @@ void KeptImage::put_zeros(PageRange pages) noexcept {
   const std::uint64_t end = std::min<std::uint64_t>(pages.first.value + pages.nb_pages, nb_pages());
   for (std::uint64_t at = pages.first.value; at < end; ++at) set(zero_, Gfn{at});
 }
+
+void KeptImage::unmap_pages() noexcept { madvise(memory_.data(), memory_.size(), MADV_DONTNEED); }
 
 PageRange KeptImage::zero_run(Gfn page) const noexcept {
   std::uint64_t first = page.value, end = page.value + 1;

@@ -55,9 +55,15 @@ class KeptImage {
   [[nodiscard]] PageRange zero_run(Gfn page) const noexcept;
   static constexpr std::uint64_t kMaxZeroRun = 512;
 
+  /// Takes the pages out of our own page tables: they stay in the file, and the clones that map it
+  /// are charged for them alone. Control path.
+  void unmap_pages() noexcept;
+
   [[nodiscard]] std::uint64_t nb_kept() const noexcept { return nb_kept_; }
   [[nodiscard]] std::uint64_t nb_pages() const noexcept { return memory_.size() / kPageSize; }
   [[nodiscard]] int file() const noexcept { return file_.get(); }
+  /// Of the file: by it a guest says that it maps this one.
+  [[nodiscard]] std::uint64_t inode() const noexcept { return inode_; }
 
  private:
   using Bits = std::vector<std::uint64_t>;
@@ -77,7 +83,7 @@ class KeptImage {
   std::string link_;
   bool linked_ = false;
   Bits kept_, zero_;
-  std::uint64_t nb_kept_ = 0;
+  std::uint64_t nb_kept_ = 0, inode_ = 0;
 };
 
 }  // namespace snowfabric

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <utility>
 
 #include <fmt/format.h>
@@ -81,6 +82,13 @@ Result<PresenceFile> PresenceFile::map(std::string path, UniqueFd fd, const Imag
   if (p == MAP_FAILED) return fail(errno, fmt::format("mmap {} ({} bytes)", path, bytes));
   return PresenceFile{
       std::move(path), std::move(fd), {static_cast<std::byte*>(p), bytes}, image.nb_pages};
+}
+
+void PresenceFile::clean(const std::string& folder) noexcept {
+  std::error_code none;
+  for (const auto& entry : std::filesystem::directory_iterator{folder, none})
+    if (entry.path().extension() == ".presence")
+      if (const auto ok = remove_stale(entry.path()); !ok) continue;  // in use
 }
 
 Result<PresenceFile> PresenceFile::create(std::string path, const ImageGeometry& image) {

@@ -48,6 +48,9 @@ class PresenceFile {
   ///         EACCES: not ours, or open to others
   static Result<PresenceFile> open(std::string path, const ImageGeometry& image);
 
+  /// Removes the presence files of dead memtaps from a folder; others stay.
+  static void clean(const std::string& folder) noexcept;
+
   PresenceFile(PresenceFile&& other) noexcept;
   PresenceFile& operator=(PresenceFile&&) = delete;
   /// Unmaps, and unlinks unless keep() was called.

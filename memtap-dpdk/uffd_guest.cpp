@@ -33,11 +33,14 @@ void discard_pages(Presence& presence, std::uint64_t begin, std::uint64_t end) n
 
 }  // namespace
 
-UffdGuest::UffdGuest(std::uint32_t id, Attachment attachment, PresenceFile presence)
+UffdGuest::UffdGuest(std::uint32_t id, Attachment attachment, PresenceFile presence,
+                     const KeptImage* kept)
     : ProcessGuest{id, std::move(attachment.peer), std::move(presence)},
       uffd_{std::move(attachment.uffd)},
       extra_{std::move(attachment.extra)},
-      regions_{attachment.regions} {
+      regions_{attachment.regions},
+      kept_{kept != nullptr && kept->inode() == attachment.file_inode ? kept : nullptr},
+      keeps_uffd_{attachment.file_inode != 0} {
   forked_.reserve(kMaxForks);
   std::uint64_t mapped_to = 0;
   for (const Region& r : regions_.regions()) {
@@ -45,6 +48,9 @@ UffdGuest::UffdGuest(std::uint32_t id, Attachment attachment, PresenceFile prese
     mapped_to = (r.offset + r.size) / kPageSize;
   }
   discard_pages(presence_, mapped_to, presence_.nb_pages());
+  if (!keeps_uffd_) return;
+  // Faults that a memtap before us took and did not answer come again.
+  for (const Region& r : regions_.regions()) wake(r.base, r.size / kPageSize);
 }
 
 // --- from the guest ---------------------------------------------------------------------------
@@ -92,10 +98,7 @@ bool UffdGuest::on_fault(std::uint64_t address, std::uint64_t flags, Gfn& out) n
     return false;
   }
   switch (presence_.state(*page)) {
-    case PageState::kPresent:
-      // Nearly always the page came while this message waited, and the kernel says EEXIST. If it is
-      // missing all the same, the guest gave it back without EVENT_REMOVE: zeros are right, and
-      // only waking would loop for ever.
+    case PageState::kPresent: answer_present(address); return false;
     case PageState::kClaimedByGuest: answer_with_zeros(address); return false;
     default: break;
   }
@@ -107,6 +110,16 @@ bool UffdGuest::on_fault(std::uint64_t address, std::uint64_t flags, Gfn& out) n
   counters_.faults.add(1);
   out = *page;
   return true;
+}
+
+/// Nearly always the page came while this message waited, and the kernel says EEXIST. If it is
+/// missing all the same, the guest gave it back without EVENT_REMOVE: zeros are right, and only
+/// waking would loop for ever. Not so with a mapped file: what is missing in the mapping is there.
+void UffdGuest::answer_present(std::uint64_t address) noexcept {
+  const auto page = regions_.page_at(address);
+  if (kept_ == nullptr || !kept_->has(*page)) return answer_with_zeros(address);
+  counters_.faults_raced.add(1);
+  wake(address, 1);
 }
 
 void UffdGuest::answer_with_zeros(std::uint64_t address) noexcept {
@@ -170,12 +183,34 @@ Install UffdGuest::fill(PageRange pages, const std::byte* bytes) noexcept {
       ++at;
       continue;
     }
+    const PageRange run = range_of(at, to - at);
     const std::byte* source = bytes == nullptr ? nullptr : bytes + (at - begin) * kPageSize;
-    const Install verdict = fill_run(place->address, range_of(at, to - at), source);
-    if (verdict != Install::kDone) return verdict;
+    if (source != nullptr && is_mapped(run))
+      settle_mapped(place->address, run);
+    else if (const Install verdict = fill_run(place->address, run, source);
+             verdict != Install::kDone)
+      return verdict;
     at = to;
   }
   return Install::kDone;
+}
+
+bool UffdGuest::is_mapped(PageRange run) const noexcept {
+  if (kept_ == nullptr) return false;
+  for (std::uint64_t i = 0; i < run.nb_pages; ++i)
+    if (!kept_->has(Gfn{run.first.value + i})) return false;
+  return true;
+}
+
+/// The pages are in the file that the guest maps: whoever waits finds them there.
+void UffdGuest::settle_mapped(std::uint64_t address, PageRange run) noexcept {
+  bool waited_for = false;
+  for (std::uint64_t i = 0; i < run.nb_pages; ++i) waited_for |= reported(Gfn{run.first.value + i});
+  settle(run);
+  counters_.installed_pages.add(run.nb_pages);
+  if (!waited_for) return;  // a fault whose message is still to be read is woken then
+  wake(address, run.nb_pages);
+  counters_.install_calls.add(1);
 }
 
 /// Pages all claimed, all in one region.

@@ -15,7 +15,9 @@ from vmlib import VmError
 
 AGENT = "tools/sf-agent"
 SHIM = "memserver-dpdk/shim/libsf-shim.so"
+CLONE_SHIM = "memtap-dpdk/shim/libsf-clone.so"
 HANDOVER = b'[{"adapter": "qemu-postcopy"}]'
+STATE_ONLY = b'[{"adapter": "qemu-precopy"}]'
 RECOVERY = b'[{"adapter": "qemu-postcopy", "recover": true}]'
 
 
@@ -41,6 +43,7 @@ class Clone:
     def __init__(self, vm, identity, host):
         self.vm, self.identity, self.host = vm, identity, host
         self.spawned, self.tap, self.times_ms, self.answer = None, None, {}, {}
+        self.postcopy = True
 
     def mark(self, what):
         """Notes how long after the start of QEMU this was."""
@@ -107,15 +110,26 @@ class Family:
         self.parent.go_on()
         return self.fleet.info
 
-    def spawn(self, clone_id, host):
-        """Starts one clone on a host whose memtap runs; returns at once."""
-        vm = vmlib.Vm(f"clone{self.number}-{clone_id}", self.fleet.dir, self.machine, nic=self._nic(clone_id))
+    def spawn(self, clone_id, host, postcopy=True):
+        """Starts one clone on a host whose memtap runs; returns at once.
+        @param postcopy  its memory comes by migration; else it maps memtap's image, shared with the other such clones
+                         of the host, and faults by userfaultfd"""
+        memtap, name = self.fleet.socket_path(host).absolute(), f"clone{self.number}-{clone_id}"
+        if postcopy:
+            vm = vmlib.Vm(name, self.fleet.dir, self.machine, nic=self._nic(clone_id))
+        else:
+            preload = ["env", f"LD_PRELOAD={(self.fleet.opt.build / CLONE_SHIM).absolute()}", f"SF_CLONE_SOCKET={memtap}"]
+            vm = vmlib.Vm(name, self.fleet.dir, vmlib.machine_args(self.mb, image=f"{memtap}.image"),
+                          nic=self._nic(clone_id), prefix=preload, postcopy=False)
         clone = Clone(vm, self.identity(clone_id), host)
+        clone.postcopy = postcopy
         self.clones.append(clone)
         clone.spawned = time.monotonic()
         vm.start()
-        clone.tap = hand_over(vm, self.fleet.socket_path(host))
+        clone.tap = hand_over(vm, memtap, HANDOVER if postcopy else STATE_ONLY)
         clone.mark("handed_over")
+        if not postcopy:
+            vm.resume()
         return clone
 
     def recover(self, clone, timeout_s=20.0):

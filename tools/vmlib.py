@@ -93,14 +93,16 @@ class Nic:
         return ["ip", "netns", "exec", self.netns] if self.netns else []
 
 
-def machine_args(mb=192, cpus=1, nic=True, shared=False):
+def machine_args(mb=192, cpus=1, nic=True, shared=False, image=None):
     """The machine, without a disk: what parent and clones have in common, to the letter.
     @param shared  its RAM is a memory file: a parent's, so that it can be frozen by write protection. To a clone the
-                   machine is the same without."""
+                   machine is the same without.
+    @param image  the RAM of a clone is this file of memtap's, mapped privately"""
     if not MIN_MB <= mb <= MAX_MB:
         raise VmError(f"{mb} MiB of memory: {MIN_MB} to {MAX_MB} are possible")
-    ram = ["-object", f"memory-backend-memfd,id=pc.ram,size={mb}M,share=on"] if shared else []
-    args = [*ram, "-M", "pc,memory-backend=pc.ram" if shared else "pc", "-accel", "tcg", "-cpu", "qemu64", "-m", str(mb), "-smp", str(cpus),
+    ram = (["-object", f"memory-backend-memfd,id=pc.ram,size={mb}M,share=on"] if shared else
+           ["-object", f"memory-backend-file,id=pc.ram,size={mb}M,mem-path={image},share=off"] if image else [])
+    args = [*ram, "-M", "pc,memory-backend=pc.ram" if ram else "pc", "-accel", "tcg", "-cpu", "qemu64", "-m", str(mb), "-smp", str(cpus),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-serial", f"chardev:{CONSOLE}",
             "-device", "virtio-serial-pci,addr=0x3",
@@ -123,8 +125,9 @@ def boot_args(kernel, initramfs, identity=None):
     return ["-kernel", str(bootlib.vmlinuz(kernel)), "-initrd", str(initramfs), "-append", line]
 
 
-def instance_args(name, folder, nic=None, incoming=False):
-    """One VM's own part of the command line."""
+def instance_args(name, folder, nic=None, incoming=False, postcopy=True):
+    """One VM's own part of the command line.
+    @param incoming  a clone; postcopy: its memory comes the same way as its state"""
     args = ["-name", f"{name},debug-threads=on",
             "-qmp", f"unix:{folder}/qmp.sock,server=on,wait=off",
             "-chardev", f"file,id={CONSOLE},path={folder}/console.log",
@@ -134,8 +137,8 @@ def instance_args(name, folder, nic=None, incoming=False):
                  # Not with the device: that line is the same for all.
                  "-global", f"virtio-net-device.mac={nic.mac}"]
     if incoming:
-        args += ["-global", "migration.x-postcopy-ram=on", "-global", "migration.x-events=on",
-                 "-incoming", f"unix:{folder}/incoming.sock"]
+        args += [*(["-global", "migration.x-postcopy-ram=on"] if postcopy else []),
+                 "-global", "migration.x-events=on", "-incoming", f"unix:{folder}/incoming.sock"]
     return args
 
 
@@ -288,10 +291,11 @@ class Vm:
     A clone's network card is cut off from the start until `become`, for it wakes with its parent's MAC.
     """
 
-    def __init__(self, name, folder, machine, *, boot=None, nic=None, prefix=(), extra=()):
+    def __init__(self, name, folder, machine, *, boot=None, nic=None, prefix=(), extra=(), postcopy=True):
         """@param folder  an existing folder; the VM's files go to one of its own in there
         @param machine  machine_args; boot: boot_args, None for a clone
-        @param prefix   put before QEMU's command line, as ["env", "LD_PRELOAD=..."]; extra: behind it"""
+        @param prefix   put before QEMU's command line, as ["env", "LD_PRELOAD=..."]; extra: behind it
+        @param postcopy  a clone's memory comes by the migration, else by its preload library"""
         if has_nic(machine) != (nic is not None):
             raise VmError(f"VM {name}: the machine has {'a' if has_nic(machine) else 'no'} network card, "
                           f"so a Nic is {'needed' if has_nic(machine) else 'not possible'}")
@@ -299,7 +303,7 @@ class Vm:
         self.dir = pathlib.Path(folder).absolute() / name
         self.console, self.incoming = self.dir / "console.log", self.dir / "incoming.sock"
         self.args = [*(nic.exec_prefix() if nic else []), *prefix, QEMU, *machine, *(boot or []),
-                     *instance_args(name, self.dir, nic, self.is_clone), *extra]
+                     *instance_args(name, self.dir, nic, self.is_clone, postcopy), *extra]
         self.process = self.qmp = self.channel = None
         self.has_tap, self.nb_recoveries = False, 0
 
@@ -368,6 +372,11 @@ class Vm:
         wait for a page."""
         if not self.qmp.wait_migration(statuses, timeout_s):
             raise self.failure(f"its migration is {self.qmp.migration} after {timeout_s:.0f} s, not {statuses[0]}")
+
+    def resume(self, timeout_s=20.0):
+        """Lets a clone run that got its state by precopy: it is stopped then, as its parent was."""
+        self.wait_migration("completed", timeout_s=timeout_s)
+        self.qmp("cont")
 
     def reopen_incoming(self, timeout_s=20.0):
         """Has a clone that lost its memtap, and pauses for that, wait for another at `incoming`, a new socket."""

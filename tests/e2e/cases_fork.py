@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cases with real VMs: a running QEMU is frozen, its clones are unmodified QEMUs, the guests check their own memory."""
 import contextlib
+import pathlib
 import sys
+import time
 
 import fleetlib
 import forklib
@@ -126,6 +128,58 @@ def fork_memtap_killed_pauses_its_clones_alone(context):
         vms.recover(clones[0])
         check_verified(clones[0].vm, vmlib.fields(clones[0].vm.channel.expect("VERIFIED", 120.0)))
         check_parent(vms)
+
+
+def pss_kib(clone):
+    """Of the clone's RAM: what it has alone, and its part of what it shares."""
+    mapping, total = "", 0
+    for line in pathlib.Path(f"/proc/{clone.vm.process.pid}/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            mapping = line
+        elif line.startswith("Pss:") and "snowfabric-image" in mapping:
+            total += int(line.split()[1])
+    return total
+
+
+def settled_pss_kib(clones):
+    """Once memtap has given up its own part, which it does every second."""
+    time.sleep(2.5)
+    return sum(pss_kib(clone) for clone in clones)
+
+
+@case(240)
+def fork_clones_of_a_host_share_memory(context):
+    """Clones that map memtap's image: after equal work three need little more memory than one."""
+    with family(context, nb_hosts=1) as vms:
+        vms.fork(3)
+        vms.fleet.start_memtap(1)
+        clones = []
+        for clone_id in (1, 2, 3):
+            clones.append(vms.settle(vms.spawn(clone_id, 1, postcopy=False)))
+            check_memory(clones[-1].vm)
+            check(clones[-1].answer["id"] == clone_id, f"clone {clone_id} answers {clones[-1].answer}")
+            if clone_id == 1:
+                alone = settled_pss_kib(clones)
+        ratio = settled_pss_kib(clones) / alone
+        check(1.0 < ratio <= 1.5, f"three clones need {ratio:.2f} x the memory of one, {alone} KiB")
+        check_parent(vms)
+        return f"{ratio:.2f} x the memory of one"
+
+
+@case(240)
+def fork_memtap_killed_clones_that_share_memory_wait_for_the_next(context):
+    """Their preload library keeps the userfaultfd, so that no page reads as zeros, and finds the next memtap itself."""
+    with family(context, nb_hosts=1) as vms:
+        vms.fork(2)
+        vms.fleet.start_memtap(1)
+        clones = [vms.settle(vms.spawn(clone_id, 1, postcopy=False)) for clone_id in (1, 2)]
+        vms.fleet.memtaps[1].kill()
+        for clone in clones:
+            clone.vm.channel.send("VERIFY")
+        time.sleep(0.5)  # they come to pages they lack
+        vms.fleet.start_memtap(1)
+        for clone in clones:
+            check_verified(clone.vm, vmlib.fields(clone.vm.channel.expect("VERIFIED", 120.0)))
 
 
 @case(240)

@@ -45,14 +45,16 @@ class TempDir {
   std::string path_;
 };
 
-/// Anonymous memory, by default under a userfaultfd for MISSING pages.
+/// Anonymous memory, or a file mapped privately, by default under a userfaultfd for MISSING pages.
 class UffdMemory {
  public:
   explicit UffdMemory(std::size_t nb_pages,
-                      std::uint64_t features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP)
+                      std::uint64_t features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP,
+                      int file = -1)
       : bytes_{nb_pages * kPageSize},
         fd_{static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))} {
-    void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                   file < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_PRIVATE, file, 0);
     if (p == MAP_FAILED || !fd_) return;
     memory_ = static_cast<std::byte*>(p);
     madvise(p, bytes_, MADV_NOHUGEPAGE);

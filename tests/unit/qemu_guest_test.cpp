@@ -1,42 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memtap-dpdk/qemu_guest.hpp"
 
-#include <poll.h>
-
-#include <algorithm>
-
-#include <gmock/gmock.h>
 #include <sys/stat.h>
 
-#include "memtap-dpdk/guest_listener.hpp"
-#include "tests/unit/guest_peer.hpp"
+#include "tests/unit/qemu_clone_fixture.hpp"
 
 namespace snowfabric::testing {
 namespace {
 
 using ::testing::HasSubstr;
-
-constexpr std::uint64_t kRamPages = 1020, kPages = 1024;  // 4 are a ROM
-constexpr std::string_view kHandover = R"([{"adapter": "qemu-postcopy"}])";
-constexpr std::string_view kRecovery = R"([{"adapter": "qemu-postcopy", "recover": true}])";
-
-Descriptor parent() {
-  qemu::State state;
-  const std::string machine("\x07\0\0\0\x02pc", 7);
-  const auto bytes = std::as_bytes(std::span{machine});
-  state.config.assign(bytes.begin(), bytes.end());
-  state.ram_section_id = 2;
-  state.ram_version = 4;
-  state.blocks = {{"pc.ram", 0, kRamPages, kRamPages * kPageSize},
-                  {"pc.rom", kRamPages, 4, 4 * kPageSize}};
-  state.devices.assign(64, std::byte{4});
-  Descriptor descriptor;
-  descriptor.image_id = 7;
-  descriptor.spaces = {{0, kPages}};
-  descriptor.blocks = state.blocks;
-  descriptor.sections = qemu::to_sections(state);
-  return descriptor;
-}
 
 void put(std::string& out, std::uint64_t value, int nb_bytes) {
   while (nb_bytes-- > 0) out.push_back(static_cast<char>(value >> (8 * nb_bytes) & 0xff));
@@ -70,90 +42,11 @@ std::string received(std::string_view block, std::uint64_t nb_pages, std::uint64
   return out;
 }
 
-std::vector<std::byte> page_of(std::uint64_t gfn) {
-  return std::vector<std::byte>(kPageSize, static_cast<std::byte>(0x10 + gfn));
-}
-
-/// A QEMU that has been handed over; the test is QEMU.
-struct QemuGuestTest : ::testing::Test {
+struct QemuGuestTest : QemuCloneTest {
   void SetUp() override {
     begin(kHandover);
     EXPECT_EQ(hear(seed_->preamble.size()), seed_->preamble);
   }
-
-  void begin(std::string_view handshake) {
-    auto made = QemuSeed::from(parent());
-    ASSERT_TRUE(made) << made.error().what;
-    seed_ = std::move(*made);
-    auto listener = GuestListener::create({.socket_path = dir_ / "sock",
-                                           .presence_dir = dir_ / "presence",
-                                           .image = {.image_id = 7, .nb_pages = kPages, .epoch = 1},
-                                           .qemu = &*seed_});
-    ASSERT_TRUE(listener) << listener.error().what;
-    listener_ = std::move(*listener);
-    std::array<int, 2> ends{};
-    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
-    qemu_ = UniqueFd{ends[0]};
-    const UniqueFd channel{ends[1]};
-    requester_ = connect_to(dir_ / "sock");
-    ASSERT_TRUE(send_with_fds(requester_.get(), handshake, {channel.get()}));
-    for (int i = 0; i < 100 && guest_ == nullptr; ++i) poll_listener();
-    ASSERT_NE(guest_, nullptr);
-  }
-
-  void poll_listener() {
-    pollfd ready{listener_->epoll_fd(), POLLIN, 0};
-    ::poll(&ready, 1, 100);
-    const ListenerEvents events = listener_->poll(Nanos{0});
-    for (const Error& error : events.rejected) ADD_FAILURE() << error.what;
-    if (!events.attached.empty()) guest_ = events.attached[0];
-    nb_gone_ += events.gone.size();
-  }
-  std::vector<std::byte> hear(std::size_t nb_bytes) {
-    std::vector<std::byte> heard(nb_bytes);
-    std::size_t at = 0;
-    while (at < nb_bytes) {
-      pollfd ready{qemu_.get(), POLLIN, 0};
-      if (::poll(&ready, 1, 1000) <= 0) break;
-      const ssize_t n = recv(qemu_.get(), heard.data() + at, nb_bytes - at, 0);
-      if (n <= 0) break;
-      at += static_cast<std::size_t>(n);
-    }
-    heard.resize(at);
-    return heard;
-  }
-  /// All that is there.
-  std::vector<std::byte> drain() {
-    std::vector<std::byte> all;
-    while (!silent()) {
-      const auto heard = hear(1);
-      if (heard.empty()) break;
-      std::vector<std::byte> more(1 << 16);
-      const ssize_t n = recv(qemu_.get(), more.data(), more.size(), MSG_DONTWAIT);
-      all.insert(all.end(), heard.begin(), heard.end());
-      if (n > 0) all.insert(all.end(), more.begin(), more.begin() + n);
-    }
-    return all;
-  }
-  [[nodiscard]] bool silent() const {
-    pollfd ready{qemu_.get(), POLLIN, 0};
-    return ::poll(&ready, 1, 0) == 0;
-  }
-  std::vector<std::uint64_t> faults() {
-    std::array<Gfn, 8> out;
-    std::vector<std::uint64_t> pages;
-    for (std::size_t n; (n = guest_->poll_faults(out)) != 0;)
-      for (std::size_t i = 0; i < n; ++i) pages.push_back(out[i].value);
-    return pages;
-  }
-  void say(const std::string& bytes) { ASSERT_TRUE(send_with_fds(qemu_.get(), bytes, {})); }
-
-  TempDir dir_;
-  std::optional<QemuSeed> seed_;
-  std::unique_ptr<GuestListener> listener_;
-  UniqueFd requester_, qemu_;
-  ProcessGuest* guest_ = nullptr;
-  std::size_t nb_gone_ = 0;
 };
 
 TEST_F(QemuGuestTest, PagesAskedForAreReportedOnceAndSentOnce) {
@@ -179,20 +72,20 @@ TEST_F(QemuGuestTest, ARequestLongerThanTheCallersRoomIsReportedInParts) {
 }
 
 TEST_F(QemuGuestTest, TheLastPageEndsTheMigration) {
-  EXPECT_EQ(guest_->install_zeros({Gfn{0}, kPages - 1}), Install::kDone);
+  EXPECT_EQ(guest_->install_zeros({Gfn{0}, kClonePages - 1}), Install::kDone);
   drain();
-  EXPECT_EQ(guest_->install(Gfn{kPages - 1}, page_of(3)), Install::kDone);
+  EXPECT_EQ(guest_->install(Gfn{kClonePages - 1}, page_of(3)), Install::kDone);
   const auto heard = drain();
   const auto end = qemu::postcopy_end(seed_->state);
   ASSERT_GT(heard.size(), end.size());
   EXPECT_TRUE(std::equal(end.rbegin(), end.rend(), heard.rbegin()));
-  EXPECT_EQ(guest_->presence().count(PageState::kPresent), kPages);
+  EXPECT_EQ(guest_->presence().count(PageState::kPresent), kClonePages);
 }
 
 TEST_F(QemuGuestTest, AQemuThatDoesNotReadPutsInstallsOffAndLosesNothing) {
   std::uint64_t gfn = 0;
-  while (gfn < kPages && guest_->install(Gfn{gfn}, page_of(gfn)) == Install::kDone) ++gfn;
-  ASSERT_LT(gfn, kPages);  // socket and queue are full
+  while (gfn < kClonePages && guest_->install(Gfn{gfn}, page_of(gfn)) == Install::kDone) ++gfn;
+  ASSERT_LT(gfn, kClonePages);  // socket and queue are full
   EXPECT_TRUE(guest_->presence().absent(Gfn{gfn}));
   std::size_t nb_bytes = 0;
   for (auto heard = drain(); !heard.empty(); heard = drain()) {
@@ -239,10 +132,10 @@ struct QemuRecoveryTest : QemuGuestTest {
   /// That of a memtap that thought it had sent everything.
   void leave_presence_file() {
     auto old = PresenceFile::create(dir_ / "presence/clone-0.presence",
-                                    {.image_id = 7, .nb_pages = kPages, .epoch = 1});
+                                    {.image_id = 7, .nb_pages = kClonePages, .epoch = 1});
     ASSERT_TRUE(old) << old.error().what;
     Presence pages = old->view();
-    for (std::uint64_t i = 0; i < kPages; ++i)
+    for (std::uint64_t i = 0; i < kClonePages; ++i)
       if (pages.claim(Gfn{i}, PageState::kClaimedByMemtap)) pages.mark_present(Gfn{i});
     old->keep();
   }
@@ -304,7 +197,7 @@ TEST_F(QemuRecoveryTest, APageThatQemuHasIsNeverSentAgain) {
 TEST_F(QemuRecoveryTest, TheLastPageItLacksEndsTheMigration) {
   recover(kRamPages, 3);
   expect_resumed();
-  EXPECT_EQ(guest_->install(Gfn{kPages - 1}, page_of(3)), Install::kDone);
+  EXPECT_EQ(guest_->install(Gfn{kClonePages - 1}, page_of(3)), Install::kDone);
   const auto end = qemu::postcopy_end(seed_->state);
   const auto heard = drain();
   ASSERT_GT(heard.size(), end.size());
@@ -342,7 +235,7 @@ TEST_F(QemuRecoveryTest, AQemuThatHangsUpInTheMiddleLeaves) {
 }
 
 TEST(QemuHandshake, RecoverIsTrueOrFalse) {
-  EXPECT_TRUE(asks_for_postcopy(kRecovery));
+  EXPECT_EQ(handover_of(kRecovery), Handover::kPostcopy);
   EXPECT_EQ(asks_to_recover(kRecovery).value(), true);
   EXPECT_EQ(asks_to_recover(kHandover).value(), false);
   EXPECT_EQ(asks_to_recover(R"([{"adapter": "qemu-postcopy", "recover": false}])").value(), false);
@@ -376,11 +269,12 @@ TEST(QemuHandshake, WithoutADescriptorNoQemuCanCome) {
 }
 
 TEST(QemuHandshake, OnlyItsExactFormIsTakenForOne) {
-  EXPECT_TRUE(asks_for_postcopy(kHandover));
+  EXPECT_EQ(handover_of(kHandover), Handover::kPostcopy);
+  EXPECT_EQ(handover_of(R"([{"adapter": "qemu-precopy"}])"), Handover::kPrecopy);
   for (const char* other :
        {"[]", "[{}]", R"([{"adapter": 1}])", R"([{"adapter": "uffd"}])",
         R"({"adapter": "qemu-postcopy"})", R"([{"adapter": "qemu-postcopy"}, {}])", "[1]", "x"})
-    EXPECT_FALSE(asks_for_postcopy(other)) << other;
+    EXPECT_EQ(handover_of(other), Handover::kRegions) << other;
 }
 
 }  // namespace

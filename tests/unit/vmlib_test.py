@@ -34,6 +34,14 @@ class CommandLineTest(unittest.TestCase):
             self.assertEqual(vm.args[at:at + len(machine)], machine)
         self.assertEqual(machine, json.loads(json.dumps(machine)))  # as the descriptor keeps it
 
+    def test_a_clone_can_map_an_image_and_then_takes_no_memory_by_migration(self):
+        args = vmlib.machine_args(192, image="/run/tap.sock.image")
+        self.assertIn("memory-backend-file,id=pc.ram,size=192M,mem-path=/run/tap.sock.image,share=off", args)
+        self.assertIn("pc,memory-backend=pc.ram", args)
+        instance = vmlib.instance_args("c", "/run/c", incoming=True, postcopy=False)
+        self.assertNotIn("migration.x-postcopy-ram=on", instance)
+        self.assertIn("migration.x-events=on", instance)
+
     def test_a_clone_boots_nothing_and_waits_for_its_state_in_postcopy(self):
         args = self.vm("c", machine=vmlib.machine_args(nic=False)).args
         self.assertNotIn("-kernel", args)
