@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Forks a real VM's memory image to clones on virtual hosts, page by page as they fault, and verifies every byte.
+"""Forks a running Linux VM to clones on virtual hosts, each of which fetches the pages it touches, and checks them.
 
-Builds the programs, boots a small Linux VM and dumps its RAM, makes virtual hosts (network namespaces on a bridge),
-starts one memserver, one memtap a host and the clones, and prints what went over the wire. Needs root.
+Builds the programs, makes virtual hosts (network namespaces on a bridge), boots a VM with a web server, freezes it for
+some milliseconds, starts one memserver, one memtap a host and the clones, has every clone answer an HTTP request and
+check its memory, and prints what went over the wire. With --image the clones are processes that verify every byte of a
+memory image instead. Needs root.
 """
 import argparse
 import hashlib
@@ -23,11 +25,42 @@ import tablelib
 
 TOOLS = pathlib.Path(__file__).resolve().parent
 ROOT = TOOLS.parent
+FRESH = pathlib.Path()  # --image without a file
 ORDERS = ("sequential", "random", "hotset")
 
 
 class DemoError(Exception):
     """Says what failed, on what, and what to do."""
+
+
+def add_fork_options(group):
+    group.add_argument("--vm-mb", type=int, default=192, metavar="N", help="memory of the parent (192)")
+    group.add_argument("--fill-mb", type=int, default=64, metavar="N", help="memory of it that the clones check (64)")
+    group.add_argument("--no-shim", action="store_true",
+                       help="freeze the parent by QEMU's background snapshot, not by write protection")
+    group.add_argument("--clone-memory", choices=["postcopy", "uffd"], default="postcopy",
+                       help="how it comes into a clone: by migration to an unmodified QEMU, or by userfaultfd to one "
+                            "with a preload library, whose clones share memory on a host (postcopy)")
+
+
+def add_image_options(group):
+    add = group.add_argument
+    add("--image", type=pathlib.Path, nargs="?", const=FRESH, metavar="FILE",
+        help="serve this file, or a fresh VM's memory, to processes instead of forking a VM")
+    add("--image-mb", type=int, default=256, metavar="N", help="memory of the VM that is dumped (256)")
+    add("--order", choices=["mixed", *ORDERS], default="mixed", help="in which clones touch pages (mixed)")
+    add("--pcap", type=pathlib.Path, metavar="FILE", help="capture the server's port there")
+    add("--timeout", type=float, default=900.0, metavar="SECONDS", help="give up on the clones (900)")
+    add("--keep", action="store_true", help="leave the virtual hosts up at the end")
+
+
+def check_modes(parser, args):
+    """An option of the other mode would do nothing."""
+    of_fork, of_image = ("vm_mb", "fill_mb", "no_shim", "clone_memory"), ("image_mb", "order", "pcap", "timeout", "keep")
+    for name in of_fork if args.image else of_image:
+        if getattr(args, name) != parser.get_default(name):
+            how = "without" if args.image else "with"
+            parser.error(f"--{name.replace('_', '-')} is possible only {how} --image")
 
 
 def arguments(argv=None):
@@ -40,28 +73,18 @@ def arguments(argv=None):
     add("--loss", type=float, default=0.0, metavar="PERCENT",
         help="drop each frame with this chance, at each receiving port on its own (0)")
     add("--seed", type=int, default=1, metavar="N", help="of loss and of the clones' orders (1)")
-    add("--order", choices=["mixed", *ORDERS], default="mixed", help="in which clones touch pages (mixed)")
     add("--profile", default="net_af_packet", metavar="NAME", help="of pmd-config/profiles (net_af_packet)")
-    add("--fork", action="store_true", help="fork a running VM instead of serving a memory image")
-    add("--vm-mb", type=int, default=192, metavar="N", help="with --fork: memory of the parent (192)")
-    add("--fill-mb", type=int, default=64, metavar="N", help="with --fork: memory of it that the clones check (64)")
-    add("--no-shim", action="store_true",
-        help="with --fork: freeze the parent by QEMU's background snapshot, not by write protection")
-    add("--image", type=pathlib.Path, metavar="FILE", help="serve this file instead of a fresh VM's memory")
-    add("--image-mb", type=int, default=256, metavar="N", help="memory of the VM that is dumped (256)")
     add("--json", type=pathlib.Path, metavar="FILE", help="write the results there")
-    add("--pcap", type=pathlib.Path, metavar="FILE", help="capture the server's port there")
-    add("--timeout", type=float, default=900.0, metavar="SECONDS", help="give up on the clones (900)")
     add("--build-dir", type=pathlib.Path, default=ROOT / "build", metavar="DIR", help="(build)")
-    add("--keep", action="store_true", help="leave the virtual hosts up at the end")
     add("--no-setup", action="store_true", help="do not look for missing packages")
+    add_fork_options(parser.add_argument_group("the fork of a running VM"))
+    add_image_options(parser.add_argument_group("a memory image instead"))
     args = parser.parse_args(argv)
+    check_modes(parser, args)
     if args.clones < 1:
         parser.error(f"--clones {args.clones}: at least 1")
     if not 1 <= args.hosts <= lablib.MAX_HOSTS:
         parser.error(f"--hosts {args.hosts}: 1 to {lablib.MAX_HOSTS}")
-    if args.fork and (args.image or args.pcap):
-        parser.error("--fork takes neither --image nor --pcap")
     if not 0.0 <= args.loss < 100.0:
         parser.error(f"--loss {args.loss}: percent, 0 to below 100")
     return args
@@ -73,7 +96,8 @@ def step(text):
 
 def build(build_dir):
     """Configures once, then builds what the demo runs."""
-    programs = [fleetlib.SERVER, fleetlib.MEMTAP, fleetlib.GUEST, forklib.AGENT, forklib.SHIM]
+    programs = [fleetlib.SERVER, fleetlib.MEMTAP, fleetlib.GUEST, forklib.AGENT, forklib.SHIM,
+                forklib.CLONE_SHIM]
     commands = [["ninja", "-C", str(build_dir), *programs]]
     if not (build_dir / "build.ninja").exists():
         commands.insert(0, ["meson", "setup", str(build_dir), str(ROOT)])
@@ -245,9 +269,9 @@ def demo(args):
     profile = profilelib.load(args.profile)
     args.mtu = profile.mtu_for_lab(args.mtu)
     build(args.build_dir)
-    if args.fork:
+    if not args.image:
         return fork_demo(args, profile)
-    image = args.image or vm_image(args.build_dir, args.image_mb)
+    image = vm_image(args.build_dir, args.image_mb) if args.image == FRESH else args.image
     check_memory(args, image)
     lab = lablib.Lab(f"sf-demo-{os.getpid()}", args.hosts, args.mtu, profile.tap)
     lab.up()

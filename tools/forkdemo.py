@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demo's fork of a running VM: `tools/demo --fork`."""
+"""The demo's fork of a running VM."""
 import os
 import sys
 import time
@@ -15,11 +15,29 @@ def step(text):
     print(f"demo: {text}", flush=True)
 
 
-def start_clone(family, clone_id, host):
-    clone = family.spawn(clone_id, host)
+def start_clone(family, clone_id, host, postcopy):
+    clone = family.spawn(clone_id, host, postcopy)
     family.settle(clone)
     clone.before = family.guest_counters(clone)
     return clone
+
+
+def wait_for_clones(family, jobs):
+    """Shows how far they are until each has answered."""
+    live = tablelib.Live()
+    while not all(job.done() for job in jobs):
+        live.show([live_row(family, clone) for clone in sorted(family.clones, key=lambda c: c.identity.id)])
+        time.sleep(0.2)
+    live.end()
+    return [job.result() for job in jobs]
+
+
+def live_row(family, clone):
+    counters = family.guest_counters(clone)
+    state = next((state for mark, state in (("first_answer", "answers"), ("ready", "is itself"), ("handed_over", "runs"))
+                  if mark in clone.times_ms), "starts")
+    return {"id": clone.identity.id, "host": clone.host, "state": state, "pages": counters.get("installed_pages"),
+            "faults": counters.get("faults"), "first_answer_ms": clone.times_ms.get("first_answer")}
 
 
 def clone_row(family, clone):
@@ -46,7 +64,7 @@ def results(args, family, fleet, rows, parent, seconds):
         "clones": rows, "parent": parent,
         "parent_pause_ms": freeze["pause_us"] / 1000, "freeze_ms": freeze["total_ms"],
         "descriptor_bytes": forklib.descriptor_bytes(family.descriptor),
-        "guest_ram_bytes": args.vm_mb << 20, "avoided_pages": 0,
+        "guest_ram_bytes": args.vm_mb << 20, "avoided_pages": freeze.get("avoided_pages", 0),
         "image_pages": fleet.info["images"][0]["pages"], "zero_pages": fleet.info["images"][0]["zero_pages"],
         "wire_bytes": server.get("tx_bytes"), "multicast_pages": server.get("tx_pages_multicast"),
         "unicast_pages": server.get("tx_pages_unicast"), "lockstep_hits": server.get("lockstep_hits"),
@@ -86,8 +104,9 @@ def fork(args, family, fleet):
          f"{info['freeze']['total_ms']} ms")
     for host in range(1, args.hosts + 1):
         fleet.start_memtap(host)
-    jobs = [family.pool.submit(start_clone, family, i, 1 + (i - 1) % args.hosts) for i in range(1, args.clones + 1)]
-    clones = [job.result() for job in jobs]
+    jobs = [family.pool.submit(start_clone, family, i, 1 + (i - 1) % args.hosts, args.clone_memory == "postcopy")
+            for i in range(1, args.clones + 1)]
+    clones = wait_for_clones(family, jobs)
     seconds = time.monotonic() - began
     step("every clone answers; checking their memory")
     rows = [clone_row(family, clone) for clone in clones]

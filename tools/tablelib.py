@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The demo's results for human eyes."""
+import sys
 
 
 def _cell(value, form):
@@ -33,6 +34,29 @@ def _totals(table):
 
 def show(table):
     print("\n".join(["", *_clones(table["clones"]), "", *_totals(table)]), flush=True)
+
+
+class Live:
+    """A table redrawn in place; nothing where that is not possible."""
+
+    def __init__(self):
+        self.nb_lines = 0
+
+    def show(self, rows):
+        if not sys.stdout.isatty():
+            return
+        lines = [f"{'clone':>5} {'host':>4}  {'state':10} {'pages':>8} {'faults':>8} {'first ms':>9}"]
+        lines += [f"{row['id']:>5} {row['host']:>4}  {row['state']:10} {_cell(row['pages'], 'd'):>8} "
+                  f"{_cell(row['faults'], 'd'):>8} {_cell(row['first_answer_ms'], '.0f'):>9}" for row in rows]
+        self.end()
+        print("".join(line + "\x1b[K\n" for line in lines), end="", flush=True)
+        self.nb_lines = len(lines)
+
+    def end(self):
+        """The next output takes the table's place."""
+        if self.nb_lines:
+            print(f"\x1b[{self.nb_lines}A\x1b[J", end="", flush=True)
+        self.nb_lines = 0
 
 
 def _median(values):
