@@ -366,6 +366,10 @@ std::optional<Snapshot> GuestControl::guest_counters(std::string_view id) const 
   if (found == by_id_.end()) return std::nullopt;
   Snapshot counters;
   append(counters, found->second->counters(), kGuestCounters);
+  const LatencyHistogram& times = found->second->fault_times();
+  for (const auto& [name, share] :
+       {std::pair{"fault_ns_p50", 0.5}, std::pair{"fault_ns_p99", 0.99}})
+    counters.emplace_back(name, static_cast<std::uint64_t>(times.percentile(share).count()));
   return counters;
 }
 

@@ -8,6 +8,7 @@
 
 #include "fabric/base/counter.hpp"
 #include "fabric/base/frame_number.hpp"
+#include "fabric/base/latency.hpp"
 #include "fabric/base/presence.hpp"
 #include "fabric/stats.hpp"
 
@@ -136,8 +137,15 @@ class GuestAdapter {
 
   [[nodiscard]] virtual const GuestCounters& counters() const noexcept = 0;
 
+  /// From the report of a fault until nobody waits for it any more. Its writer is Host.
+  [[nodiscard]] const LatencyHistogram& fault_times() const noexcept { return fault_times_; }
+  void fault_took(Nanos time) noexcept { fault_times_.add(time); }
+
   /// The clone's bitmap. The engine asks absent(); only the adapter claims.
   [[nodiscard]] virtual const Presence& presence() const noexcept = 0;
+
+ private:
+  LatencyHistogram fault_times_;
 };
 
 }  // namespace snowfabric

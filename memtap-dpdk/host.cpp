@@ -13,6 +13,7 @@ constexpr Nanos kRetryPause = std::chrono::milliseconds{5};  // after an install
 constexpr std::size_t kListInFlight = 512;  // a list leaves most of the request table to faults
 constexpr std::size_t kListStep = 4096;     // pages of a list looked at in one turn
 constexpr std::size_t kLoadStep = 256;      // pages given to one guest in one turn
+constexpr std::size_t kMaxTimed = 64;       // faults under way whose time is taken
 constexpr std::size_t kMaxRecorded = std::size_t{1} << 16U;  // ranges of a working set
 
 }  // namespace
@@ -26,6 +27,7 @@ Host::Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,
       gathered_{buffer_pages} {
   deferred_.reserve(2 * kMaxDeferred);  // faults, and installs put off
   recorded_.reserve(kMaxRecorded);
+  waits_.reserve(kMaxTimed);
 }
 
 void Host::attach(GuestAdapter& guest) {
@@ -37,6 +39,7 @@ void Host::attach(GuestAdapter& guest) {
 void Host::detach(const GuestAdapter& guest) noexcept {
   std::erase(guests_, &guest);
   std::erase_if(loads_, [&guest](const Load& load) { return load.guest == &guest; });
+  std::erase_if(waits_, [&guest](const Wait& wait) { return wait.guest == &guest; });
   std::array<Gfn, kFaultBurst> orphans;
   for (std::size_t nb = orphans.size(); nb == orphans.size();) {  // forget() disturbs the walk
     nb = 0;
@@ -53,6 +56,7 @@ unsigned Host::poll_faults(Nanos now) noexcept {
   retry_deferred(now);
   if (!list_.empty() && (kept_ != nullptr || !guests_.empty())) prefetch_from_list(now);
   std::erase_if(loads_, [this](Load& load) { return load_some(load); });
+  if (!waits_.empty()) time_answered(now);
   unsigned nb_seen = 0;
   std::array<Gfn, kFaultBurst> faults;
   for (GuestAdapter* guest : guests_) {
@@ -62,6 +66,15 @@ unsigned Host::poll_faults(Nanos now) noexcept {
     nb_seen += static_cast<unsigned>(nb_faults);
   }
   return nb_seen;
+}
+
+/// A turn late at most, which is the precision of `now`.
+void Host::time_answered(Nanos now) noexcept {
+  std::erase_if(waits_, [now](const Wait& wait) {
+    if (wait.guest->waits(wait.page)) return false;
+    wait.guest->fault_took(now - wait.since);
+    return true;
+  });
 }
 
 void Host::retry_deferred(Nanos now) noexcept {
@@ -78,6 +91,7 @@ void Host::retry_deferred(Nanos now) noexcept {
 
 void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
   record({page, 1});
+  if (waits_.size() < kMaxTimed) waits_.push_back({&guest, page, now});
   if (gathered_.contains(page)) {
     stats_.fault_hits_buffer.add(1);
     flush(now);

@@ -102,6 +102,12 @@ class Host {
     std::span<const PageRange> rest;
     std::uint32_t nb_done = 0;  // pages of the first range
   };
+  struct Wait {  // of a guest for a page it faulted on
+    GuestAdapter* guest;
+    Gfn page;
+    Nanos since;
+  };
+  void time_answered(Nanos now) noexcept;
   void retry_deferred(Nanos now) noexcept;
   void give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   bool load_some(Load& load) noexcept;
@@ -129,6 +135,7 @@ class Host {
   std::vector<PageRange> list_;  // still to prefetch, the last first
   std::vector<PageRange> working_set_;
   std::vector<Load> loads_;
+  std::vector<Wait> waits_;  // for their times; as many as there is room for
   std::vector<PageRange> recorded_;
   std::vector<bool> is_recorded_;
 };

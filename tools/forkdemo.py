@@ -37,7 +37,13 @@ def live_row(family, clone):
     state = next((state for mark, state in (("first_answer", "answers"), ("ready", "is itself"), ("handed_over", "runs"))
                   if mark in clone.times_ms), "starts")
     return {"id": clone.identity.id, "host": clone.host, "state": state, "pages": counters.get("installed_pages"),
-            "faults": counters.get("faults"), "first_answer_ms": clone.times_ms.get("first_answer")}
+            "faults": counters.get("faults"), **fault_times(counters), "first_answer_ms": clone.times_ms.get("first_answer")}
+
+
+def fault_times(counters):
+    """Microseconds; None while there was no fault."""
+    return {f"fault_us_{p}": counters[f"fault_ns_{p}"] / 1000 if counters.get(f"fault_ns_{p}") else None
+            for p in ("p50", "p99")}
 
 
 def clone_row(family, clone):
@@ -51,7 +57,7 @@ def clone_row(family, clone):
         "id": clone.identity.id, "host": clone.host, "answered_id": clone.answer.get("id"),
         "counter": clone.answer.get("counter"), "hostname": clone.answer.get("hostname"),
         "first_answer_ms": clone.times_ms.get("first_answer"), "ready_ms": clone.times_ms.get("ready"),
-        "pages_before_answer": installed, "faults_before_answer": clone.before.get("faults"),
+        **fault_times(clone.before), "pages_before_answer": installed, "faults_before_answer": clone.before.get("faults"),
         "pages": after.get("installed_pages"), "memory_ok": found["bad"] == 0 and found["pages"] > 0,
         "checked_pages": found["pages"],
     }

@@ -45,9 +45,11 @@ class Live:
     def show(self, rows):
         if not sys.stdout.isatty():
             return
-        lines = [f"{'clone':>5} {'host':>4}  {'state':10} {'pages':>8} {'faults':>8} {'first ms':>9}"]
+        lines = [f"{'clone':>5} {'host':>4}  {'state':10} {'pages':>8} {'faults':>8} {'p50 us':>8} {'p99 us':>8} "
+                 f"{'first ms':>9}"]
         lines += [f"{row['id']:>5} {row['host']:>4}  {row['state']:10} {_cell(row['pages'], 'd'):>8} "
-                  f"{_cell(row['faults'], 'd'):>8} {_cell(row['first_answer_ms'], '.0f'):>9}" for row in rows]
+                  f"{_cell(row['faults'], 'd'):>8} {_cell(row['fault_us_p50'], '.0f'):>8} "
+                  f"{_cell(row['fault_us_p99'], '.0f'):>8} {_cell(row['first_answer_ms'], '.0f'):>9}" for row in rows]
         self.end()
         print("".join(line + "\x1b[K\n" for line in lines), end="", flush=True)
         self.nb_lines = len(lines)
@@ -66,13 +68,14 @@ def _median(values):
 
 def show_fork(table):
     head = f"{'clone':>5} {'host':>4}  {'answers as':>10} {'counter':>7} {'memory':7} {'first ms':>9} " \
-           f"{'pages then':>10} {'faults then':>11}"
+           f"{'pages then':>10} {'faults then':>11} {'p50 us':>8} {'p99 us':>8}"
     lines = ["", head, "-" * len(head)]
     for row in table["clones"]:
         lines.append(f"{row['id']:>5} {row['host']:>4}  {_cell(row['answered_id'], 'd'):>10} "
                      f"{_cell(row['counter'], 'd'):>7} {'same' if row['memory_ok'] else 'WRONG':7} "
                      f"{_cell(row['first_answer_ms'], '.0f'):>9} {_cell(row['pages_before_answer'], 'd'):>10} "
-                     f"{_cell(row['faults_before_answer'], 'd'):>11}")
+                     f"{_cell(row['faults_before_answer'], 'd'):>11} {_cell(row['fault_us_p50'], '.0f'):>8} "
+                     f"{_cell(row['fault_us_p99'], '.0f'):>8}")
     parent = table["parent"]
     lines += [
         "",
