@@ -84,6 +84,7 @@ class GuestControl {
   [[nodiscard]] std::string image_name() const;
   void open_listener();
   void look_at_server();
+  [[nodiscard]] bool waits_for_welcome(Nanos now);
   void look_at_guests(Nanos now);
   void keep_pages();
   void write_record();
@@ -107,6 +108,7 @@ class GuestControl {
   mutable std::mutex by_id_mutex_;  // taken when a guest comes or goes, and by telemetry
   std::map<std::uint32_t, const ProcessGuest*> by_id_;
   ClientState last_state_ = ClientState::kJoining;
+  Nanos join_began_ = kNever, next_wait_log_ = kNever;
   bool was_refused_ = false;
   std::uint64_t last_failed_ = 0;
   Nanos next_failed_log_ = kNever;
