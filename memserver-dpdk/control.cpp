@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memserver-dpdk/control.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <map>
 
@@ -12,23 +9,12 @@
 #include <nlohmann/json.hpp>
 #include <spdlog/spdlog.h>
 
-#include "memserver-dpdk/qemu_parent.hpp"
+#include "memserver-dpdk/freeze.hpp"
 
 namespace snowfabric {
 namespace {
 
 constexpr double kBytesPerGbit = 1e9 / 8;
-
-Result<std::optional<std::uint64_t>> image_id_of(const ServerOptions& options, std::size_t i) {
-  if (options.image_ids.empty()) return std::nullopt;
-  const std::string& text = options.image_ids[i];
-  std::uint64_t id = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id, 16);
-  if (error != std::errc{} || end != text.data() + text.size() || id == 0)
-    return fail(EINVAL,
-                fmt::format("--image-id {}: not a 64-bit hexadecimal number above 0", text));
-  return id;
-}
 
 Snapshot snapshot_of(const Served& served) {
   Snapshot out;
@@ -70,7 +56,7 @@ std::string info_json(const ServerOptions& options, const Frozen& frozen, const 
   json["mtu"] = port.mtu_bytes();
   json["nb_fragments"] = port.nb_fragments();
   json["tx_mode"] = to_string(mode);
-  if (frozen.descriptor) json["descriptor"] = options.descriptor_file;
+  if (!options.qemu.empty()) json["descriptor"] = options.descriptor_file;
   for (const auto& [name, value] : frozen.freeze) json["freeze"][name] = value;
   return json.dump(2) + "\n";
 }
@@ -132,45 +118,6 @@ void publish(Telemetry& telemetry, const ServerWorker& worker, const Port& port,
       });
 }
 
-Result<Frozen> freeze_parent(const ServerOptions& options) {
-  if (!options.images.empty())
-    return fail(EINVAL, "--qemu serves a parent instead of image files: name one or the other");
-  if (options.descriptor_file.empty())
-    return fail(EINVAL, "--qemu needs --descriptor FILE: no clone can start without it");
-  if (options.image_ids.size() > 1)
-    return fail(EINVAL, "--qemu serves one image: give one --image-id");
-  const auto id = image_id_of(options, 0);
-  if (!id) return std::unexpected(id.error());
-  spdlog::info("freezing the parent behind {}", options.qemu);
-  auto parent = freeze_qemu({.qmp_path = options.qemu,
-                             .image_id = *id,
-                             .epoch = options.epoch,
-                             .progress_fd = STDERR_FILENO});
-  if (!parent) return std::unexpected(parent.error());
-  if (!parent->why_no_shim.empty())
-    spdlog::warn("the parent's preload library cannot be used: {}", parent->why_no_shim);
-  spdlog::info("frozen by {}: paused for {:.1f} ms, image and descriptor complete after {} ms",
-               to_string(parent->kind), static_cast<double>(parent->pause.count()) / 1000,
-               parent->total.count());
-  Frozen frozen;
-  frozen.freeze = {{"by_shim", parent->kind == FreezeKind::kShim ? 1 : 0},
-                   {"pause_us", static_cast<std::uint64_t>(parent->pause.count())},
-                   {"total_ms", static_cast<std::uint64_t>(parent->total.count())}};
-  frozen.images.push_back(std::move(parent->image));
-  frozen.names.push_back(options.qemu);
-  frozen.descriptor = std::move(parent->descriptor);
-  return frozen;
-}
-
-/// Clones find their memserver by it, so it comes last.
-Result<void> publish_descriptor(const ServerOptions& options, const Port& port, Frozen& frozen) {
-  if (!frozen.descriptor) return {};
-  frozen.descriptor->server = port.mac();
-  auto written = write_descriptor(*frozen.descriptor, options.descriptor_file);
-  if (written) spdlog::info("descriptor written to {}", options.descriptor_file);
-  return written;
-}
-
 TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const Image> images) {
   if (options.copy || std::ranges::any_of(images, &Image::is_live)) return TxMode::kCopy;
   for (const Image& image : images)
@@ -179,6 +126,30 @@ TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const 
       return TxMode::kCopy;
     }
   return port.tx_mode();
+}
+
+/// Until a signal. @return the last counters
+Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, TxMode mode,
+                      const Frozen& frozen, std::span<const std::unique_ptr<Served>> served) {
+  const Port& port = datapath.port;
+  ServerWorker worker{served, port, mode, options.rx_loss_percent / 100, options.seed};
+  Telemetry telemetry;
+  publish(telemetry, worker, port, served);
+  spdlog::info("{}", port.describe());
+  for (const auto& s : served)
+    spdlog::info("serving image {:016x} epoch {}: {} pages, {} zero, group {}, TX {}",
+                 s->image.image_id(), s->image.epoch(), s->image.nb_pages(),
+                 s->image.nb_zero_pages(), to_string(group_address(s->image.image_id())),
+                 to_string(mode));
+  if (!options.info_file.empty())
+    if (auto ok = write_file(options.info_file, info_json(options, frozen, port, mode, served));
+        !ok)
+      return std::unexpected(ok.error());
+  const std::atomic<bool>& stop = stop_on_signals();
+  EventLog log{served};
+  const Watcher watcher{[&log] { log.look(); }};
+  worker.run(stop, datapath.profile.idle);
+  return snapshot_of(worker, port, served);
 }
 
 }  // namespace
@@ -191,7 +162,8 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
   cli.add_option("--descriptor", options.descriptor_file,
                  "with --qemu: write the descriptor that clones start from there");
   cli.add_option("--image-id", options.image_ids,
-                 "hexadecimal id of each image; default: derived from the content");
+                 "hexadecimal id of each image; default: derived from the content, at random with "
+                 "--qemu");
   cli.add_option("--epoch", options.epoch, "epoch of the images")->capture_default_str();
   cli.add_flag("--push", options.push, "send pages nobody asked for at spare rate");
   cli.add_flag("--copy", options.copy, "never send zero-copy");
@@ -209,37 +181,6 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
       ->check(CLI::Range(1, 65535))
       ->capture_default_str();
   cli.add_option("--info", options.info_file, "write what is served to this JSON file when ready");
-}
-
-Result<std::vector<Image>> open_images(const ServerOptions& options) {
-  if (!options.image_ids.empty() && options.image_ids.size() != options.images.size())
-    return fail(EINVAL, fmt::format("{} images but {} --image-id", options.images.size(),
-                                    options.image_ids.size()));
-  std::vector<Image> images;
-  for (std::size_t i = 0; i < options.images.size(); ++i) {
-    const auto id = image_id_of(options, i);
-    if (!id) return std::unexpected(id.error());
-    auto image = Image::open(
-        options.images[i], {.image_id = *id, .epoch = options.epoch, .progress_fd = STDERR_FILENO});
-    if (!image) return std::unexpected(image.error());
-    const auto same_id = [&](const Image& other) { return other.image_id() == image->image_id(); };
-    if (std::ranges::any_of(images, same_id))
-      return fail(EEXIST, fmt::format("{}: image id {:016x} is served already", options.images[i],
-                                      image->image_id()));
-    images.push_back(std::move(*image));
-  }
-  return images;
-}
-
-Result<Frozen> freeze(const ServerOptions& options) {
-  if (!options.qemu.empty()) return freeze_parent(options);
-  if (options.images.empty())
-    return fail(EINVAL, "nothing to serve: name image files, or a parent with --qemu");
-  if (!options.descriptor_file.empty())
-    return fail(EINVAL, "--descriptor belongs to --qemu: a raw image has no device state");
-  auto images = open_images(options);
-  if (!images) return std::unexpected(images.error());
-  return Frozen{std::move(*images), options.images, std::nullopt, {}};
 }
 
 ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
@@ -260,43 +201,28 @@ ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
 }
 
 Result<void> serve(const ServerOptions& options) {
-  auto frozen = freeze(options);
+  if (auto ok = check_sources(options); !ok) return ok;
+  const CpuMask cpus;  // before EAL leaves this thread but one
+  Result<Frozen> frozen;
+  if (options.qemu.empty()) frozen = open_files(options);
   if (!frozen) return std::unexpected(frozen.error());
   std::vector<std::unique_ptr<Served>> served;  // before the port, which may hold their memory
   auto datapath = start_datapath(options, "memserver-dpdk", "server", {});
   if (!datapath) return std::unexpected(datapath.error());
-  Port& port = datapath->port;
-  const TxMode mode = choose_tx_mode(options, port, frozen->images);
-  const ServerConfig config = engine_config(options, datapath->profile, port.mtu_bytes());
+  // A parent is frozen when all else is ready: clones wait from that instant on.
+  if (!options.qemu.empty()) frozen = freeze_parent(options, datapath->port.mac(), cpus);
+  if (!frozen) return std::unexpected(frozen.error());
+  const TxMode mode = choose_tx_mode(options, datapath->port, frozen->images);
+  const ServerConfig config = engine_config(options, datapath->profile, datapath->port.mtu_bytes());
   for (Image& image : frozen->images)
     served.push_back(std::make_unique<Served>(std::move(image), config));
-  Snapshot last;
-  {
-    ServerWorker worker{served, port, mode, options.rx_loss_percent / 100, options.seed};
-    Telemetry telemetry;
-    publish(telemetry, worker, port, served);
-    spdlog::info("{}", port.describe());
-    for (const auto& s : served)
-      spdlog::info("serving image {:016x} epoch {}: {} pages, {} zero, group {}, TX {}",
-                   s->image.image_id(), s->image.epoch(), s->image.nb_pages(),
-                   s->image.nb_zero_pages(), to_string(group_address(s->image.image_id())),
-                   to_string(mode));
-    if (auto ok = publish_descriptor(options, port, *frozen); !ok) return ok;
-    if (!options.info_file.empty())
-      if (auto ok = write_file(options.info_file, info_json(options, *frozen, port, mode, served));
-          !ok)
-        return ok;
-    const std::atomic<bool>& stop = stop_on_signals();
-    EventLog log{served};
-    const Watcher watcher{[&log] { log.look(); }};
-    worker.run(stop, datapath->profile.idle);
-    last = snapshot_of(worker, port, served);
-  }
-  if (const unsigned leaked = port.close(); leaked != 0)
+  const auto last = poll(options, *datapath, mode, *frozen, served);
+  if (!last) return std::unexpected(last.error());
+  if (const unsigned leaked = datapath->port.close(); leaked != 0)
     spdlog::error("{} mbufs did not come back to the pool", leaked);
   spdlog::info("stopped");
   return options.stats_file.empty() ? Result<void>{}
-                                    : write_file(options.stats_file, to_json(last));
+                                    : write_file(options.stats_file, to_json(*last));
 }
 
 }  // namespace snowfabric

@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 #include <cstdint>
-#include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "descriptor/descriptor.hpp"
 #include "fabric/base/result.hpp"
 #include "memserver-dpdk/worker.hpp"
 #include "pmd-config/app.hpp"
@@ -30,20 +27,6 @@ struct ServerOptions : AppOptions {
 };
 
 void add_server_options(CLI::App& cli, ServerOptions& options);
-
-/// What is to be served. The descriptor lacks the memserver's own address.
-struct Frozen {
-  std::vector<Image> images;
-  std::vector<std::string> names;  ///< of the images, for people
-  std::optional<Descriptor> descriptor;
-  Snapshot freeze;  ///< how long what took, if a parent was frozen
-};
-
-/// Freezes the parent, or opens the images; with progress on stderr. Before EAL init.
-[[nodiscard]] Result<Frozen> freeze(const ServerOptions& options);
-
-/// Maps and scans every image file. TBB's workers would be pinned to one CPU after EAL init.
-[[nodiscard]] Result<std::vector<Image>> open_images(const ServerOptions& options);
 
 [[nodiscard]] ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
                                          unsigned mtu_bytes);

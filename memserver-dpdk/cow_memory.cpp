@@ -16,6 +16,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "memserver-dpdk/holes.hpp"
+
 namespace snowfabric {
 namespace {
 
@@ -73,7 +75,6 @@ Result<void> CowMemory::map() {
   return {};
 }
 
-/// The thread is made before EAL pins its caller to one CPU.
 Result<void> CowMemory::start() {
   if (!stop_) return fail(errno, "eventfd");
   if (const int errnum = pthread_create(&thread_, nullptr, &CowMemory::run, this); errnum != 0)
@@ -173,12 +174,12 @@ void CowMemory::copy(Gfn page, std::size_t offset, std::span<std::byte> out) con
   std::memcpy(out.data(), aside_.data() + at, out.size());
 }
 
-bool CowMemory::untouched(Gfn page) const noexcept {
-  if (copied_[page.value].load(std::memory_order_acquire)) return false;
-  const ShimRegion* region = region_of(page);
-  const auto at = static_cast<off_t>(region->file_offset + page.value * kPageSize - region->offset);
-  const off_t data = lseek(region->file.get(), at, SEEK_DATA);
-  return data < 0 ? errno == ENXIO : data >= at + static_cast<off_t>(kPageSize);
+std::vector<PageRange> CowMemory::untouched() const {
+  std::vector<PageRange> holes;
+  for (const ShimRegion& region : regions_)
+    append_holes(region.file.get(), region.file_offset, region.size, Gfn{region.offset / kPageSize},
+                 holes);
+  return holes;
 }
 
 const ShimRegion* CowMemory::region_at(std::uint64_t address) const noexcept {

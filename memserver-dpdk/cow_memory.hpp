@@ -24,7 +24,8 @@ namespace snowfabric {
 /// Source: Documentation/admin-guide/mm/userfaultfd.rst of Linux, "Write Protect Notifications".
 class CowMemory {
  public:
-  /// Takes over the RAM of the process behind a shim's socket (docs/shim.md).
+  /// Takes over the RAM of the process behind a shim's socket (docs/shim.md). The thread that sets
+  /// pages aside may run where the caller may: not only on the CPU to which EAL pins an lcore.
   /// @return ECONNREFUSED and the like: no shim there; EBUSY: another process holds the RAM;
   /// EPROTO;
   ///         or what the call named reported
@@ -44,9 +45,9 @@ class CowMemory {
   [[nodiscard]] std::uint64_t nb_pages() const noexcept { return copied_.size(); }
   /// Bytes [offset, offset + out.size()) of a page as it was at the instant. Any thread.
   void copy(Gfn page, std::size_t offset, std::span<std::byte> out) const noexcept;
-  /// Whether the page has never been touched: it is zero and reading it would allocate it. Control
-  /// path.
-  [[nodiscard]] bool untouched(Gfn page) const noexcept;
+  /// Pages that were never touched before the instant, nor since: they are zero, and reading them
+  /// would allocate them. Ascending. Control path, after freeze().
+  [[nodiscard]] std::vector<PageRange> untouched() const;
   /// Pages the parent has written since the instant. Any thread.
   [[nodiscard]] std::uint64_t nb_copied() const noexcept {
     return nb_copied_.load(std::memory_order_relaxed);

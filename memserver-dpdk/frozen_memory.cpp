@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 
+#include "memserver-dpdk/holes.hpp"
 #include "memserver-dpdk/progress.hpp"
 
 namespace snowfabric {
@@ -89,6 +90,12 @@ Result<FrozenMemory> FrozenMemory::take(int channel, std::uint64_t nb_live_pages
   if (fcntl(file.get(), F_ADD_SEALS, kSeals) != 0)
     return fail(errno, "seal the parent's frozen memory");
   return FrozenMemory{std::move(file), std::move(*state)};
+}
+
+void FrozenMemory::append_zeros(std::uint64_t nb_live_pages, std::vector<PageRange>& out) const {
+  const std::uint64_t nb_pages = qemu::nb_pages(state_.blocks) - nb_live_pages;
+  append_holes(file_.get(), nb_live_pages * kPageSize, nb_pages * kPageSize, Gfn{nb_live_pages},
+               out);
 }
 
 std::string FrozenMemory::path() const { return fmt::format("/proc/self/fd/{}", file_.get()); }

@@ -28,6 +28,8 @@ class FrozenMemory {
   /// To open it as a file, while this object lives.
   [[nodiscard]] std::string path() const;
   [[nodiscard]] const qemu::State& state() const noexcept { return state_; }
+  /// Appends the pages behind the first `nb_live_pages` that came as zeros. Control path.
+  void append_zeros(std::uint64_t nb_live_pages, std::vector<PageRange>& out) const;
 
  private:
   FrozenMemory(UniqueFd file, qemu::State state)

@@ -97,6 +97,11 @@ Result<Image> Image::open(const std::filesystem::path& path, const ImageOptions&
   try {
     Image image{std::move(*mapping)};
     image.live_ = options.live;
+    image.crcs_.resize(image.bytes().size() / kPageSize);
+    image.zero_words_.resize((image.crcs_.size() + kPagesPerWord - 1) / kPagesPerWord);
+    for (const PageRange& pages : options.zeros)
+      if (!image.mark_zero(pages))
+        return fail(EINVAL, fmt::format("zero pages behind the end of image {}", path.string()));
     std::optional<Progress> progress;
     if (options.progress_fd)
       progress.emplace(fmt::format("scan {}", path.filename().string()), image.bytes().size(),
@@ -111,9 +116,15 @@ Result<Image> Image::open(const std::filesystem::path& path, const ImageOptions&
   }
 }
 
+bool Image::mark_zero(PageRange pages) noexcept {
+  if (pages.first.value > nb_pages() || pages.nb_pages > nb_pages() - pages.first.value)
+    return false;
+  for (std::uint64_t page = pages.first.value; page < pages.first.value + pages.nb_pages; ++page)
+    zero_words_[page / kPagesPerWord] |= std::uint64_t{1} << (page % kPagesPerWord);
+  return true;
+}
+
 bool Image::scan(Progress* progress) {
-  crcs_.resize(bytes().size() / kPageSize);
-  zero_words_.resize((crcs_.size() + kPagesPerWord - 1) / kPagesPerWord);
   std::atomic<bool> unreadable = false;
   // A chunk is whole words of zero_words_, so no two threads write one word.
   tbb::parallel_for(
@@ -144,9 +155,11 @@ bool Image::scan_words(std::size_t begin, std::size_t end) noexcept {
   static const std::uint32_t kZeroCrc = crc32c(std::array<std::byte, kPageSize>{});
   std::array<std::byte, kPageSize> room;
   for (std::size_t i = first; i < last; ++i) {
+    crcs_[i] = kZeroCrc;
+    if (is_zero(Gfn{i})) continue;  // known before
     const auto page = look_at(Gfn{i}, room);
     const bool zero = all_zero(page);
-    crcs_[i] = zero ? kZeroCrc : crc32c(page);
+    if (!zero) crcs_[i] = crc32c(page);
     zero_words_[i / kPagesPerWord] |= std::uint64_t{zero} << (i % kPagesPerWord);
   }
   return true;
@@ -163,12 +176,11 @@ void Image::copy(Gfn gfn, std::size_t offset, std::span<std::byte> out) const no
     std::memcpy(out.data(), bytes().data() + gfn.value * kPageSize + offset, out.size());
 }
 
-/// A page where it is, or copied into `room`. What a live parent never touched stays so.
+/// A page where it is, or copied into `room`.
 std::span<const std::byte, kPageSize> Image::look_at(
     Gfn gfn, std::span<std::byte, kPageSize> room) const noexcept {
   if (!lives(gfn))
     return std::span<const std::byte, kPageSize>{bytes().data() + gfn.value * kPageSize, kPageSize};
-  if (live_->untouched(gfn)) return kZeroPage;
   live_->copy(gfn, 0, room);
   return room;
 }

@@ -23,6 +23,7 @@ struct ImageOptions {
   std::optional<int> progress_fd{};         ///< where to show the scan's progress, e.g. stderr
   /// RAM of a running parent: it is the first pages, and the file holds the others at their places.
   std::shared_ptr<CowMemory> live{};
+  std::vector<PageRange> zeros{};  ///< pages known to be zero: they are not read
 };
 
 /// A file mapped read-only and shared; unmaps what it owns.
@@ -50,9 +51,10 @@ class FileMapping {
 /// it. Const functions may be called from any thread; pages are named by a Gfn < nb_pages().
 class Image {
  public:
-  /// Maps and scans `path`, with all cores. Main thread, before rte_eal_init: EAL pins its caller
-  /// to one CPU, and TBB workers started later would all share it.
-  /// @return as FileMapping::open; EINVAL: image id 0; EIO: a block cannot be read; ENOMEM
+  /// Maps and scans `path`, on all CPUs of the calling thread: EAL pins its caller to one, and TBB
+  /// workers started then would all share it.
+  /// @return as FileMapping::open; EINVAL: image id 0, or zeros behind the last page; EIO: a block
+  ///         cannot be read; ENOMEM
   [[nodiscard]] static Result<Image> open(const std::filesystem::path& path,
                                           const ImageOptions& options = {});
 
@@ -82,6 +84,7 @@ class Image {
 
  private:
   explicit Image(FileMapping mapping) : mapping_{std::move(mapping)} {}
+  [[nodiscard]] bool mark_zero(PageRange pages) noexcept;
   [[nodiscard]] bool scan(Progress* progress);
   [[nodiscard]] bool scan_words(std::size_t begin, std::size_t end) noexcept;
   [[nodiscard]] bool lives(Gfn gfn) const noexcept;

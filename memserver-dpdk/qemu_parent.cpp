@@ -15,8 +15,6 @@
 #include <sys/socket.h>
 
 #include "fabric/base/unique_fd.hpp"
-#include "memserver-dpdk/cow_memory.hpp"
-#include "memserver-dpdk/frozen_memory.hpp"
 #include "memserver-dpdk/qmp.hpp"
 
 namespace snowfabric {
@@ -114,6 +112,7 @@ class StoppedVm {
   StoppedVm& operator=(StoppedVm&&) = delete;
   ~StoppedVm() { [[maybe_unused]] const auto done = resume(); }
 
+  [[nodiscard]] Clock::time_point since() const noexcept { return since_; }
   /// @return how long it stood still
   Result<std::chrono::microseconds> resume() {
     if (Qmp* qmp = std::exchange(qmp_, nullptr); qmp != nullptr)
@@ -191,28 +190,15 @@ Result<void> describe_parent(Qmp& qmp, Descriptor& descriptor) {
   return {};
 }
 
-std::vector<PageRange> zero_ranges(const Image& image) {
-  std::vector<PageRange> ranges;
-  for (std::uint64_t page = 0; page < image.nb_pages(); ++page) {
-    if (!image.is_zero(Gfn{page})) continue;
-    const bool extends =
-        !ranges.empty() && ranges.back().first.value + ranges.back().nb_pages == page;
-    if (extends)
-      ++ranges.back().nb_pages;
-    else
-      ranges.push_back({Gfn{page}, 1});
-  }
-  return ranges;
-}
-
-void describe_memory(const qemu::State& state, const Image& image, Descriptor& descriptor) {
-  descriptor.image_id = image.image_id();
-  descriptor.epoch = image.epoch();
-  descriptor.group = group_address(image.image_id());
-  descriptor.spaces = {{.space = 0, .nb_pages = image.nb_pages()}};
+void describe_memory(const qemu::State& state, const std::vector<PageRange>& zeros,
+                     const QemuFreezeOptions& options, Descriptor& descriptor) {
+  descriptor.image_id = options.image_id;
+  descriptor.epoch = options.epoch;
+  descriptor.group = group_address(options.image_id);
+  descriptor.spaces = {{.space = 0, .nb_pages = qemu::nb_pages(state.blocks)}};
   descriptor.blocks = state.blocks;
   descriptor.sections = qemu::to_sections(state);
-  descriptor.zero_pages = zero_ranges(image);
+  if (zeros.size() <= kMaxPageRanges) descriptor.zero_pages = zeros;  // nobody depends on them
 }
 
 /// A stream that ended early, and why by QEMU's own words.
@@ -244,15 +230,16 @@ std::uint64_t wall_clock_ns() {
   return static_cast<std::uint64_t>(std::chrono::nanoseconds{now}.count());
 }
 
-Result<FrozenParent> complete(const FrozenMemory& memory, std::shared_ptr<CowMemory> live,
-                              const QemuFreezeOptions& options, Descriptor descriptor) {
-  auto image = Image::open(memory.path(), {.image_id = options.image_id,
-                                           .epoch = options.epoch,
-                                           .progress_fd = options.progress_fd,
-                                           .live = std::move(live)});
-  if (!image) return std::unexpected(image.error());
-  describe_memory(memory.state(), *image, descriptor);
-  return FrozenParent{.image = std::move(*image), .descriptor = std::move(descriptor)};
+FrozenParent complete(FrozenMemory memory, std::shared_ptr<CowMemory> live,
+                      const QemuFreezeOptions& options, Descriptor descriptor) {
+  std::vector<PageRange> zeros;
+  if (live) zeros = live->untouched();
+  memory.append_zeros(live ? live->nb_pages() : 0, zeros);
+  describe_memory(memory.state(), zeros, options, descriptor);
+  return {.memory = std::move(memory),
+          .live = std::move(live),
+          .descriptor = std::move(descriptor),
+          .zeros = std::move(zeros)};
 }
 
 Result<FrozenParent> freeze_by_snapshot(Qmp& qmp, const QemuFreezeOptions& options,
@@ -261,13 +248,12 @@ Result<FrozenParent> freeze_by_snapshot(Qmp& qmp, const QemuFreezeOptions& optio
   if (!mode) return std::unexpected(mode.error());
   const auto began = Clock::now();
   descriptor.frozen_at_ns = wall_clock_ns();
-  const auto migrated = migrate(qmp, 0, options.progress_fd);
+  auto migrated = migrate(qmp, 0, options.progress_fd);
   if (!migrated) return std::unexpected(migrated.error());
-  auto parent = complete(migrated->memory, nullptr, options, std::move(descriptor));
-  if (!parent) return parent;
-  parent->kind = FreezeKind::kSnapshot;
-  parent->pause = migrated->pause;
-  parent->total = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began);
+  auto parent = complete(std::move(migrated->memory), nullptr, options, std::move(descriptor));
+  parent.kind = FreezeKind::kSnapshot;
+  parent.since = began;
+  parent.pause = migrated->pause;
   return parent;
 }
 
@@ -280,18 +266,16 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
   if (auto ok = live->arm(); !ok) return std::unexpected(ok.error());
   auto stopped = StoppedVm::stop(qmp);
   if (!stopped) return std::unexpected(stopped.error());
-  const auto began = Clock::now();
   if (auto ok = live->freeze(); !ok) return std::unexpected(ok.error());
   descriptor.frozen_at_ns = wall_clock_ns();
-  const auto migrated = migrate(qmp, live->nb_pages(), std::nullopt);
+  auto migrated = migrate(qmp, live->nb_pages(), std::nullopt);
   if (!migrated) return std::unexpected(migrated.error());
   const auto pause = stopped->resume();
   if (!pause) return std::unexpected(pause.error());
-  auto parent = complete(migrated->memory, live, options, std::move(descriptor));
-  if (!parent) return parent;
-  parent->kind = FreezeKind::kShim;
-  parent->pause = *pause;
-  parent->total = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began);
+  auto parent = complete(std::move(migrated->memory), live, options, std::move(descriptor));
+  parent.kind = FreezeKind::kShim;
+  parent.since = stopped->since();
+  parent.pause = *pause;
   return parent;
 }
 
@@ -307,6 +291,14 @@ std::string shim_socket_of(pid_t pid) {
 
 std::string_view to_string(FreezeKind kind) noexcept {
   return kind == FreezeKind::kShim ? "write protection" : "background snapshot";
+}
+
+Result<Image> FrozenParent::open_image(std::optional<int> progress_fd) const {
+  return Image::open(memory.path(), {.image_id = descriptor.image_id,
+                                     .epoch = descriptor.epoch,
+                                     .progress_fd = progress_fd,
+                                     .live = live,
+                                     .zeros = zeros});
 }
 
 Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options) {

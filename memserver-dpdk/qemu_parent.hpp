@@ -2,19 +2,23 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "descriptor/descriptor.hpp"
 #include "fabric/base/result.hpp"
+#include "memserver-dpdk/cow_memory.hpp"
+#include "memserver-dpdk/frozen_memory.hpp"
 #include "memserver-dpdk/image.hpp"
 
 namespace snowfabric {
 
 struct QemuFreezeOptions {
-  std::string qmp_path;                     ///< a monitor of the parent that nobody else holds
-  std::optional<std::uint64_t> image_id{};  ///< as ImageOptions
+  std::string qmp_path;        ///< a monitor of the parent that nobody else holds
+  std::uint64_t image_id = 0;  ///< not 0: the descriptor needs it before the memory is read
   std::uint32_t epoch = 1;
   std::optional<int> progress_fd{};
 };
@@ -28,17 +32,22 @@ enum class FreezeKind : std::uint8_t {
 /// A parent's memory and state as they were at one instant. The parent runs on.
 struct FrozenParent {
   FreezeKind kind{};
-  std::string why_no_shim{};           ///< empty, or why the preload library could not be used
-  Image image;                         ///< nothing can change it, nor does the parent's death
-  Descriptor descriptor;               ///< complete but for the memserver's address
-  std::chrono::microseconds pause{0};  ///< the vCPUs stood still
-  std::chrono::milliseconds total{0};  ///< from the instant until image and descriptor are complete
+  std::string why_no_shim{};          ///< empty, or why the preload library could not be used
+  FrozenMemory memory;                ///< what came by the stream
+  std::shared_ptr<CowMemory> live{};  ///< the first pages, if they stayed in place
+  Descriptor descriptor;              ///< complete but for the memserver's address
+  std::chrono::steady_clock::time_point since{};  ///< when it was stopped
+  std::chrono::microseconds pause{0};             ///< the vCPUs stood still
+  std::vector<PageRange> zeros{};                 ///< known without reading; there may be more
+
+  /// Scans the memory: as Image::open. Nothing can change the image, nor does the parent's death.
+  [[nodiscard]] Result<Image> open_image(std::optional<int> progress_fd) const;
 };
 
 /// Freezes a running QEMU: by write protection if it was started with the preload library and that
 /// works, else by its own background snapshot, which takes seconds. Nothing of the parent's
-/// settings is changed for longer than the call. Control path. Before rte_eal_init, like
-/// Image::open.
+/// settings is changed for longer than the call. Control path. On all CPUs, like
+/// CowMemory::attach.
 /// @return EROFS: the VM has a writable disk, which is not frozen; EREMOTEIO: QEMU refused, with
 ///         its words; ENOTSUP: a RAM that QEMU cannot write-protect; as Qmp and the stream reader
 [[nodiscard]] Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options);

@@ -138,7 +138,7 @@ class Fleet:
         run_root = "/run" if os.access("/run", os.W_OK) else None
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="snowfabric-", dir=run_root))
         self.server, self.memtaps, self.guests, self.ended, self.others = None, {}, [], [], []
-        self.info, self.gate = {}, None
+        self.info, self.info_path, self.gate = {}, self.dir / "server.json", None
         for program in (SERVER, MEMTAP, GUEST):
             if not os.access(options.build / program, os.X_OK):
                 shutil.rmtree(self.dir)
@@ -154,24 +154,34 @@ class Fleet:
         return f"{self.lab.name}-h{host}"
 
     def start_server(self, timeout_s=60.0, extra=()):
-        info = self.dir / "server.json"
-        info.unlink(missing_ok=True)
-        args = [self.opt.build / SERVER, *self._port_args(), "--info", info, *self._loss_args(0),
+        self.launch_server(extra)
+        return self.wait_server(timeout_s)
+
+    def launch_server(self, extra=()):
+        """Returns at once: wait_server() waits until it answers and reads its report."""
+        self.info_path.unlink(missing_ok=True)
+        self.info = {}
+        args = [self.opt.build / SERVER, *self._port_args(), "--info", self.info_path, *self._loss_args(0),
                 "--stats", self.dir / "server-stats.json", *self.opt.server_args, *extra,
                 *([self.opt.image] if self.opt.image else []), "--", f"--file-prefix={self.prefix(0)}"]
         self.server = self._start("memserver", 0, args)
-        self.wait_for(self.server, info.exists, "ready", timeout_s, host=0)
-        self.info = json.loads(info.read_text())
+        return self.server
+
+    def wait_server(self, timeout_s=60.0):
+        self.wait_for(self.server, self.info_path.exists, "ready", timeout_s, host=0)
+        self.info = json.loads(self.info_path.read_text())
         return self.server
 
     def start_memtap(self, host, timeout_s=30.0, extra=(), image_index=0):
-        image = self.info["images"][image_index]
         path = self.socket_path(host)
         path.unlink(missing_ok=True)
         presence = self.dir / f"presence-{host}"
         presence.mkdir(exist_ok=True)
-        what = (["--descriptor", self.info["descriptor"]] if "descriptor" in self.info else
-                ["--image-id", image["image_id"], "--epoch", image["epoch"], "--server", self.info["server_mac"]])
+        if "descriptor" in self.info:
+            what = ["--descriptor", self.info["descriptor"]]
+        else:
+            image = self.info["images"][image_index]
+            what = ["--image-id", image["image_id"], "--epoch", image["epoch"], "--server", self.info["server_mac"]]
         args = [self.opt.build / MEMTAP, *self._port_args(), *what, "--socket", path,
                 "--presence-dir", presence, "--stats", self.dir / f"memtap{host}-stats.json",
                 *self._loss_args(host), *self.opt.memtap_args, *extra,

@@ -68,7 +68,8 @@ def results(args, family, fleet, rows, parent, seconds):
     freeze = fleet.info["freeze"]
     return {
         "clones": rows, "parent": parent,
-        "parent_pause_ms": freeze["pause_us"] / 1000, "freeze_ms": freeze["total_ms"],
+        "parent_pause_ms": freeze["pause_us"] / 1000, "descriptor_ms": freeze["descriptor_ms"],
+        "freeze_ms": freeze["total_ms"],
         "descriptor_bytes": forklib.descriptor_bytes(family.descriptor),
         "guest_ram_bytes": args.vm_mb << 20, "avoided_pages": freeze.get("avoided_pages", 0),
         "image_pages": fleet.info["images"][0]["pages"], "zero_pages": fleet.info["images"][0]["zero_pages"],
@@ -104,12 +105,14 @@ def fork(args, family, fleet):
     parent.channel.ask("DIRTY 4096", "DIRTYING")  # it goes on writing while it is frozen and served
     step(f"forking it to {args.clones} clones on {args.hosts} hosts, MTU {args.mtu}")
     began = time.monotonic()
-    info = family.fork(args.clones)
-    how = "write protection" if info["freeze"]["by_shim"] else "background snapshot"
-    step(f"frozen by {how}: paused for {info['freeze']['pause_us'] / 1000:.0f} ms, descriptor and image complete after "
-         f"{info['freeze']['total_ms']} ms")
+    family.fork(args.clones)
     for host in range(1, args.hosts + 1):
         fleet.start_memtap(host)
+    fleet.wait_server()
+    freeze = fleet.info["freeze"]
+    how = "write protection" if freeze["by_shim"] else "background snapshot"
+    step(f"frozen by {how}: paused for {freeze['pause_us'] / 1000:.0f} ms, descriptor written after "
+         f"{freeze['descriptor_ms']} ms, image complete after {freeze['total_ms']} ms")
     jobs = [family.pool.submit(start_clone, family, i, 1 + (i - 1) % args.hosts, args.clone_memory == "postcopy")
             for i in range(1, args.clones + 1)]
     clones = wait_for_clones(family, jobs)

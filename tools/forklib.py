@@ -100,15 +100,18 @@ class Family:
         return self.parent
 
     def fork(self, nb_clones, timeout_s=120.0):
-        """Freezes the parent and has the memserver serve it; the parent runs on. Returns memserver's report."""
+        """Freezes the parent and returns when its descriptor is there: the parent runs on, memtaps may be started, and
+        wait until the memserver has scanned the memory (fleet.wait_server)."""
         self.parent.ask_fork(nb_clones)
+        self.descriptor.unlink(missing_ok=True)
         try:
-            self.fleet.start_server(timeout_s, extra=("--qemu", self.freezer, "--descriptor", self.descriptor))
+            server = self.fleet.launch_server(("--qemu", self.freezer, "--descriptor", self.descriptor))
+            self.fleet.wait_for(server, self.descriptor.exists, "frozen", timeout_s, host=0)
         except fleetlib.FleetError as error:
             self.parent.channel.send("FAIL the memory could not be frozen")
             raise VmError(str(error)) from error
+        self.fleet.info = {"descriptor": str(self.descriptor)}  # all that memtaps need
         self.parent.go_on()
-        return self.fleet.info
 
     def spawn(self, clone_id, host, postcopy=True):
         """Starts one clone on a host whose memtap runs; returns at once.

@@ -79,8 +79,9 @@ def show_fork(table):
     parent = table["parent"]
     lines += [
         "",
-        f"parent: paused for {table['parent_pause_ms']:.0f} ms, complete after {table['freeze_ms']} ms; runs on, "
-        f"answers as {parent['answered_id']}, memory {'as it should be' if parent['memory_ok'] else 'WRONG'}",
+        f"parent: paused for {table['parent_pause_ms']:.0f} ms, descriptor after {table['descriptor_ms']} ms, image "
+        f"complete after {table['freeze_ms']} ms; runs on, answers as {parent['answered_id']}, memory "
+        f"{'as it should be' if parent['memory_ok'] else 'WRONG'}",
         f"descriptor {table['descriptor_bytes']} bytes for {table['guest_ram_bytes'] >> 20} MiB; image of "
         f"{table['image_pages']} pages, {table['zero_pages']} of them zero",
         f"wire bytes {table['wire_bytes']}: {table['multicast_pages']} pages by multicast, {table['unicast_pages']} by "

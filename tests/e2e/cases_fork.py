@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cases with real VMs: a running QEMU is frozen, its clones are unmodified QEMUs, the guests check their own memory."""
 import contextlib
+import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -16,10 +18,11 @@ GIVE_UP_S = 3
 
 
 @contextlib.contextmanager
-def family(context, nb_hosts=2, mtu=9000, loss=0.0, memtap_args=(), shim=True):
+def family(context, nb_hosts=2, mtu=9000, loss=0.0, server_args=(), memtap_args=(), shim=True):
     """A booted parent with a pattern in its memory, which it goes on rewriting."""
     lab = lablib.Lab(lab_name(), nb_hosts, mtu)
-    options = fleetlib.Options(context.build, None, loss=loss, seed=context.seed, memtap_args=memtap_args)
+    options = fleetlib.Options(context.build, None, loss=loss, seed=context.seed, server_args=server_args,
+                               memtap_args=memtap_args)
     with lab, fleetlib.Fleet(lab, options) as fleet:
         lab.add_vm_net(vmlib.HOST_IP)
         try:
@@ -45,6 +48,7 @@ def fork(vms, nb_clones):
     hosts = range(1, vms.lab.nb_hosts + 1)
     for host in hosts:
         vms.fleet.start_memtap(host)
+    vms.fleet.wait_server()
     clones = [vms.spawn(i, 1 + (i - 1) % len(hosts)) for i in range(1, nb_clones + 1)]
     return [vms.settle(clone) for clone in clones]
 
@@ -69,7 +73,9 @@ def fork_clones_answer_as_themselves(context):
     with family(context, mtu=1500, loss=3.0) as vms:
         counter = vms.ask_web(vms.identity(0))["counter"]
         for clone in fork(vms, 3):
-            check(vms.fleet.info["freeze"]["by_shim"] == 1, "not frozen by write protection")
+            freeze = vms.fleet.info["freeze"]
+            check(freeze["by_shim"] == 1, "not frozen by write protection")
+            check(freeze["descriptor_ms"] <= freeze["total_ms"], f"the descriptor came last: {freeze}")
             check(clone.answer == {"id": clone.identity.id, "counter": counter + 1, "hostname": clone.identity.hostname},
                   f"clone {clone.identity.id} answers {clone.answer}")
             check_memory(clone.vm)
@@ -107,13 +113,46 @@ def fork_without_the_shim_takes_a_snapshot(context):
         check_parent(vms)
 
 
+def thread_cpus(process, name):
+    """The CPUs on which each thread of that name may run, by thread id."""
+    tasks = pathlib.Path(f"/proc/{process.pid}/task").iterdir()
+    return {int(t.name): os.sched_getaffinity(int(t.name)) for t in tasks if (t / "comm").read_text().strip() == name}
+
+
 @case(240)
 def fork_outlives_its_parent(context):
-    with family(context) as vms:
+    """With a memserver that polls on one CPU: the thread on which the parent's writes wait has all of them."""
+    cpus = os.sched_getaffinity(0)
+    with family(context, server_args=("--lcores", f"0@{min(cpus)}")) as vms:
         clones = fork(vms, 2)
+        check(list(thread_cpus(vms.fleet.server, "sf-cow").values()) == [cpus],
+              "the thread that sets pages aside is pinned")
+        check(os.sched_getaffinity(vms.fleet.server.pid) == {min(cpus)}, "the lcore is not pinned")
         vms.parent.process.kill()
         for clone in clones:
             check_memory(clone.vm)
+
+
+@case(240)
+def fork_memtap_waits_while_the_memserver_scans(context):
+    """A memserver stands still after its descriptor, as if it scanned: memtap says that it waits, then joins."""
+    with family(context, nb_hosts=1) as vms:
+        vms.fork(1)
+        server, log = vms.fleet.server, vms.fleet.dir / "memtap1.log"
+        os.kill(server.pid, signal.SIGSTOP)
+
+        def go_on():
+            try:
+                wait_until(lambda: log.exists() and "it may be scanning the memory still" in log.read_text(),
+                           "memtap says that it waits")
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+
+        said = vms.pool.submit(go_on)
+        vms.fleet.start_memtap(1)
+        said.result()
+        vms.fleet.wait_server()
+        check_memory(vms.settle(vms.spawn(1, 1)).vm)
 
 
 @case(240)

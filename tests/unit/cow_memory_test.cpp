@@ -14,6 +14,7 @@
 namespace snowfabric::testing {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr std::uint64_t kPages = 256;
@@ -137,11 +138,11 @@ TEST_F(CowMemoryTest, PagesNobodyTouchedCostNothingAndStayZeroInTheImage) {
   attach();
   arm();
   EXPECT_TRUE(cow_->freeze());
-  EXPECT_FALSE(cow_->untouched(Gfn{0}));
-  EXPECT_TRUE(cow_->untouched(Gfn{100}));
+  EXPECT_THAT(cow_->untouched(), ElementsAre(PageRange{Gfn{1}, kPages - 1}));
   EXPECT_EQ(parent_.allocated_pages(), 1U);
   parent_.write(100, 4);  // the first touch, after the instant
-  EXPECT_FALSE(cow_->untouched(Gfn{100}));
+  EXPECT_THAT(cow_->untouched(),
+              ElementsAre(PageRange{Gfn{1}, 99}, PageRange{Gfn{101}, kPages - 101}));
   EXPECT_TRUE(is(100, 0));
 }
 

@@ -70,6 +70,29 @@ TEST_F(ImageTest, HasThePagesChecksumsAndZeroPagesOfItsFile) {
   }
 }
 
+TEST_F(ImageTest, PagesKnownToBeZeroAreNotRead) {
+  // event: two ranges are named, with bytes under them that a read would have found
+  const auto image =
+      Image::open(file(pages("abcdef")),
+                  {.image_id = 1,
+                   .zeros = {{.first = Gfn{1}, .nb_pages = 2}, {.first = Gfn{5}, .nb_pages = 1}}});
+  ASSERT_TRUE(image) << image.error().what;
+  EXPECT_EQ(image->nb_zero_pages(), 3U);
+  for (std::uint64_t i = 0; i < 6; ++i) {
+    const bool zero = i == 1 || i == 2 || i == 5;
+    EXPECT_EQ(image->is_zero(Gfn{i}), zero) << i;
+    EXPECT_EQ(image->crc(Gfn{i}),
+              zero ? crc32c(std::array<std::byte, kPageSize>{}) : crc32c(image->page(Gfn{i})));
+  }
+}
+
+TEST_F(ImageTest, ZerosBehindTheLastPageAreRefused) {
+  const auto path = file(pages("ab"));
+  EXPECT_EQ(open_error(path, {.zeros = {{.first = Gfn{1}, .nb_pages = 2}}}).errnum, EINVAL);
+  EXPECT_EQ(open_error(path, {.zeros = {{.first = Gfn{3}, .nb_pages = 1}}}).errnum, EINVAL);
+  EXPECT_EQ(open_error(path, {.zeros = {{.first = Gfn{2}, .nb_pages = 0}}}).errnum, 0);
+}
+
 TEST_F(ImageTest, FindsASingleByteAnywhereInAPage) {
   Bytes bytes = pages("....");
   bytes[kPageSize] = 1;          // first byte of page 1

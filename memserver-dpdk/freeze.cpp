@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/freeze.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <utility>
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "memserver-dpdk/qemu_parent.hpp"
+
+namespace snowfabric {
+namespace {
+
+Result<std::optional<std::uint64_t>> image_id_of(const ServerOptions& options, std::size_t i) {
+  if (options.image_ids.empty()) return std::nullopt;
+  const std::string& text = options.image_ids[i];
+  std::uint64_t id = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id, 16);
+  if (error != std::errc{} || end != text.data() + text.size() || id == 0)
+    return fail(EINVAL,
+                fmt::format("--image-id {}: not a 64-bit hexadecimal number above 0", text));
+  return id;
+}
+
+std::uint64_t since(std::chrono::steady_clock::time_point instant) {
+  const auto passed = std::chrono::steady_clock::now() - instant;
+  return static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(passed).count());
+}
+
+Result<FrozenParent> take_parent(const ServerOptions& options) {
+  const auto id = image_id_of(options, 0);
+  if (!id) return std::unexpected(id.error());
+  spdlog::info("freezing the parent behind {}", options.qemu);
+  auto parent = freeze_qemu({.qmp_path = options.qemu,
+                             .image_id = id->value_or(random_id()),
+                             .epoch = options.epoch,
+                             .progress_fd = STDERR_FILENO});
+  if (parent && !parent->why_no_shim.empty())
+    spdlog::warn("the parent's preload library cannot be used: {}", parent->why_no_shim);
+  return parent;
+}
+
+}  // namespace
+
+Result<void> check_sources(const ServerOptions& options) {
+  if (options.qemu.empty()) {
+    if (options.images.empty())
+      return fail(EINVAL, "nothing to serve: name image files, or a parent with --qemu");
+    if (!options.descriptor_file.empty())
+      return fail(EINVAL, "--descriptor belongs to --qemu: a raw image has no device state");
+    if (!options.image_ids.empty() && options.image_ids.size() != options.images.size())
+      return fail(EINVAL, fmt::format("{} images but {} --image-id", options.images.size(),
+                                      options.image_ids.size()));
+  } else {
+    if (!options.images.empty())
+      return fail(EINVAL, "--qemu serves a parent instead of image files: name one or the other");
+    if (options.descriptor_file.empty())
+      return fail(EINVAL, "--qemu needs --descriptor FILE: no clone can start without it");
+    if (options.image_ids.size() > 1)
+      return fail(EINVAL, "--qemu serves one image: give one --image-id");
+  }
+  for (std::size_t i = 0; i < options.image_ids.size(); ++i)
+    if (const auto id = image_id_of(options, i); !id) return std::unexpected(id.error());
+  return {};
+}
+
+Result<Frozen> open_files(const ServerOptions& options) {
+  Frozen frozen{.images = {}, .names = options.images, .freeze = {}};
+  for (std::size_t i = 0; i < options.images.size(); ++i) {
+    const auto id = image_id_of(options, i);
+    if (!id) return std::unexpected(id.error());
+    auto image = Image::open(
+        options.images[i], {.image_id = *id, .epoch = options.epoch, .progress_fd = STDERR_FILENO});
+    if (!image) return std::unexpected(image.error());
+    const auto same_id = [&](const Image& other) { return other.image_id() == image->image_id(); };
+    if (std::ranges::any_of(frozen.images, same_id))
+      return fail(EEXIST, fmt::format("{}: image id {:016x} is served already", options.images[i],
+                                      image->image_id()));
+    frozen.images.push_back(std::move(*image));
+  }
+  return frozen;
+}
+
+Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server,
+                             const CpuMask& cpus) {
+  const OnCpus wide{cpus};
+  auto parent = take_parent(options);
+  if (!parent) return std::unexpected(parent.error());
+  parent->descriptor.server = server;
+  if (auto ok = write_descriptor(parent->descriptor, options.descriptor_file); !ok)
+    return std::unexpected(ok.error());
+  const std::uint64_t descriptor_ms = since(parent->since);
+  spdlog::info("frozen by {}: paused for {:.1f} ms, descriptor {} written after {} ms",
+               to_string(parent->kind), static_cast<double>(parent->pause.count()) / 1000,
+               options.descriptor_file, descriptor_ms);
+  auto image = parent->open_image(STDERR_FILENO);
+  if (!image) {
+    ::unlink(options.descriptor_file.c_str());  // of an image that nobody will serve
+    return std::unexpected(image.error());
+  }
+  const std::uint64_t total_ms = since(parent->since);
+  spdlog::info("image complete after {} ms", total_ms);
+  Frozen frozen{.images = {},
+                .names = {options.qemu},
+                .freeze = {{"by_shim", parent->kind == FreezeKind::kShim ? 1 : 0},
+                           {"pause_us", static_cast<std::uint64_t>(parent->pause.count())},
+                           {"descriptor_ms", descriptor_ms},
+                           {"total_ms", total_ms}}};
+  frozen.images.push_back(std::move(*image));
+  return frozen;
+}
+
+}  // namespace snowfabric
