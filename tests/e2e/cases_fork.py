@@ -90,6 +90,7 @@ def fork_late_clones_cost_neither_wire_nor_faults(context):
         vms.fork(3)
         record = vms.fleet.dir / "working-set"
         vms.fleet.start_memtap(1, extra=("--record", record))
+        vms.fleet.wait_server()
         first = vms.settle(vms.spawn(1, 1))
         faults, sent = vms.guest_counters(first)["faults"], vms.fleet.server_stats()["tx_bytes"]
         vms.settle(vms.spawn(2, 1))
@@ -192,6 +193,7 @@ def fork_clones_of_a_host_share_memory(context):
     with family(context, nb_hosts=1) as vms:
         vms.fork(3)
         vms.fleet.start_memtap(1)
+        vms.fleet.wait_server()
         clones = []
         for clone_id in (1, 2, 3):
             clones.append(vms.settle(vms.spawn(clone_id, 1, postcopy=False)))
@@ -211,6 +213,7 @@ def fork_memtap_killed_clones_that_share_memory_wait_for_the_next(context):
     with family(context, nb_hosts=1) as vms:
         vms.fork(2)
         vms.fleet.start_memtap(1)
+        vms.fleet.wait_server()
         clones = [vms.settle(vms.spawn(clone_id, 1, postcopy=False)) for clone_id in (1, 2)]
         vms.fleet.memtaps[1].kill()
         for clone in clones:

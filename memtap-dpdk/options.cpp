@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memtap-dpdk/options.hpp"
+
+#include <cerrno>
+#include <charconv>
+#include <fstream>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "descriptor/descriptor.hpp"
+
+namespace snowfabric {
+namespace {
+
+std::optional<PageRange> parse_range(std::string_view text) {
+  const auto dash = text.find('-');
+  const auto first = parse_number(text.substr(0, dash), 0);
+  const auto last = dash == std::string_view::npos ? first : parse_number(text.substr(dash + 1), 0);
+  if (!first || !last || *last < *first || *last - *first >= 0xffffffff) return std::nullopt;
+  return PageRange{Gfn{*first}, static_cast<std::uint32_t>(*last - *first + 1)};
+}
+
+Result<TapImage> image_of_descriptor(const std::string& path) {
+  const auto descriptor = read_descriptor(path);
+  if (!descriptor) return std::unexpected(descriptor.error());
+  TapImage image{.image_id = descriptor->image_id,
+                 .epoch = descriptor->epoch,
+                 .server = std::nullopt,
+                 .nb_pages = descriptor->spaces.front().nb_pages,
+                 .working_set = descriptor->working_set};
+  if (descriptor->server != MacAddr{}) image.server = descriptor->server;
+  if (descriptor->find(SectionType::kQemuDevices) != nullptr) {
+    auto seed = QemuSeed::from(*descriptor);
+    if (!seed) return std::unexpected(seed.error());
+    image.qemu = std::move(*seed);
+  }
+  return image;
+}
+
+}  // namespace
+
+std::optional<std::uint64_t> parse_number(std::string_view text, int base) {
+  if (base == 0 && (text.starts_with("0x") || text.starts_with("0X")))
+    return parse_number(text.substr(2), 16);
+  std::uint64_t value = 0;
+  const auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), value, base == 0 ? 10 : base);
+  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+void add_tap_options(CLI::App& cli, TapOptions& options) {
+  add_app_options(cli, options);
+  auto* descriptor = cli.add_option("--descriptor", options.descriptor,
+                                    "descriptor of the image to fetch; QEMU clones need it");
+  cli.add_option("--image-id", options.image_id, "image to fetch, hexadecimal")
+      ->excludes(descriptor);
+  cli.add_option("--epoch", options.epoch, "epoch of the image")->capture_default_str();
+  cli.add_option("--server", options.server, "memserver's MAC address; default: ask by broadcast");
+  cli.add_option("--socket", options.socket, "unix socket where guests hand over userfaultfds")
+      ->required();
+  cli.add_option("--presence-dir", options.presence_dir,
+                 "where presence bitmaps lie; default: SOCKET.d");
+  cli.add_option("--prefetch", options.prefetch_pages, "neighbour pages to ask for with a fault")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str();
+  cli.add_option("--prefetch-list", options.prefetch_list,
+                 "file of pages to fetch once a guest is there: 17 or 0x20-0x3f, one a line");
+  cli.add_option("--working-set", options.working_set,
+                 "file of pages that earlier clones had, as --record writes it: fetched at once, "
+                 "and given to each guest before it asks");
+  cli.add_option("--record", options.record,
+                 "write the pages that clones had here, in their order, to this file");
+  cli.add_flag("!--no-keep", options.keep,
+               "keep no pages on this host for clones that come later: saves their memory");
+  cli.add_option("--buffer", options.buffer_pages, "pages of the arrival buffer")
+      ->check(CLI::Range(1, 65535))
+      ->capture_default_str();
+  cli.add_option("--max-guests", options.max_guests, "guests at once")->capture_default_str();
+  cli.add_option("--give-up", options.give_up_s,
+                 "seconds of a silent memserver after which faults fail with an error; one page "
+                 "that a live memserver does not deliver fails after three times as long")
+      ->check(CLI::Range(0.01, 86400.0))
+      ->capture_default_str();
+  cli.add_option("--max-image-gib", options.max_image_gib,
+                 "refuse a larger image that a memserver announces")
+      ->check(CLI::Range(1, 1 << 14))
+      ->capture_default_str();
+  cli.add_option("--min-rto", options.min_rto_ms, "shortest retry time-out, in milliseconds")
+      ->check(CLI::Range(0.01, 500.0))
+      ->capture_default_str();
+}
+
+Result<TapImage> image_of(const TapOptions& options) {
+  TapImage image{.image_id = 0, .epoch = options.epoch, .server = std::nullopt};
+  if (!options.descriptor.empty()) {
+    auto described = image_of_descriptor(options.descriptor);
+    if (!described) return described;
+    image = std::move(*described);
+  } else {
+    const auto id = parse_number(options.image_id, 16);
+    if (!id || *id == 0)
+      return fail(EINVAL, fmt::format("--image-id \"{}\": not a 64-bit hexadecimal number above 0; "
+                                      "--descriptor FILE names an image too",
+                                      options.image_id));
+    image.image_id = *id;
+  }
+  for (const auto& [file, into] : {std::pair{&options.prefetch_list, &image.prefetch},
+                                   std::pair{&options.working_set, &image.working_set}}) {
+    if (file->empty()) continue;
+    auto list = read_prefetch_list(*file);
+    if (!list) return std::unexpected(list.error());
+    *into = std::move(*list);
+  }
+  if (!options.server.empty()) {
+    image.server = parse_mac(options.server);
+    if (!image.server)
+      return fail(EINVAL, fmt::format("--server {}: not a MAC address", options.server));
+  }
+  return image;
+}
+
+Result<std::vector<PageRange>> read_prefetch_list(const std::string& path) {
+  std::ifstream file{path};
+  if (!file) return fail(errno, fmt::format("open {}", path));
+  std::vector<PageRange> ranges;
+  std::string line;
+  for (unsigned number = 1; std::getline(file, line); ++number) {
+    line.erase(std::min(line.find('#'), line.size()));
+    std::erase_if(line, [](char c) { return c == ' ' || c == '\t' || c == '\r'; });
+    if (line.empty()) continue;
+    const auto range = parse_range(line);
+    if (!range)
+      return fail(EINVAL, fmt::format("{}:{}: neither a page number nor a range", path, number));
+    ranges.push_back(*range);
+  }
+  return ranges;
+}
+
+std::string to_list(std::span<const PageRange> ranges) {
+  std::string text;
+  for (const PageRange& range : ranges)
+    text += fmt::format("{}-{}\n", range.first.value, range.first.value + range.nb_pages - 1);
+  return text;
+}
+
+}  // namespace snowfabric

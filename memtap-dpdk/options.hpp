@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "fabric/base/frame_number.hpp"
+#include "fabric/base/mac.hpp"
+#include "fabric/base/result.hpp"
+#include "memtap-dpdk/qemu_guest.hpp"
+#include "pmd-config/app.hpp"
+
+namespace snowfabric {
+
+/// A whole number in base 10 or 16; base 0: 10, or 16 behind 0x.
+[[nodiscard]] std::optional<std::uint64_t> parse_number(std::string_view text, int base);
+
+struct TapOptions : AppOptions {
+  std::string descriptor;  ///< file; names image, epoch and server, and is needed for QEMU clones
+  std::string image_id;    ///< hexadecimal
+  std::uint32_t epoch = 1;
+  std::string server;  ///< MAC address; empty: ask by broadcast
+  std::string socket;
+  std::string presence_dir;  ///< empty: SOCKET.d
+  std::uint32_t prefetch_pages = 8;
+  std::string prefetch_list;
+  std::string working_set;  ///< file to load; empty: the descriptor's
+  std::string record;       ///< file to write the working set to
+  bool keep = true;         ///< pages for clones that come later
+  std::uint32_t buffer_pages = 256;
+  std::uint32_t max_guests = 64;
+  double give_up_s = 10;
+  std::uint64_t max_image_gib = 256;
+  double min_rto_ms = 1;
+};
+
+void add_tap_options(CLI::App& cli, TapOptions& options);
+
+/// Pages as read_prefetch_list() reads them.
+[[nodiscard]] std::string to_list(std::span<const PageRange> ranges);
+
+/// Page numbers and ranges ("17", "0x20-0x3f") of a prefetch list, one a line; # begins a comment.
+/// @return EINVAL with file:line; or the errno of reading it
+[[nodiscard]] Result<std::vector<PageRange>> read_prefetch_list(const std::string& path);
+
+/// The image to fetch, and what clones start from if there is a descriptor.
+struct TapImage {
+  std::uint64_t image_id = 0;
+  std::uint32_t epoch = 0;
+  std::optional<MacAddr> server;
+  std::uint64_t nb_pages = 0;      ///< 0: the memserver says it
+  std::optional<QemuSeed> qemu{};  ///< for clones that are QEMUs
+  std::vector<PageRange> prefetch{}, working_set{};
+};
+
+/// @return EINVAL: an option is wrong or missing; or as read_descriptor
+[[nodiscard]] Result<TapImage> image_of(const TapOptions& options);
+
+}  // namespace snowfabric
