@@ -308,9 +308,14 @@ class WebServerTest(AgentTest):
         self.assertEqual(self.port.ask("COUNTER"), "COUNTER 2")
 
 
-if __name__ == "__main__":
+def main():
+    global AGENT
     AGENT = pathlib.Path(sys.argv.pop(1))
     if subprocess.run([*APART, "true"], capture_output=True).returncode != 0:
         print("no user namespaces here")
         sys.exit(77)  # meson: skipped
     unittest.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,9 @@
 #include <sys/time.h>
 
 #include "tools/guest/sf_agent_socket.h"
+#include "tools/guest/sf_churn.h"
 #include "tools/guest/sf_clone.h"
+#include "tools/guest/sf_free.h"
 #include "tools/guest/sf_http.h"
 #include "tools/guest/sf_workload.h"
 
@@ -72,6 +74,16 @@ static int dirty(const char* args) {
                      (unsigned long long)sf_workload_rewritten());
 }
 
+static int churn(const char* args) {
+  long mb = number(args, kMaxFillMb);
+  struct sf_churn_report report;
+  if (mb < 0) return sf_port_say(&port, "ERROR CHURN needs a number of MiB");
+  if (sf_churn((unsigned)mb, &report) != 0)
+    return sf_port_say(&port, "ERROR CHURN %ld: %s", mb, strerror(errno));
+  return sf_port_say(&port, "CHURNING mb=%ld bad=%llu verified=%llu", mb,
+                     (unsigned long long)report.nb_bad, (unsigned long long)report.nb_verified);
+}
+
 static int counter(const char* args) {
   (void)args;
   return sf_port_say(&port, "COUNTER %lu", sf_http_counter());
@@ -112,7 +124,7 @@ static const struct {
   int (*obey)(const char* args);
 } kCommands[] = {{"PING", ping},           {"FILL", fill},    {"VERIFY", verify},
                  {"DIRTY", dirty},         {"FORK", fork_vm}, {"COUNTER", counter},
-                 {"RANDOM", random_bytes}, {"RUN", run}};
+                 {"RANDOM", random_bytes}, {"RUN", run},      {"CHURN", churn}};
 
 static int obey(const char* line) {
   size_t length = strcspn(line, " ");
@@ -194,6 +206,7 @@ static int agent_main(int argc, char** argv) {
     fprintf(stderr, "usage: sf-agent [HTTP-PORT]\n");
     return 2;
   }
+  if (sf_free_start() != 0) return die("cannot start the process that knows the free pages");
   if (open_port() != 0) return die("cannot open the port org.snowfabric.0");
   if (sf_http_start((uint16_t)http_port) != 0) return die("cannot start the web server");
   int programs = sf_agent_listen();

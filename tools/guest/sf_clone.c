@@ -25,7 +25,7 @@ static atomic_int current_id;
 
 int sf_id(void) { return atomic_load(&current_id); }
 
-static bool has_our_name(const char* port) {
+static bool has_name(const char* port, const char* wanted) {
   char path[300];
   char name[64] = "";
   snprintf(path, sizeof path, "%s/%s/name", kPortFolder, port);
@@ -34,12 +34,12 @@ static bool has_our_name(const char* port) {
   if (fgets(name, sizeof name, file) == NULL) name[0] = '\0';
   fclose(file);
   name[strcspn(name, "\n")] = '\0';
-  return strcmp(name, kPortName) == 0;
+  return strcmp(name, wanted) == 0;
 }
 
-/// Path of the port's device. No udev is needed: /sys knows the ports' names.
-static int find_port(char* path, size_t size) {
-  const char* given = secure_getenv("SF_PORT");
+/// Path of a port's device. No udev is needed: /sys knows the ports' names.
+static int find_port(const char* name, const char* variable, char* path, size_t size) {
+  const char* given = secure_getenv(variable);
   if (given != NULL) {
     snprintf(path, size, "%s", given);
     return 0;
@@ -47,7 +47,7 @@ static int find_port(char* path, size_t size) {
   DIR* folder = opendir(kPortFolder);
   bool found = false;
   for (struct dirent* entry; folder != NULL && !found && (entry = readdir(folder)) != NULL;) {
-    found = entry->d_name[0] != '.' && has_our_name(entry->d_name);
+    found = entry->d_name[0] != '.' && has_name(entry->d_name, name);
     if (found) snprintf(path, size, "/dev/%s", entry->d_name);
   }
   if (folder != NULL) closedir(folder);
@@ -55,11 +55,13 @@ static int find_port(char* path, size_t size) {
   return found ? 0 : -1;
 }
 
-int sf_port_open(struct sf_port* port) {
+int sf_port_open(struct sf_port* port) { return sf_port_open_as(port, kPortName, "SF_PORT"); }
+
+int sf_port_open_as(struct sf_port* port, const char* name, const char* variable) {
   char path[300];
   memset(port, 0, sizeof *port);
   port->fd = -1;
-  if (find_port(path, sizeof path) != 0) return -1;
+  if (find_port(name, variable, path, sizeof path) != 0) return -1;
   port->fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY);
   return port->fd < 0 ? -1 : 0;
 }

@@ -35,6 +35,9 @@ struct sf_port {
 /// @return 0; -1 with errno: ENODEV (no such port), EBUSY (another program has it open), or open's
 int sf_port_open(struct sf_port* port);
 
+/// The same for a port of another name and environment variable.
+int sf_port_open_as(struct sf_port* port, const char* name, const char* variable);
+
 void sf_port_close(struct sf_port* port);
 
 /// Reads once, blocks until there is something.
