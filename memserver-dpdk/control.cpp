@@ -161,6 +161,8 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
                  "freeze the running QEMU behind this QMP socket and serve its memory");
   cli.add_option("--descriptor", options.descriptor_file,
                  "with --qemu: write the descriptor that clones start from there");
+  cli.add_option("--free-pages", options.free_pages,
+                 "with --qemu: ask at this socket which pages are free, and leave them out");
   cli.add_option("--image-id", options.image_ids,
                  "hexadecimal id of each image; default: derived from the content, at random with "
                  "--qemu");

@@ -24,6 +24,7 @@ struct ServerOptions : AppOptions {
   std::string info_file;
   std::string qemu;             ///< QMP socket of a parent to freeze instead of serving files
   std::string descriptor_file;  ///< with `qemu`: where its descriptor is written
+  std::string free_pages;       ///< with `qemu`: socket of the guest's port for free pages
 };
 
 void add_server_options(CLI::App& cli, ServerOptions& options);

@@ -42,6 +42,9 @@ class CowMemory {
   /// @return pages that were written since arm()
   [[nodiscard]] Result<std::uint64_t> freeze();
 
+  /// Whether the parent has written the page between arm() and freeze(). @pre both were called
+  [[nodiscard]] bool written_before_freeze(Gfn page) const { return written_[page.value]; }
+
   [[nodiscard]] std::uint64_t nb_pages() const noexcept { return copied_.size(); }
   /// Bytes [offset, offset + out.size()) of a page as it was at the instant. Any thread.
   void copy(Gfn page, std::size_t offset, std::span<std::byte> out) const noexcept;
@@ -70,7 +73,7 @@ class CowMemory {
   std::span<std::byte> aside_;  // pages copied, each at its own place; costs memory where used
   std::vector<std::atomic<bool>> copied_;
   std::atomic<std::uint64_t> nb_copied_{0};
-  std::mutex mutex_;  // written_ and frozen_, between the thread and freeze()
+  std::mutex mutex_;  // written_ and frozen_, between the thread and freeze(); then they are fixed
   std::vector<bool> written_;
   bool frozen_ = false;
   pthread_t thread_{};

@@ -40,9 +40,12 @@ Result<FrozenParent> take_parent(const ServerOptions& options) {
   auto parent = freeze_qemu({.qmp_path = options.qemu,
                              .image_id = id->value_or(random_id()),
                              .epoch = options.epoch,
-                             .progress_fd = STDERR_FILENO});
+                             .progress_fd = STDERR_FILENO,
+                             .free_pages_path = options.free_pages});
   if (parent && !parent->why_no_shim.empty())
     spdlog::warn("the parent's preload library cannot be used: {}", parent->why_no_shim);
+  if (parent && !parent->why_none_avoided.empty())
+    spdlog::warn("free pages are part of the image: {}", parent->why_none_avoided);
   return parent;
 }
 
@@ -54,6 +57,8 @@ Result<void> check_sources(const ServerOptions& options) {
       return fail(EINVAL, "nothing to serve: name image files, or a parent with --qemu");
     if (!options.descriptor_file.empty())
       return fail(EINVAL, "--descriptor belongs to --qemu: a raw image has no device state");
+    if (!options.free_pages.empty())
+      return fail(EINVAL, "--free-pages belongs to --qemu: nobody can be asked about a raw image");
     if (!options.image_ids.empty() && options.image_ids.size() != options.images.size())
       return fail(EINVAL, fmt::format("{} images but {} --image-id", options.images.size(),
                                       options.image_ids.size()));
@@ -105,13 +110,16 @@ Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server
     return std::unexpected(image.error());
   }
   const std::uint64_t total_ms = since(parent->since);
-  spdlog::info("image complete after {} ms", total_ms);
+  spdlog::info("image complete after {} ms, {} pages avoided of {} free ones", total_ms,
+               parent->nb_avoided_pages, parent->nb_free_pages);
   Frozen frozen{.images = {},
                 .names = {options.qemu},
                 .freeze = {{"by_shim", parent->kind == FreezeKind::kShim ? 1 : 0},
                            {"pause_us", static_cast<std::uint64_t>(parent->pause.count())},
                            {"descriptor_ms", descriptor_ms},
-                           {"total_ms", total_ms}}};
+                           {"total_ms", total_ms},
+                           {"avoided_pages", parent->nb_avoided_pages},
+                           {"free_pages", parent->nb_free_pages}}};
   frozen.images.push_back(std::move(*image));
   return frozen;
 }

@@ -170,7 +170,9 @@ bool Image::lives(Gfn gfn) const noexcept {
 }
 
 void Image::copy(Gfn gfn, std::size_t offset, std::span<std::byte> out) const noexcept {
-  if (lives(gfn))
+  if (is_zero(gfn))
+    std::ranges::fill(out, std::byte{0});  // one that was left out is not zero where it lies
+  else if (lives(gfn))
     live_->copy(gfn, offset, out);
   else
     std::memcpy(out.data(), bytes().data() + gfn.value * kPageSize + offset, out.size());

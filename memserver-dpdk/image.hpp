@@ -23,7 +23,8 @@ struct ImageOptions {
   std::optional<int> progress_fd{};         ///< where to show the scan's progress, e.g. stderr
   /// RAM of a running parent: it is the first pages, and the file holds the others at their places.
   std::shared_ptr<CowMemory> live{};
-  std::vector<PageRange> zeros{};  ///< pages known to be zero: they are not read
+  std::vector<PageRange>
+      zeros{};  ///< not read: known to be zero, or read as such whatever they hold
 };
 
 /// A file mapped read-only and shared; unmaps what it owns.

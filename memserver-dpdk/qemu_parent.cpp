@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 
 #include "fabric/base/unique_fd.hpp"
+#include "memserver-dpdk/free_pages.hpp"
 #include "memserver-dpdk/qmp.hpp"
 
 namespace snowfabric {
@@ -252,9 +253,35 @@ Result<FrozenParent> freeze_by_snapshot(Qmp& qmp, const QemuFreezeOptions& optio
   if (!migrated) return std::unexpected(migrated.error());
   auto parent = complete(std::move(migrated->memory), nullptr, options, std::move(descriptor));
   parent.kind = FreezeKind::kSnapshot;
+  if (!options.free_pages_path.empty())
+    parent.why_none_avoided = "without the preload library nobody knows what the guest writes";
   parent.since = began;
   parent.pause = migrated->pause;
   return parent;
+}
+
+/// What the guest says is free. Between arm() and freeze(): only there is it known what is written.
+Result<std::vector<FrameRange>> free_frames(const QemuFreezeOptions& options,
+                                            const CowMemory& live) {
+  if (options.free_pages_path.empty()) return {};
+  return ask_free_frames(options.free_pages_path, live.nb_pages());
+}
+
+/// After freeze().
+Result<AvoidedPages> avoidable(const Result<std::vector<FrameRange>>& frames,
+                               const qemu::State& state, const CowMemory& live) {
+  if (!frames) return std::unexpected(frames.error());
+  if (frames->empty()) return AvoidedPages{};
+  return avoidable(*frames, state.blocks,
+                   [&live](Gfn page) { return live.written_before_freeze(page); });
+}
+
+void leave_out(AvoidedPages avoided, FrozenParent& parent) {
+  parent.nb_avoided_pages = avoided.nb_pages;
+  parent.nb_free_pages = avoided.nb_free;
+  parent.zeros.insert(parent.zeros.end(), avoided.ranges.begin(), avoided.ranges.end());
+  if (avoided.ranges.size() <= kMaxPageRanges)  // as zero_pages
+    parent.descriptor.absent_pages = std::move(avoided.ranges);
 }
 
 /// Protects while the VM runs, so that little is left to do while it stands still.
@@ -264,6 +291,7 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
   const auto mode = MigrationMode::begin(qmp, "x-ignore-shared");
   if (!mode) return std::unexpected(mode.error());
   if (auto ok = live->arm(); !ok) return std::unexpected(ok.error());
+  const auto frames = free_frames(options, *live);
   auto stopped = StoppedVm::stop(qmp);
   if (!stopped) return std::unexpected(stopped.error());
   if (auto ok = live->freeze(); !ok) return std::unexpected(ok.error());
@@ -273,6 +301,10 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
   const auto pause = stopped->resume();
   if (!pause) return std::unexpected(pause.error());
   auto parent = complete(std::move(migrated->memory), live, options, std::move(descriptor));
+  if (auto avoided = avoidable(frames, parent.memory.state(), *live); avoided)
+    leave_out(std::move(*avoided), parent);
+  else
+    parent.why_none_avoided = avoided.error().what;
   parent.kind = FreezeKind::kShim;
   parent.since = stopped->since();
   parent.pause = *pause;

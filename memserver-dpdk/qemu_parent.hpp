@@ -21,6 +21,8 @@ struct QemuFreezeOptions {
   std::uint64_t image_id = 0;  ///< not 0: the descriptor needs it before the memory is read
   std::uint32_t epoch = 1;
   std::optional<int> progress_fd{};
+  /// The host's end of the port at which the guest says what is free; empty: it is not asked.
+  std::string free_pages_path{};
 };
 
 enum class FreezeKind : std::uint8_t {
@@ -38,7 +40,10 @@ struct FrozenParent {
   Descriptor descriptor;              ///< complete but for the memserver's address
   std::chrono::steady_clock::time_point since{};  ///< when it was stopped
   std::chrono::microseconds pause{0};             ///< the vCPUs stood still
-  std::vector<PageRange> zeros{};                 ///< known without reading; there may be more
+  std::vector<PageRange> zeros{};  ///< not read: known to be zero, or avoided; in any order
+  /// Left out because they were free in the guest at the instant, and what the guest called free.
+  std::uint64_t nb_avoided_pages = 0, nb_free_pages = 0;
+  std::string why_none_avoided{};  ///< empty, or why the guest could not be asked
 
   /// Scans the memory: as Image::open. Nothing can change the image, nor does the parent's death.
   [[nodiscard]] Result<Image> open_image(std::optional<int> progress_fd) const;

@@ -9,6 +9,8 @@
 #include <gmock/gmock.h>
 #include <sys/stat.h>
 
+#include "fabric/crc32c.hpp"
+#include "memserver-dpdk/image.hpp"
 #include "tests/unit/guest_peer.hpp"
 
 namespace snowfabric::testing {
@@ -121,6 +123,38 @@ TEST_F(CowMemoryTest, WhatIsWrittenBetweenArmingAndTheInstantBelongsToTheImage) 
   for (const std::uint64_t page : {2UL, 3UL, 7UL}) parent_.write(page, 3);
   EXPECT_TRUE(is(1, 1));
   for (const std::uint64_t page : {2UL, 3UL, 7UL}) EXPECT_TRUE(is(page, 2)) << page;
+}
+
+TEST_F(CowMemoryTest, ItIsKnownWhichPagesWereWrittenBetweenArmingAndTheInstant) {
+  for (std::uint64_t page = 0; page < 8; ++page) parent_.write(page, 1);
+  attach();
+  arm();
+  for (const std::uint64_t page : {2UL, 100UL}) parent_.write(page, 2);  // 100: its first touch
+  EXPECT_EQ(cow_->freeze().value(), 2U);
+  parent_.write(5, 3);
+  for (std::uint64_t page = 0; page < kPages; ++page)
+    EXPECT_EQ(cow_->written_before_freeze(Gfn{page}), page == 2 || page == 100) << page;
+}
+
+TEST_F(CowMemoryTest, AnAvoidedPageOfTheImageIsZeroWhateverIsInTheParent) {
+  for (std::uint64_t page = 0; page < 8; ++page) parent_.write(page, 1);
+  attach();
+  arm();
+  ASSERT_TRUE(cow_->freeze());
+  const UniqueFd rest{memfd_create("rest", MFD_CLOEXEC)};
+  ASSERT_EQ(ftruncate(rest.get(), kPages * kPageSize), 0);
+  const auto image = Image::open("/proc/self/fd/" + std::to_string(rest.get()),
+                                 {.live = std::move(cow_), .zeros = {{Gfn{2}, 3}, {Gfn{70}, 1}}});
+  ASSERT_TRUE(image) << image.error().what;
+  EXPECT_EQ(image->nb_zero_pages(), kPages - 5);
+  std::array<std::byte, kPageSize> bytes;
+  for (std::uint64_t page = 0; page < 8; ++page) {
+    const bool avoided = page >= 2 && page < 5;
+    image->copy(Gfn{page}, 0, bytes);
+    EXPECT_EQ(image->is_zero(Gfn{page}), avoided) << page;
+    EXPECT_EQ(image->crc(Gfn{page}), crc32c(bytes)) << page;
+    EXPECT_EQ(bytes[0], std::byte{avoided ? std::uint8_t{0} : std::uint8_t{1}}) << page;
+  }
 }
 
 TEST_F(CowMemoryTest, PartsOfAPageCanBeCopied) {

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/free_pages.hpp"
+
+#include <poll.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <random>
+#include <string_view>
+#include <utility>
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "fabric/base/unique_fd.hpp"
+
+namespace snowfabric {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t kMaxLineBytes = 511;
+constexpr std::uint64_t kMaxFrames = std::uint64_t{1} << 40U;  // x86 has 52 bits of address
+constexpr std::uint64_t kSplitFrame = (std::uint64_t{3} << 30U) / kPageSize;
+constexpr std::string_view kMainBlock = "pc.ram";
+
+/// What a guest wrote, for a log.
+std::string printable(std::string_view text) {
+  std::string out{text.substr(0, 200)};
+  std::ranges::replace_if(out, [](char c) { return c < ' ' || c > '~'; }, '?');
+  return out;
+}
+
+/// The lines of a guest, as long as patience lasts.
+class GuestLines {
+ public:
+  GuestLines(UniqueFd socket, const std::string& path, const FreePagesPatience& patience)
+      : socket_{std::move(socket)},
+        path_{path},
+        patience_{patience},
+        deadline_{Clock::now() + patience.whole} {}
+
+  Result<void> say(std::string_view line) {
+    const ssize_t sent = send(socket_.get(), line.data(), line.size(), MSG_NOSIGNAL);
+    if (sent < 0) return fail(errno, fmt::format("send to the guest on {}", path_));
+    // A fresh socket has room for a line; what it does not take now it will not.
+    if (static_cast<std::size_t>(sent) != line.size())
+      return fail(EAGAIN, fmt::format("send to the guest on {}", path_));
+    return {};
+  }
+
+  /// Valid until the next call.
+  Result<std::string_view> next() {
+    for (;;) {
+      const std::string_view rest = std::string_view{buffer_}.substr(begin_);
+      const auto end = rest.find('\n');
+      if (std::min(end, rest.size()) > kMaxLineBytes)
+        return fail(EPROTO, fmt::format("the guest on {} sends a line without end", path_));
+      if (end != std::string_view::npos) {
+        begin_ += end + 1;
+        return rest.substr(0, end);
+      }
+      buffer_.erase(0, begin_);
+      begin_ = 0;
+      if (auto ok = receive(); !ok) return std::unexpected(ok.error());
+    }
+  }
+
+ private:
+  Result<void> receive() {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline_ - Clock::now());
+    const auto wait = std::min(left, patience_.silence);
+    pollfd polled{socket_.get(), POLLIN, 0};
+    const int ready = wait.count() <= 0 ? 0 : poll(&polled, 1, static_cast<int>(wait.count()));
+    if (ready < 0 && errno == EINTR) return {};
+    if (ready < 0) return fail(errno, fmt::format("poll {}", path_));
+    if (ready == 0)
+      return fail(ETIMEDOUT, fmt::format("the guest on {} does not say in time what is free: does "
+                                         "sf-agent run there?",
+                                         path_));
+    std::array<char, 65536> piece;
+    const ssize_t n = recv(socket_.get(), piece.data(), piece.size(), 0);
+    if (n < 0 && (errno == EINTR || errno == EAGAIN)) return {};
+    if (n < 0) return fail(errno, fmt::format("receive from the guest on {}", path_));
+    if (n == 0) return fail(ECONNRESET, fmt::format("{} was closed", path_));
+    buffer_.append(piece.data(), static_cast<std::size_t>(n));
+    return {};
+  }
+
+  UniqueFd socket_;
+  const std::string& path_;
+  FreePagesPatience patience_;
+  Clock::time_point deadline_;
+  std::string buffer_;
+  std::size_t begin_ = 0;  // of what next() has not returned
+};
+
+Result<UniqueFd> connect_to(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof address.sun_path)
+    return fail(ENAMETOOLONG, fmt::format("socket path \"{}\" must have 1 to {} bytes", path,
+                                          sizeof address.sun_path - 1));
+  std::memcpy(address.sun_path, path.data(), path.size());
+  // Not blocking: connect() would wait for a listener whose backlog is full.
+  UniqueFd socket{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+  if (!socket) return fail(errno, "socket AF_UNIX");
+  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+    return fail(errno, fmt::format("connect to the guest's port for free pages, {}", path));
+  return socket;
+}
+
+std::string make_token() {
+  std::random_device random;
+  return fmt::format("{:08x}{:08x}", random(), random());
+}
+
+/// Takes a decimal number off the front of `text`.
+std::optional<std::uint64_t> take_number(std::string_view& text) {
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{}) return std::nullopt;
+  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+  return value;
+}
+
+/// A range behind frame `least`. @return nothing: the line is none
+std::optional<FrameRange> parse_range(std::string_view line, std::uint64_t least) {
+  const auto first = take_number(line);
+  if (!first || !line.starts_with(' ')) return std::nullopt;
+  line.remove_prefix(1);
+  const auto nb_frames = take_number(line);
+  if (!nb_frames || !line.empty()) return std::nullopt;
+  if (*first < least || *first >= kMaxFrames) return std::nullopt;
+  if (*nb_frames == 0 || *nb_frames > kMaxFrames - *first) return std::nullopt;
+  return FrameRange{*first, *nb_frames};
+}
+
+/// Passes over what belongs to an earlier question: that guest spoke of another moment.
+/// @return how many ranges follow
+Result<std::uint64_t> take_header(GuestLines& lines, std::string_view token) {
+  const std::string ranges = fmt::format("RANGES {} ", token);
+  const std::string refused = fmt::format("REFUSED {} ", token);
+  for (;;) {
+    const auto line = lines.next();
+    if (!line) return std::unexpected(line.error());
+    if (line->starts_with(refused))
+      return fail(ENOTSUP, fmt::format("the guest does not say what is free: {}",
+                                       printable(line->substr(refused.size()))));
+    if (!line->starts_with(ranges)) continue;
+    std::string_view rest = line->substr(ranges.size());
+    const auto nb_ranges = take_number(rest);
+    if (nb_ranges && rest.empty()) return *nb_ranges;
+    return fail(EPROTO, fmt::format("the guest says \"{}\"", printable(*line)));
+  }
+}
+
+Result<std::vector<FrameRange>> take_ranges(GuestLines& lines, std::uint64_t nb_ranges) {
+  std::vector<FrameRange> ranges;
+  for (std::uint64_t i = 0; i < nb_ranges; ++i) {
+    const auto line = lines.next();
+    if (!line) return std::unexpected(line.error());
+    const auto range =
+        parse_range(*line, ranges.empty() ? 0 : ranges.back().first + ranges.back().nb_frames);
+    if (!range)
+      return fail(EPROTO, fmt::format("\"{}\" is not the guest's free range {} of {}",
+                                      printable(*line), i, nb_ranges));
+    ranges.push_back(*range);
+  }
+  const auto end = lines.next();
+  if (!end) return std::unexpected(end.error());
+  if (*end != "END")
+    return fail(EPROTO, fmt::format("the guest says \"{}\", not END", printable(*end)));
+  return ranges;
+}
+
+void add(std::vector<PageRange>& ranges, std::uint64_t page) {
+  const bool extends = !ranges.empty() &&
+                       ranges.back().first.value + ranges.back().nb_pages == page &&
+                       ranges.back().nb_pages < std::numeric_limits<std::uint32_t>::max();
+  if (extends)
+    ++ranges.back().nb_pages;
+  else
+    ranges.push_back({Gfn{page}, 1});
+}
+
+}  // namespace
+
+Result<std::vector<FrameRange>> ask_free_frames(const std::string& socket_path,
+                                                std::uint64_t nb_pages,
+                                                const FreePagesPatience& patience) {
+  auto socket = connect_to(socket_path);
+  if (!socket) return std::unexpected(socket.error());
+  GuestLines lines{std::move(*socket), socket_path, patience};
+  const std::string token = make_token();
+  if (auto ok = lines.say(fmt::format("FREE {}\n", token)); !ok) return std::unexpected(ok.error());
+  const auto nb_ranges = take_header(lines, token);
+  if (!nb_ranges) return std::unexpected(nb_ranges.error());
+  if (*nb_ranges > nb_pages)
+    return fail(EPROTO, fmt::format("the guest says that {} ranges of its {} pages are free",
+                                    *nb_ranges, nb_pages));
+  return take_ranges(lines, *nb_ranges);
+}
+
+Result<AvoidedPages> avoidable(std::span<const FrameRange> frames, std::span<const RamBlock> blocks,
+                               const std::function<bool(Gfn)>& written) {
+  const auto main = std::ranges::find(blocks, kMainBlock, &RamBlock::name);
+  if (main == blocks.end() || main->first_page != 0)
+    return fail(ENOTSUP,
+                fmt::format("the image does not begin with the RAM block {}: what the guest calls "
+                            "free has no known place in it",
+                            kMainBlock));
+  const std::uint64_t end = std::min(main->nb_pages, kSplitFrame);
+  AvoidedPages out;
+  for (const FrameRange& range : frames) {
+    const std::uint64_t behind = std::min(range.first + range.nb_frames, end);
+    for (std::uint64_t page = range.first; page < behind; ++page) {
+      ++out.nb_free;
+      if (written(Gfn{page})) continue;
+      add(out.ranges, page);
+      ++out.nb_pages;
+    }
+  }
+  return out;
+}
+
+}  // namespace snowfabric

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/free_pages.hpp"
+
+#include <array>
+#include <atomic>
+#include <set>
+#include <thread>
+
+#include <gmock/gmock.h>
+
+#include "tests/unit/guest_peer.hpp"
+
+namespace snowfabric::testing {
+namespace {
+
+using namespace std::chrono_literals;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr std::uint64_t kPages = 1000;
+constexpr FreePagesPatience kShort{50ms, 300ms};
+
+/// A guest behind a socket, that says what the test scripts. One host.
+class FakeGuest {
+ public:
+  using Script = std::function<void(FakeGuest&)>;
+  explicit FakeGuest(const Script& script) {
+    listener_ = UniqueFd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path().copy(address.sun_path, sizeof address.sun_path - 1);
+    EXPECT_EQ(bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    EXPECT_EQ(listen(listener_.get(), 1), 0);
+    thread_ = std::thread{[this, script] {
+      peer_ = UniqueFd{accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC)};
+      script(*this);
+      const UniqueFd closed{std::move(peer_)};
+    }};
+  }
+  FakeGuest(const FakeGuest&) = delete;
+  FakeGuest& operator=(const FakeGuest&) = delete;
+  ~FakeGuest() { thread_.join(); }
+
+  [[nodiscard]] std::string path() const { return dir_ / "free"; }
+  /// @return false: the host has gone
+  bool say(std::string_view text) {
+    return send(peer_.get(), text.data(), text.size(), MSG_NOSIGNAL) ==
+           static_cast<ssize_t>(text.size());
+  }
+  /// The token of the host's question.
+  std::string hear() {
+    std::array<char, 256> text{};
+    const ssize_t n = recv(peer_.get(), text.data(), text.size(), 0);
+    const std::string line{text.data(), static_cast<std::size_t>(std::max<ssize_t>(n, 0))};
+    EXPECT_TRUE(line.starts_with("FREE ") && line.ends_with('\n')) << line;
+    return line.substr(5, line.size() - 6);
+  }
+
+ private:
+  TempDir dir_;
+  UniqueFd listener_, peer_;
+  std::thread thread_;
+};
+
+/// What a guest is taken for that answers with this; "T" in it is the question's token.
+Result<std::vector<FrameRange>> answered(const std::string& text) {
+  FakeGuest guest{[text](FakeGuest& g) {
+    std::string answer = text;
+    const std::string token = g.hear();
+    for (auto at = answer.find('T'); at != std::string::npos; at = answer.find('T', at + 16))
+      answer.replace(at, 1, token);
+    g.say(answer);
+  }};
+  return ask_free_frames(guest.path(), kPages, kShort);
+}
+
+Error error_of(const std::string& text) {
+  const auto frames = answered(text);
+  return frames ? Error{0, "taken"} : frames.error();
+}
+
+TEST(FreePages, WhatTheGuestCallsFreeIsReturned) {
+  const auto frames = answered("RANGES T 3\n0 1\n1 5\n1048576 200\nEND\n");
+  ASSERT_TRUE(frames) << frames.error().what;
+  EXPECT_THAT(*frames, ElementsAre(FrameRange{0, 1}, FrameRange{1, 5}, FrameRange{1048576, 200}));
+  EXPECT_THAT(answered("RANGES T 0\nEND\n").value(), IsEmpty());
+}
+
+TEST(FreePages, AnAnswerMayComeInPieces) {
+  FakeGuest guest{[](FakeGuest& g) {
+    const std::string token = g.hear();
+    for (const char c : "RANGES " + token + " 1\n7 3\nEND\n") {
+      g.say(std::string(1, c));
+      std::this_thread::sleep_for(100us);
+    }
+  }};
+  const auto frames = ask_free_frames(guest.path(), kPages);
+  ASSERT_TRUE(frames) << frames.error().what;
+  EXPECT_THAT(*frames, ElementsAre(FrameRange{7, 3}));
+}
+
+TEST(FreePages, WhatAnswersAnEarlierQuestionIsPassedOver) {
+  // The host before this one went away in the middle of its answer.
+  const auto frames = answered(
+      "44 2\nEND\nRANGES 0123456789abcdef 1\n5 5\nEND\nREFUSED 0123456789abcdef no\n"
+      "ERROR what?\nRANGES T 1\n8 1\nEND\n");
+  ASSERT_TRUE(frames) << frames.error().what;
+  EXPECT_THAT(*frames, ElementsAre(FrameRange{8, 1}));
+}
+
+TEST(FreePages, EachQuestionHasATokenOfItsOwn) {
+  std::set<std::string> tokens;
+  for (int i = 0; i < 8; ++i) {
+    FakeGuest guest{[&](FakeGuest& g) { tokens.insert(g.hear()); }};
+    EXPECT_FALSE(ask_free_frames(guest.path(), kPages, kShort));
+  }
+  EXPECT_EQ(tokens.size(), 8U);
+}
+
+TEST(FreePages, ARefusalCarriesTheGuestsWords) {
+  const Error error = error_of("REFUSED T no \x1b[2J way\n");
+  EXPECT_EQ(error.errnum, ENOTSUP);
+  EXPECT_THAT(error.what, HasSubstr("no ?[2J way"));
+}
+
+TEST(FreePages, AnAnswerThatIsNoneIsRefused) {
+  for (const char* text : {"RANGES T x\n",
+                           "RANGES T -1\n",
+                           "RANGES T 1 \n0 1\nEND\n",
+                           "RANGES T 1001\n",
+                           "RANGES T 18446744073709551616\n",
+                           "RANGES T 1\n0\nEND\n",
+                           "RANGES T 1\n0 0\nEND\n",
+                           "RANGES T 1\n-1 1\nEND\n",
+                           "RANGES T 1\n0 1 \nEND\n",
+                           "RANGES T 1\n0  1\nEND\n",
+                           "RANGES T 1\n0x1 1\nEND\n",
+                           "RANGES T 1\n\nEND\n",
+                           "RANGES T 2\n5 2\n6 1\nEND\n",
+                           "RANGES T 2\n5 2\n3 1\nEND\n",
+                           "RANGES T 1\n1099511627776 1\nEND\n",
+                           "RANGES T 1\n1 1099511627776\nEND\n",
+                           "RANGES T 1\n1 18446744073709551615\nEND\n",
+                           "RANGES T 1\n0 1\n2 1\nEND\n",
+                           "RANGES T 2\n0 1\nEND\n",
+                           "RANGES T 1\n0 1\nENDE\n"})
+    EXPECT_EQ(error_of(text).errnum, EPROTO) << text << error_of(text).what;
+}
+
+TEST(FreePages, ALineWithoutEndIsRefused) {
+  for (const char* before : {"", "RANGES T 1\n"}) {
+    EXPECT_EQ(error_of(before + std::string(512, '1') + "\nEND\n").errnum, EPROTO);
+    EXPECT_EQ(error_of(before + std::string(100000, '1')).errnum, EPROTO);
+  }
+}
+
+TEST(FreePages, AGuestThatEndsInTheMiddleIsToldSo) {
+  for (const char* text : {"", "RANGES T", "RANGES T 2\n0 1\n", "RANGES T 1\n0 1\nEN"})
+    EXPECT_EQ(error_of(text).errnum, ECONNRESET) << text;
+}
+
+TEST(FreePages, ASilentGuestIsNotWaitedFor) {
+  for (const char* before : {"", "RANGES ", "noise\n"}) {
+    std::atomic<bool> done{false};
+    FakeGuest silent{[&](FakeGuest& g) {
+      g.hear();
+      g.say(before);
+      done.wait(false);
+    }};
+    const auto frames = ask_free_frames(silent.path(), kPages, kShort);
+    ASSERT_FALSE(frames);
+    EXPECT_EQ(frames.error().errnum, ETIMEDOUT);
+    done = true;
+    done.notify_all();
+  }
+}
+
+TEST(FreePages, AGuestThatSaysMoreAndMoreIsNotListenedToForEver) {
+  FakeGuest chatty{[&](FakeGuest& g) {
+    g.hear();
+    while (g.say("RANGES 0 1\n")) std::this_thread::sleep_for(1ms);
+  }};
+  const auto frames = ask_free_frames(chatty.path(), kPages, kShort);
+  ASSERT_FALSE(frames);
+  EXPECT_EQ(frames.error().errnum, ETIMEDOUT);
+}
+
+TEST(FreePages, APathWithoutAGuestOrTooLongIsAnError) {
+  EXPECT_EQ(ask_free_frames("/nonexistent/free", kPages).error().errnum, ENOENT);
+  EXPECT_EQ(ask_free_frames("", kPages).error().errnum, ENAMETOOLONG);
+  EXPECT_EQ(ask_free_frames(std::string(200, 'x'), kPages).error().errnum, ENAMETOOLONG);
+}
+
+const std::vector<RamBlock> kPc{{"pc.ram", 0, 100, 100 * kPageSize},
+                                {"pc.bios", 100, 64, 64 * kPageSize}};
+
+bool never(Gfn /*page*/) { return false; }
+
+TEST(FreePages, APageWrittenSinceIsNotAvoided) {
+  const std::vector<FrameRange> frames{{10, 4}, {14, 2}, {30, 1}};
+  const auto out = avoidable(frames, kPc, [](Gfn page) { return page.value == 11; });
+  ASSERT_TRUE(out) << out.error().what;
+  EXPECT_THAT(out->ranges,
+              ElementsAre(PageRange{Gfn{10}, 1}, PageRange{Gfn{12}, 4}, PageRange{Gfn{30}, 1}));
+  EXPECT_EQ(out->nb_pages, 6U);
+  EXPECT_EQ(out->nb_free, 7U);
+}
+
+TEST(FreePages, OnlyPagesOfTheGuestsRamAreAvoided) {
+  const std::vector<FrameRange> frames{{98, 10}, {120, 3}, {1048576, 5}};
+  const auto out = avoidable(frames, kPc, never);
+  ASSERT_TRUE(out);
+  EXPECT_THAT(out->ranges, ElementsAre(PageRange{Gfn{98}, 2}));
+  EXPECT_EQ(out->nb_free, 2U);
+}
+
+TEST(FreePages, BehindTheHoleForDevicesAFrameIsNotThePageOfItsNumber) {
+  const std::vector<RamBlock> large{{"pc.ram", 0, 1U << 20U, std::uint64_t{1} << 32U}};
+  const std::vector<FrameRange> frames{{(3U << 18U) - 1, 100}};
+  EXPECT_THAT(avoidable(frames, large, never).value().ranges,
+              ElementsAre(PageRange{Gfn{(3U << 18U) - 1}, 1}));
+}
+
+TEST(FreePages, RamOfAnotherKindIsNotGuessedAt) {
+  const std::vector<FrameRange> frames{{1, 1}};
+  const std::vector<RamBlock> other{{"ram-node0", 0, 100, 100 * kPageSize}};
+  const std::vector<RamBlock> behind{{"big", 0, 200, 200 * kPageSize},
+                                     {"pc.ram", 200, 100, 100 * kPageSize}};
+  for (const auto& blocks : {other, behind, std::vector<RamBlock>{}})
+    EXPECT_EQ(avoidable(frames, blocks, never).error().errnum, ENOTSUP);
+}
+
+}  // namespace
+}  // namespace snowfabric::testing
