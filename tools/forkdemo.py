@@ -71,7 +71,7 @@ def results(args, family, fleet, rows, parent, seconds):
         "parent_pause_ms": freeze["pause_us"] / 1000, "descriptor_ms": freeze["descriptor_ms"],
         "freeze_ms": freeze["total_ms"],
         "descriptor_bytes": forklib.descriptor_bytes(family.descriptor),
-        "guest_ram_bytes": args.vm_mb << 20, "avoided_pages": freeze.get("avoided_pages", 0),
+        "guest_ram_bytes": args.vm_mb << 20, "avoided_pages": freeze["avoided_pages"],
         "image_pages": fleet.info["images"][0]["pages"], "zero_pages": fleet.info["images"][0]["zero_pages"],
         "wire_bytes": server.get("tx_bytes"), "multicast_pages": server.get("tx_pages_multicast"),
         "unicast_pages": server.get("tx_pages_unicast"), "lockstep_hits": server.get("lockstep_hits"),

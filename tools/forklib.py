@@ -59,11 +59,12 @@ class Family:
     """Use with `with`, inside a lab that is up and a fleet without an image. All VMs' network cards meet in a bridge of
     their own, in which this machine has an address."""
 
-    def __init__(self, lab, fleet, *, number=0, mb=192, kernel=None, shim=True):
+    def __init__(self, lab, fleet, *, number=0, mb=192, cpus=1, kernel=None, shim=True):
         """@param shim  start the parent with the preload library, to freeze it by write protection"""
-        self.lab, self.fleet, self.number, self.mb, self.shim = lab, fleet, number, mb, shim
+        self.lab, self.fleet, self.number, self.shim = lab, fleet, number, shim
         self.kernel = kernel or bootlib.fetch_kernel()
-        self.machine = vmlib.machine_args(mb)
+        self.machine = vmlib.machine_args(mb, cpus)
+        self.parent_machine = vmlib.machine_args(mb, cpus, shared=shim)
         self.descriptor = fleet.dir / f"family{number}.descriptor"
         self.parent, self.clones = None, []
         self.pool = ThreadPoolExecutor()
@@ -92,7 +93,7 @@ class Family:
         self.freezer = self.fleet.dir / f"freezer{self.number}.sock"
         preload = ["env", f"LD_PRELOAD={(self.fleet.opt.build / SHIM).absolute()}",
                    f"SF_SHIM_SOCKET={self.fleet.dir / f'shim{self.number}.sock'}"] if self.shim else []
-        self.parent = vmlib.Vm(f"parent{self.number}", self.fleet.dir, vmlib.machine_args(self.mb, shared=self.shim),
+        self.parent = vmlib.Vm(f"parent{self.number}", self.fleet.dir, self.parent_machine,
                                boot=vmlib.boot_args(self.kernel, initramfs, self.identity(0)), nic=self._nic(0),
                                prefix=preload, extra=["-qmp", f"unix:{self.freezer},server=on,wait=off"])
         self.parent.start()
@@ -104,8 +105,10 @@ class Family:
         wait until the memserver has scanned the memory (fleet.wait_server)."""
         self.parent.ask_fork(nb_clones)
         self.descriptor.unlink(missing_ok=True)
+        # Only write protection knows what the guest writes after it said what is free.
+        free = ("--free-pages", self.parent.dir / "free.sock") if self.shim else ()
         try:
-            server = self.fleet.launch_server(("--qemu", self.freezer, "--descriptor", self.descriptor))
+            server = self.fleet.launch_server(("--qemu", self.freezer, "--descriptor", self.descriptor, *free))
             self.fleet.wait_for(server, self.descriptor.exists, "frozen", timeout_s, host=0)
         except fleetlib.FleetError as error:
             self.parent.channel.send("FAIL the memory could not be frozen")

@@ -20,6 +20,7 @@ from bootlib import VmError
 
 QEMU = "qemu-system-x86_64"
 PORT_NAME = "org.snowfabric.0"
+FREE_PORT_NAME = "org.snowfabric.free.0"
 PROTOCOL = "1"  # docs/guest-channel.md
 MIN_MB, MAX_MB = 128, 3072  # below: the kernel has no room; above: -M pc splits RAM around the PCI hole
 MAX_CLONES = 4096
@@ -27,7 +28,7 @@ MAX_FAMILIES = 64
 MAX_SOCKET_PATH = 107
 HOST_IP = "10.64.255.254/10"  # free in the network of identity_of, for the host's end of a bridge
 # What the machine's devices call their back ends.
-CHANNEL, CONSOLE, NETDEV = "agent", "console", "net0"
+CHANNEL, FREE, CONSOLE, NETDEV = "agent", "free", "console", "net0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,8 @@ def machine_args(mb=192, cpus=1, nic=True, shared=False, image=None):
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-serial", f"chardev:{CONSOLE}",
             "-device", "virtio-serial-pci,addr=0x3",
-            "-device", f"virtserialport,chardev={CHANNEL},name={PORT_NAME}"]
+            "-device", f"virtserialport,chardev={CHANNEL},name={PORT_NAME}",
+            "-device", f"virtserialport,chardev={FREE},name={FREE_PORT_NAME}"]
     if nic:
         args += ["-device", f"virtio-net-pci,addr=0x4,netdev={NETDEV},romfile="]
     return args
@@ -131,7 +133,8 @@ def instance_args(name, folder, nic=None, incoming=False, postcopy=True):
     args = ["-name", f"{name},debug-threads=on",
             "-qmp", f"unix:{folder}/qmp.sock,server=on,wait=off",
             "-chardev", f"file,id={CONSOLE},path={folder}/console.log",
-            "-chardev", f"socket,id={CHANNEL},path={folder}/agent.sock,server=on,wait=off"]
+            "-chardev", f"socket,id={CHANNEL},path={folder}/agent.sock,server=on,wait=off",
+            "-chardev", f"socket,id={FREE},path={folder}/free.sock,server=on,wait=off"]
     if nic:
         args += ["-netdev", f"tap,id={NETDEV},ifname={nic.tap},script=no,downscript=no,vhost=off",
                  # Not with the device: that line is the same for all.

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import sys
 import time
@@ -14,11 +15,12 @@ import vmlib
 from lib import Failed, check, check_no_leftovers, case, lab_name, wait_until
 
 VM_MB, FILL_MB = 128, 24
+CHURN_VM_MB, CHURN_MB, NB_FORKS = 256, 8, 3
 GIVE_UP_S = 3
 
 
 @contextlib.contextmanager
-def family(context, nb_hosts=2, mtu=9000, loss=0.0, server_args=(), memtap_args=(), shim=True):
+def family(context, nb_hosts=2, mtu=9000, loss=0.0, server_args=(), memtap_args=(), shim=True, mb=VM_MB, cpus=1):
     """A booted parent with a pattern in its memory, which it goes on rewriting."""
     lab = lablib.Lab(lab_name(), nb_hosts, mtu)
     options = fleetlib.Options(context.build, None, loss=loss, seed=context.seed, server_args=server_args,
@@ -26,7 +28,7 @@ def family(context, nb_hosts=2, mtu=9000, loss=0.0, server_args=(), memtap_args=
     with lab, fleetlib.Fleet(lab, options) as fleet:
         lab.add_vm_net(vmlib.HOST_IP)
         try:
-            with forklib.Family(lab, fleet, mb=VM_MB, shim=shim) as vms:
+            with forklib.Family(lab, fleet, mb=mb, cpus=cpus, shim=shim) as vms:
                 vms.boot()
                 vms.parent.channel.ask(f"FILL {FILL_MB}", "FILLED", 60.0)
                 vms.parent.channel.ask("DIRTY 1024", "DIRTYING")
@@ -67,6 +69,31 @@ def check_parent(vms):
     check(vms.ask_web(vms.identity(0))["id"] == 0, "the parent does not answer as the parent")
 
 
+def free_kb(vm):
+    """MemFree as the guest says it now, on its console."""
+    before = len(vm.console.read_text(errors="replace"))
+    vm.channel.ask("RUN grep MemFree /proc/meminfo >/dev/console; echo said >/dev/console", "RUNNING")
+    said = lambda: vm.console.read_text(errors="replace")[before:]  # noqa: E731
+    wait_until(lambda: "said" in said(), "the guest says what is free")
+    return int(re.search(r"MemFree: +(\d+) kB", said()).group(1))
+
+
+def check_churn(vm):
+    """Has the guest check all it holds, after what it has checked since it began."""
+    found = vmlib.fields(vm.channel.ask("CHURN 0", "CHURNING", 120.0))
+    check(found["bad"] == 0 and found["verified"] > 0, f"VM {vm.name}: {found}")
+
+
+def end_fork(vms):
+    """Clones, memtaps and memserver go; the parent can be forked again."""
+    for clone in vms.clones:
+        clone.close()
+    vms.clones.clear()
+    for process in (*vms.fleet.memtaps.values(), vms.fleet.server):
+        complaint = process.stop()
+        check(not complaint and process.status() == 0, f"{process.name}: {complaint or process.status()}")
+
+
 @case(240)
 def fork_clones_answer_as_themselves(context):
     """With frames lost, and pages in fragments: each clone has the parent's memory and counter, and its own id."""
@@ -79,6 +106,29 @@ def fork_clones_answer_as_themselves(context):
             check(clone.answer == {"id": clone.identity.id, "counter": counter + 1, "hostname": clone.identity.hostname},
                   f"clone {clone.identity.id} answers {clone.answer}")
             check_memory(clone.vm)
+        check_parent(vms)
+
+
+@case(420)
+def fork_never_avoids_a_page_in_use(context):
+    """While the guest takes, checks and gives back memory, and rewrites other memory: what was free is not fetched, and
+    no clone misses a page."""
+    with family(context, mb=CHURN_VM_MB, cpus=2) as vms:
+        vms.parent.channel.ask(f"CHURN {CHURN_MB}", "CHURNING")
+        for _ in range(NB_FORKS):
+            free_pages = free_kb(vms.parent) // 4
+            clones = fork(vms, 2)
+            freeze = vms.fleet.info["freeze"]
+            print(f"    MemFree {free_pages} pages: {freeze}", file=sys.stderr)
+            check(freeze["avoided_pages"] <= min(freeze["free_pages"], vms.fleet.info["images"][0]["zero_pages"]),
+                  f"{vms.fleet.info}")
+            check(freeze["avoided_pages"] > 0.8 * free_pages,
+                  f"{freeze['avoided_pages']} pages avoided, and {free_pages} were free")
+            for clone in clones:
+                check_churn(clone.vm)
+                check_memory(clone.vm)
+            end_fork(vms)
+        check_churn(vms.parent)
         check_parent(vms)
 
 
@@ -109,7 +159,8 @@ def fork_late_clones_cost_neither_wire_nor_faults(context):
 def fork_without_the_shim_takes_a_snapshot(context):
     with family(context, shim=False) as vms:
         for clone in fork(vms, 2):
-            check(vms.fleet.info["freeze"]["by_shim"] == 0, "not frozen by background snapshot")
+            freeze = vms.fleet.info["freeze"]
+            check((freeze["by_shim"], freeze["avoided_pages"]) == (0, 0), f"not a background snapshot of all: {freeze}")
             check_memory(clone.vm)
         check_parent(vms)
 
@@ -244,7 +295,7 @@ def parent_with_a_writable_disk_is_refused(context):
     with lab, fleetlib.Fleet(lab, fleetlib.Options(context.build, None)) as fleet:
         monitor = fleet.dir / "qmp.sock"
         qemu = fleet.start_other("qemu", [vmlib.QEMU, *vmlib.machine_args(nic=False), "-S", "-chardev", "null,id=console",
-                                          "-chardev", "null,id=agent", "-drive", f"file={disk},format=raw,if=virtio",
+                                          "-chardev", "null,id=agent", "-chardev", "null,id=free", "-drive", f"file={disk},format=raw,if=virtio",
                                           "-qmp", f"unix:{monitor},server=on,wait=off"])
         fleet.wait_for(qemu, monitor.exists, "listening", 20.0)
         descriptor = fleet.dir / "parent.descriptor"
