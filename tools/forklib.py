@@ -63,7 +63,7 @@ class Family:
         """@param shim  start the parent with the preload library, to freeze it by write protection"""
         self.lab, self.fleet, self.number, self.shim = lab, fleet, number, shim
         self.kernel = kernel or bootlib.fetch_kernel()
-        self.machine = vmlib.machine_args(mb, cpus)
+        self.mb, self.cpus, self.machine = mb, cpus, vmlib.machine_args(mb, cpus)
         self.parent_machine = vmlib.machine_args(mb, cpus, shared=shim)
         self.descriptor = fleet.dir / f"family{number}.descriptor"
         self.parent, self.clones = None, []
@@ -125,7 +125,7 @@ class Family:
             vm = vmlib.Vm(name, self.fleet.dir, self.machine, nic=self._nic(clone_id))
         else:
             preload = ["env", f"LD_PRELOAD={(self.fleet.opt.build / CLONE_SHIM).absolute()}", f"SF_CLONE_SOCKET={memtap}"]
-            vm = vmlib.Vm(name, self.fleet.dir, vmlib.machine_args(self.mb, image=f"{memtap}.image"),
+            vm = vmlib.Vm(name, self.fleet.dir, vmlib.machine_args(self.mb, self.cpus, image=f"{memtap}.image"),
                           nic=self._nic(clone_id), prefix=preload, postcopy=False)
         clone = Clone(vm, self.identity(clone_id), host)
         clone.postcopy = postcopy
