@@ -98,7 +98,7 @@ bool UffdGuest::on_fault(std::uint64_t address, std::uint64_t flags, Gfn& out) n
     return false;
   }
   switch (presence_.state(*page)) {
-    case PageState::kPresent: answer_present(address); return false;
+    case PageState::kPresent: answer_present(*page, address); return false;
     case PageState::kClaimedByGuest: answer_with_zeros(address); return false;
     default: break;
   }
@@ -115,9 +115,8 @@ bool UffdGuest::on_fault(std::uint64_t address, std::uint64_t flags, Gfn& out) n
 /// Nearly always the page came while this message waited, and the kernel says EEXIST. If it is
 /// missing all the same, the guest gave it back without EVENT_REMOVE: zeros are right, and only
 /// waking would loop for ever. Not so with a mapped file: what is missing in the mapping is there.
-void UffdGuest::answer_present(std::uint64_t address) noexcept {
-  const auto page = regions_.page_at(address);
-  if (kept_ == nullptr || !kept_->has(*page)) return answer_with_zeros(address);
+void UffdGuest::answer_present(Gfn page, std::uint64_t address) noexcept {
+  if (kept_ == nullptr || !kept_->has(page)) return answer_with_zeros(address);
   counters_.faults_raced.add(1);
   wake(address, 1);
 }

@@ -47,7 +47,7 @@ class UffdGuest final : public ProcessGuest {
   bool on_event(const uffd_msg& message, Gfn& out) noexcept;
   void on_remove(std::uint64_t begin, std::uint64_t end) noexcept;
   void on_fork(int child_uffd) noexcept;
-  void answer_present(std::uint64_t address) noexcept;
+  void answer_present(Gfn page, std::uint64_t address) noexcept;
   void answer_with_zeros(std::uint64_t address) noexcept;
 
   Install fill(PageRange pages, const std::byte* bytes) noexcept;

@@ -123,12 +123,12 @@ def vm_image(build_dir, mb):
 
 
 def check_memory(args, image):
-    need = (args.clones + 1) * os.path.getsize(image)
+    need = (args.clones + args.hosts + 1) * os.path.getsize(image)  # each host keeps what came
     fields = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     if need > free:
         raise DemoError(f"{args.clones} clones of {image} need {need >> 20} MiB, {free >> 20} MiB are free: "
-                        f"fewer --clones or a smaller --image-mb")
+                        f"fewer --clones or --hosts, or a smaller --image-mb")
 
 
 class Progress:

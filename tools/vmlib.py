@@ -5,18 +5,15 @@ What a clone must have exactly as its parent is `machine_args`, and goes into th
 sockets, files, tap device, MAC, and for a parent what it boots from.
 """
 import dataclasses
-import json
-import os
 import pathlib
-import re
 import secrets
 import shutil
-import socket
 import time
 
 import bootlib
 import fleetlib
 from bootlib import VmError
+from vmchannel import Channel, LineSocket, Qmp, VmTimeout, fields  # noqa: F401 (for those who use a VM)
 
 QEMU = "qemu-system-x86_64"
 PORT_NAME = "org.snowfabric.0"
@@ -25,7 +22,6 @@ PROTOCOL = "1"  # docs/guest-channel.md
 MIN_MB, MAX_MB = 128, 3072  # below: the kernel has no room; above: -M pc splits RAM around the PCI hole
 MAX_CLONES = 4096
 MAX_FAMILIES = 64
-MAX_SOCKET_PATH = 107
 HOST_IP = "10.64.255.254/10"  # free in the network of identity_of, for the host's end of a bridge
 # What the machine's devices call their back ends.
 CHANNEL, FREE, CONSOLE, NETDEV = "agent", "free", "console", "net0"
@@ -103,7 +99,8 @@ def machine_args(mb=192, cpus=1, nic=True, shared=False, image=None):
         raise VmError(f"{mb} MiB of memory: {MIN_MB} to {MAX_MB} are possible")
     ram = (["-object", f"memory-backend-memfd,id=pc.ram,size={mb}M,share=on"] if shared else
            ["-object", f"memory-backend-file,id=pc.ram,size={mb}M,mem-path={image},share=off"] if image else [])
-    args = [*ram, "-M", "pc,memory-backend=pc.ram" if ram else "pc", "-accel", "tcg", "-cpu", "qemu64", "-m", str(mb), "-smp", str(cpus),
+    args = [*ram, "-M", "pc,memory-backend=pc.ram" if ram else "pc", "-accel", "tcg", "-cpu", "qemu64",
+            "-m", str(mb), "-smp", str(cpus),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-serial", f"chardev:{CONSOLE}",
             "-device", "virtio-serial-pci,addr=0x3",
@@ -143,141 +140,6 @@ def instance_args(name, folder, nic=None, incoming=False, postcopy=True):
         args += [*(["-global", "migration.x-postcopy-ram=on"] if postcopy else []),
                  "-global", "migration.x-events=on", "-incoming", f"unix:{folder}/incoming.sock"]
     return args
-
-
-class VmTimeout(VmError):
-    """Nothing came in time."""
-
-
-class LineSocket:
-    """A unix socket that carries lines. Connects as soon as somebody listens."""
-
-    def __init__(self, path, timeout_s, alive=lambda: True):
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-            raise VmError(f"{path}: too long for a unix socket (at most {MAX_SOCKET_PATH} bytes)")
-        self.path, self.pending = path, b""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                self.sock.connect(str(path))
-                return
-            except OSError as error:
-                self.sock.close()
-                if not alive() or time.monotonic() > deadline:
-                    raise VmError(f"cannot connect to {path}: {error.strerror}") from error
-                time.sleep(0.002)
-
-    def send(self, line):
-        try:
-            self.sock.settimeout(None)
-            self.sock.sendall(line.encode() + b"\n")
-        except OSError as error:
-            raise VmError(f"cannot write to {self.path}: {error.strerror}") from error
-
-    def line(self, timeout_s):
-        """The next line, without its end."""
-        deadline = time.monotonic() + timeout_s
-        while b"\n" not in self.pending:
-            self.sock.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                data = self.sock.recv(65536)
-            except TimeoutError as error:
-                raise VmTimeout(f"nothing came from {self.path} for {timeout_s:.0f} s") from error
-            except OSError as error:
-                raise VmError(f"cannot read from {self.path}: {error.strerror}") from error
-            if not data:
-                raise VmError(f"{self.path} was closed")
-            self.pending += data
-        line, _, self.pending = self.pending.partition(b"\n")
-        return line.decode(errors="replace").rstrip("\r")
-
-    def close(self):
-        self.sock.close()
-
-
-class Qmp:
-    """QEMU's control socket: one command, one answer. Events gather in `events`."""
-
-    def __init__(self, path, timeout_s, alive=lambda: True):
-        self.timeout_s, self.events, self.nb_sent = timeout_s, [], 0
-        self.migration = "none"
-        self.socket = LineSocket(path, timeout_s, alive)
-        greeting = json.loads(self.socket.line(timeout_s))
-        can = greeting.get("QMP", {}).get("capabilities", [])
-        self("qmp_capabilities", **({"enable": ["oob"]} if "oob" in can else {}))
-
-    def __call__(self, command, *, ahead=False, **arguments):
-        """@param ahead  answered also while QEMU's main loop waits for a page; few commands may be sent so"""
-        self.nb_sent += 1
-        how = "exec-oob" if ahead else "execute"
-        self.socket.send(json.dumps({how: command, "arguments": arguments, "id": self.nb_sent}))
-        deadline = time.monotonic() + self.timeout_s
-        while True:
-            answer = self._take(deadline)
-            if answer.get("id") != self.nb_sent:  # an event; or what was given up waiting for
-                continue
-            if "error" in answer:
-                raise VmError(f"QEMU refused {command}: {answer['error'].get('desc')}")
-            return answer["return"]
-
-    def _take(self, deadline):
-        """The next message, which is kept if it is an event."""
-        message = json.loads(self.socket.line(deadline - time.monotonic()))
-        if "event" in message:
-            self.events.append(message)
-            if message["event"] == "MIGRATION":
-                self.migration = message["data"]["status"]
-        return message
-
-    def wait_event(self, name, timeout_s):
-        """The first event of that name since the last one taken."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            for event in self.events:
-                if event["event"] == name:
-                    self.events.remove(event)
-                    return event
-            self._take(deadline)
-
-    def wait_migration(self, statuses, timeout_s):
-        """Blocks until `migration`, the state as QEMU calls it, is one of these. Needs events to be on.
-        @return  whether it came to that"""
-        deadline = time.monotonic() + timeout_s
-        while self.migration not in statuses:
-            try:
-                self._take(deadline)
-            except VmTimeout:
-                return False
-        return True
-
-    def close(self):
-        self.socket.close()
-
-
-def fields(text):
-    """{key: value} of "key=value key=value", whole numbers as such."""
-    pairs = (word.partition("=") for word in text.split() if "=" in word)
-    return {key: int(value) if re.fullmatch(r"-?\d+", value) else value for key, _, value in pairs}
-
-
-class Channel(LineSocket):
-    """The host's end of the guest channel (docs/guest-channel.md)."""
-
-    def expect(self, word, timeout_s=30.0):
-        """The next line must begin with `word`: what follows it. The guest's ERROR is raised as it says it."""
-        line = self.line(timeout_s)
-        head, _, rest = line.partition(" ")
-        if head == "ERROR":
-            raise VmError(f"the guest at {self.path} says: {rest}")
-        if head != word:
-            raise VmError(f"the guest at {self.path} says {line!r}, not {word}")
-        return rest
-
-    def ask(self, command, word, timeout_s=30.0):
-        """Sends a command and takes its answer."""
-        self.send(command)
-        return self.expect(word, timeout_s)
 
 
 def console_tail(path, lines=15):

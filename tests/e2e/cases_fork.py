@@ -295,8 +295,8 @@ def parent_with_a_writable_disk_is_refused(context):
     with lab, fleetlib.Fleet(lab, fleetlib.Options(context.build, None)) as fleet:
         monitor = fleet.dir / "qmp.sock"
         qemu = fleet.start_other("qemu", [vmlib.QEMU, *vmlib.machine_args(nic=False), "-S", "-chardev", "null,id=console",
-                                          "-chardev", "null,id=agent", "-chardev", "null,id=free", "-drive", f"file={disk},format=raw,if=virtio",
-                                          "-qmp", f"unix:{monitor},server=on,wait=off"])
+                                          "-chardev", "null,id=agent", "-chardev", "null,id=free", "-drive",
+                                          f"file={disk},format=raw,if=virtio", "-qmp", f"unix:{monitor},server=on,wait=off"])
         fleet.wait_for(qemu, monitor.exists, "listening", 20.0)
         descriptor = fleet.dir / "parent.descriptor"
         try:

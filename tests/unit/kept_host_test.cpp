@@ -12,7 +12,6 @@ namespace {
 using test::FakeGuest;
 using testing::ElementsAre;
 using testing::IsEmpty;
-using testing::SizeIs;
 using Ranges = std::vector<PageRange>;
 
 constexpr std::uint64_t kPages = 1024;
@@ -30,7 +29,9 @@ struct KeptHost : testing::Test {
   unsigned poll() { return host->poll_faults(client.now); }
   void page_comes(std::uint64_t gfn) {
     ASSERT_TRUE(host->needs(Gfn{gfn}));
-    host->on_page(*client.page(gfn), client.now);
+    const auto arrival = client.page(gfn);
+    ASSERT_TRUE(arrival);
+    host->on_page(*arrival, client.now);
     host->flush(client.now);
   }
   void zeros_come(PageRange range) {

@@ -14,6 +14,7 @@ struct QemuLoaderTest : QemuCloneTest {
   /// What QEMU is sent when every page of the ROM is filled with its number.
   [[nodiscard]] std::vector<std::byte> stream() const {
     std::vector<std::byte> page;
+    if (!seed_) return {};
     return qemu::precopy_stream(seed_->state, 0,
                                 [&](Gfn gfn) {
                                   page = page_of(gfn.value);
