@@ -32,7 +32,6 @@ Host::Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,
 
 void Host::attach(GuestAdapter& guest) {
   guests_.push_back(&guest);
-  is_recorded_.resize(engine_.nb_pages());
   if (kept_ != nullptr && !working_set_.empty()) loads_.push_back({&guest, working_set_});
 }
 
@@ -139,7 +138,6 @@ void Host::give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
 void Host::load(std::span<const PageRange> working_set) {
   working_set_ = inside(working_set);
   prefetch(working_set_);
-  is_recorded_.resize(engine_.nb_pages());
   for (const PageRange& range : working_set_) record(range);
 }
 
@@ -162,6 +160,7 @@ bool Host::load_some(Load& load) noexcept {
 
 /// Each page once, in the order in which some clone first had it.
 void Host::record(PageRange pages) noexcept {
+  if (is_recorded_.empty()) is_recorded_.resize(engine_.nb_pages());  // known since the join
   for (std::uint64_t p = pages.first.value; p < pages.first.value + pages.nb_pages; ++p) {
     if (is_recorded_[p]) continue;
     is_recorded_[p] = true;
