@@ -54,13 +54,15 @@ def add_image_options(group):
     add("--keep", action="store_true", help="leave the virtual hosts up at the end")
 
 
-def check_modes(parser, args):
-    """An option of the other mode would do nothing."""
-    of_fork, of_image = ("vm_mb", "fill_mb", "no_shim", "clone_memory"), ("image_mb", "order", "pcap", "timeout", "keep")
-    for name in of_fork if args.image else of_image:
-        if getattr(args, name) != parser.get_default(name):
-            how = "without" if args.image else "with"
-            parser.error(f"--{name.replace('_', '-')} is possible only {how} --image")
+def choose_mode(parser, args):
+    """An option of the image mode asks for it; one of the other mode would do nothing then."""
+    def given(*names):
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
+
+    if not args.image and given("image_mb", "order", "pcap", "timeout", "keep"):
+        args.image = FRESH
+    if args.image and (useless := given("vm_mb", "fill_mb", "no_shim", "clone_memory")):
+        parser.error(f"{useless[0]} does nothing where a memory image is served")
 
 
 def arguments(argv=None):
@@ -78,9 +80,9 @@ def arguments(argv=None):
     add("--build-dir", type=pathlib.Path, default=ROOT / "build", metavar="DIR", help="(build)")
     add("--no-setup", action="store_true", help="do not look for missing packages")
     add_fork_options(parser.add_argument_group("the fork of a running VM"))
-    add_image_options(parser.add_argument_group("a memory image instead"))
+    add_image_options(parser.add_argument_group("a memory image instead (each of these asks for it)"))
     args = parser.parse_args(argv)
-    check_modes(parser, args)
+    choose_mode(parser, args)
     if args.clones < 1:
         parser.error(f"--clones {args.clones}: at least 1")
     if not 1 <= args.hosts <= lablib.MAX_HOSTS:
