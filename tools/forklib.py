@@ -170,10 +170,13 @@ class Family:
             connection.close()
 
     def guest_counters(self, clone):
-        """Memtap's counters of this clone; {} once it is gone."""
+        """Memtap's counters of this clone; {} before its QEMU is started and once it is gone."""
+        process = clone.vm.process
+        if process is None:
+            return {}
         prefix = self.fleet.prefix(clone.host)
         guests = fleetlib.telemetry(prefix, "/memtap/guests") or {}
-        ids = [guest for guest, pid in guests.items() if pid == clone.vm.process.pid]
+        ids = [guest for guest, pid in guests.items() if pid == process.pid]
         return (fleetlib.telemetry(prefix, f"/memtap/guest,{ids[0]}") or {}) if ids else {}
 
 
