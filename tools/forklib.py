@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A parent VM and the clones forked from it, on a lab's virtual hosts."""
+import contextlib
 import http.client
 import json
 import pathlib
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,15 +46,17 @@ class Clone:
         self.vm, self.identity, self.host = vm, identity, host
         self.spawned, self.tap, self.times_ms, self.answer = None, None, {}, {}
         self.postcopy = True
+        self.starting = threading.Lock()  # held while QEMU is started: what has half begun cannot be stopped
 
     def mark(self, what):
         """Notes how long after the start of QEMU this was."""
         self.times_ms[what] = round((time.monotonic() - self.spawned) * 1000, 1)
 
     def close(self):
-        if self.tap:
-            self.tap.close()
-        self.vm.stop()
+        with self.starting:
+            if self.tap:
+                self.tap.close()
+            self.vm.stop()
 
 
 class Family:
@@ -68,13 +72,18 @@ class Family:
         self.descriptor = fleet.dir / f"family{number}.descriptor"
         self.parent, self.clones = None, []
         self.pool = ThreadPoolExecutor()
+        self.ending, self.requests = False, set()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        self.ending = True  # clones that have not begun do not begin
         for clone in self.clones:
             clone.close()
+        for request in list(self.requests):
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)  # nobody is left to answer
         if self.parent:
             self.parent.stop()
         # Not before: a VM dies with the thread that started it.
@@ -131,7 +140,9 @@ class Family:
         clone.postcopy = postcopy
         self.clones.append(clone)
         clone.spawned = time.monotonic()
-        vm.start()
+        with clone.starting:
+            self._check_not_ending()
+            vm.start()
         clone.tap = hand_over(vm, memtap, HANDOVER if postcopy else STATE_ONLY)
         clone.mark("handed_over")
         if not postcopy:
@@ -154,19 +165,26 @@ class Family:
         clone.mark("first_answer")
         return clone
 
+    def _check_not_ending(self):
+        if self.ending:
+            raise VmError("given up: the family ends")
+
     def ask_web(self, identity, timeout_s=30.0):
         """What the web server of a VM says, as a dict."""
         url = f"http://{identity.address}/"
+        connection = http.client.HTTPConnection(identity.address)
+        connection.sock = request = lablib.socket_in(self.lab.vm_ns)
+        self.requests.add(request)
         try:
-            connection = http.client.HTTPConnection(identity.address)
-            connection.sock = lablib.socket_in(self.lab.vm_ns)
-            connection.sock.settimeout(timeout_s)
-            connection.sock.connect((identity.address, 80))
+            self._check_not_ending()
+            request.settimeout(timeout_s)
+            request.connect((identity.address, 80))
             connection.request("GET", "/")
             return json.loads(connection.getresponse().read())
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise VmError(f"no answer from {url}: {error}") from error
         finally:
+            self.requests.discard(request)
             connection.close()
 
     def guest_counters(self, clone):
