@@ -16,9 +16,9 @@
 
 #include <fmt/format.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include "fabric/base/unique_fd.hpp"
+#include "fabric/base/unix_socket.hpp"
 
 namespace snowfabric {
 namespace {
@@ -102,16 +102,12 @@ class GuestLines {
 };
 
 Result<UniqueFd> connect_to(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path)
-    return fail(ENAMETOOLONG, fmt::format("socket path \"{}\" must have 1 to {} bytes", path,
-                                          sizeof address.sun_path - 1));
-  std::memcpy(address.sun_path, path.data(), path.size());
+  const auto address = UnixAddress::of(path);
+  if (!address) return std::unexpected(address.error());
   // Not blocking: connect() would wait for a listener whose backlog is full.
   UniqueFd socket{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
   if (!socket) return fail(errno, "socket AF_UNIX");
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+  if (::connect(socket.get(), address->get(), UnixAddress::size()) != 0)
     return fail(errno, fmt::format("connect to the guest's port for free pages, {}", path));
   return socket;
 }

@@ -10,22 +10,13 @@
 #include <fmt/format.h>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <sys/un.h>
+
+#include "fabric/base/unix_socket.hpp"
 
 namespace snowfabric {
 namespace {
 
 constexpr std::size_t kMaxLineBytes = std::size_t{16} << 20U;  // query-qmp-schema has 400 KB
-
-Result<sockaddr_un> address_of(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path)
-    return fail(ENAMETOOLONG, fmt::format("QMP socket path \"{}\" must have 1 to {} bytes", path,
-                                          sizeof address.sun_path - 1));
-  std::memcpy(address.sun_path, path.data(), path.size());
-  return address;
-}
 
 std::string reason_in(const Qmp::Json& error) {
   const auto found = error.is_object() ? error.find("desc") : error.end();
@@ -54,7 +45,7 @@ ssize_t send_with_fd(int socket, std::string_view text, int fd) {
 }  // namespace
 
 Result<Qmp> Qmp::connect(const std::string& path, std::chrono::milliseconds timeout) {
-  const auto address = address_of(path);
+  const auto address = UnixAddress::of(path);
   if (!address) return std::unexpected(address.error());
   UniqueFd socket{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
   if (!socket) return fail(errno, "socket AF_UNIX");
@@ -62,7 +53,7 @@ Result<Qmp> Qmp::connect(const std::string& path, std::chrono::milliseconds time
   for (const int option : {SO_RCVTIMEO, SO_SNDTIMEO})
     if (setsockopt(socket.get(), SOL_SOCKET, option, &limit, sizeof limit) != 0)
       return fail(errno, "setsockopt time-out on a QMP socket");
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&*address), sizeof *address) != 0)
+  if (::connect(socket.get(), address->get(), UnixAddress::size()) != 0)
     return fail(errno, fmt::format("connect to QEMU's QMP socket {}", path));
   ucred peer{};
   socklen_t len = sizeof peer;

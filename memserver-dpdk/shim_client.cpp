@@ -12,9 +12,9 @@
 #include <nlohmann/json.hpp>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <sys/un.h>
 
 #include "fabric/base/frame_number.hpp"
+#include "fabric/base/unix_socket.hpp"
 
 namespace snowfabric {
 namespace {
@@ -31,31 +31,16 @@ struct Answer {
 };
 
 Result<UniqueFd> connect_to(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path)
-    return fail(ENAMETOOLONG, fmt::format("shim socket path \"{}\" must have 1 to {} bytes", path,
-                                          sizeof address.sun_path - 1));
-  std::memcpy(address.sun_path, path.data(), path.size());
+  const auto address = UnixAddress::of(path);
+  if (!address) return std::unexpected(address.error());
   UniqueFd socket{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
   if (!socket) return fail(errno, "socket AF_UNIX");
   setsockopt(socket.get(), SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
-  if (connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+  if (connect(socket.get(), address->get(), UnixAddress::size()) != 0)
     return fail(errno, fmt::format("connect to the shim's socket {}; was the parent started with "
                                    "libsf-shim.so?",
                                    path));
   return socket;
-}
-
-void adopt_fds(msghdr& message, std::vector<UniqueFd>& fds) {
-  for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
-    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-    for (std::size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-      fds.emplace_back(fd);
-    }
-  }
 }
 
 /// Everything up to the end of a JSON value: the shim says one and no more.

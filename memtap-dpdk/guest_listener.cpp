@@ -15,8 +15,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 
+#include "fabric/base/unix_socket.hpp"
 #include "memtap-dpdk/qemu_guest.hpp"
 #include "memtap-dpdk/qemu_loader.hpp"
 #include "memtap-dpdk/uffd_guest.hpp"
@@ -29,22 +29,8 @@ constexpr int kEventsPerPoll = 32;
 constexpr int kAcceptsPerPoll = 8;
 constexpr std::size_t kMaxPending = 64;
 
-Result<sockaddr_un> address_of(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path)
-    return fail(ENAMETOOLONG, fmt::format("socket path \"{}\" must have 1 to {} bytes", path,
-                                          sizeof address.sun_path - 1));
-  std::memcpy(address.sun_path, path.data(), path.size());
-  return address;
-}
-
-const sockaddr* generic(const sockaddr_un& address) {
-  return reinterpret_cast<const sockaddr*>(&address);
-}
-
 /// A socket file outlives its process; only connecting tells whether somebody still listens.
-Result<void> remove_stale(const sockaddr_un& address, const std::string& path) {
+Result<void> remove_stale(const UnixAddress& address, const std::string& path) {
   struct stat st{};
   if (lstat(path.c_str(), &st) != 0) {
     if (errno == ENOENT) return {};
@@ -54,7 +40,7 @@ Result<void> remove_stale(const sockaddr_un& address, const std::string& path) {
     return fail(EEXIST, fmt::format("{} exists and is not a socket; remove it yourself", path));
   const UniqueFd probe{socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
   if (!probe) return fail(errno, "socket AF_UNIX");
-  if (connect(probe.get(), generic(address), sizeof address) == 0 || errno == EAGAIN)
+  if (connect(probe.get(), address.get(), UnixAddress::size()) == 0 || errno == EAGAIN)
     return fail(EADDRINUSE, fmt::format("a process listens on {} already; stop it, or choose "
                                         "another socket",
                                         path));
@@ -105,14 +91,14 @@ Result<std::unique_ptr<GuestListener>> GuestListener::create(ListenerConfig conf
 
 Result<void> GuestListener::listen() {
   const std::string& path = config_.socket_path;
-  const auto address = address_of(path);
+  const auto address = UnixAddress::of(path);
   if (!address) return std::unexpected(address.error());
   if (auto ok = remove_stale(*address, path); !ok) return ok;
   socket_ = UniqueFd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
   if (!socket_) return fail(errno, "socket AF_UNIX");
   // On a socket the mode given here is the mode bind() makes the file with: no moment open to all.
   if (fchmod(socket_.get(), 0600) != 0) return fail(errno, "fchmod of a unix socket");
-  if (bind(socket_.get(), generic(*address), sizeof *address) != 0)
+  if (bind(socket_.get(), address->get(), UnixAddress::size()) != 0)
     return fail(errno, fmt::format("bind {}", path));
   bound_ = true;
   if (::listen(socket_.get(), kBacklog) != 0) return fail(errno, fmt::format("listen {}", path));

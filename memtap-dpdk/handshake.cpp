@@ -13,24 +13,12 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include "fabric/base/unix_socket.hpp"
+
 namespace snowfabric {
 namespace {
 
 constexpr std::size_t kControlFds = 8;  // room to see that there are too many
-
-/// Adopts the descriptors of one message. Nothing may fail before each has an owner.
-void adopt_fds(msghdr& message, std::vector<UniqueFd>& fds) {
-  for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
-    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-    const std::size_t nb_fds = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (std::size_t i = 0; i < nb_fds; ++i) {
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-      UniqueFd owner{fd};
-      fds.push_back(std::move(owner));
-    }
-  }
-}
 
 Result<void> check_userfaultfd(int fd) {
   std::array<char, 64> target{};

@@ -17,7 +17,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
+
+#include "fabric/base/unix_socket.hpp"
 
 namespace snowfabric {
 namespace {
@@ -62,17 +63,13 @@ Result<void> send_message(int socket, const std::string& bytes, std::span<const 
 }
 
 Result<UniqueFd> connect_within(const std::string& path, std::chrono::milliseconds timeout) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path)
-    return fail(ENAMETOOLONG, fmt::format("socket path {}", path));
-  std::memcpy(address.sun_path, path.data(), path.size());
+  const auto address = UnixAddress::of(path);
+  if (!address) return std::unexpected(address.error());
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   for (;;) {
     UniqueFd fd{socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
     if (!fd) return fail(errno, "socket AF_UNIX");
-    if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0)
-      return fd;
+    if (connect(fd.get(), address->get(), UnixAddress::size()) == 0) return fd;
     if (errno != ENOENT && errno != ECONNREFUSED)
       return fail(errno, fmt::format("connect {}", path));
     if (std::chrono::steady_clock::now() >= deadline)
