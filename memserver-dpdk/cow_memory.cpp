@@ -179,7 +179,17 @@ std::vector<PageRange> CowMemory::untouched() const {
   for (const ShimRegion& region : regions_)
     append_holes(region.file.get(), region.file_offset, region.size, Gfn{region.offset / kPageSize},
                  holes);
-  return holes;
+  // One that the parent has written since the instant, and given back, was there at the instant.
+  std::vector<PageRange> untouched;
+  for (const PageRange& hole : holes)
+    for (std::uint64_t p = hole.first.value; p < hole.first.value + hole.nb_pages; ++p) {
+      if (copied_[p].load(std::memory_order_acquire)) continue;
+      if (!untouched.empty() && untouched.back().first.value + untouched.back().nb_pages == p)
+        ++untouched.back().nb_pages;
+      else
+        untouched.push_back({Gfn{p}, 1});
+    }
+  return untouched;
 }
 
 const ShimRegion* CowMemory::region_at(std::uint64_t address) const noexcept {

@@ -26,6 +26,7 @@ Host::Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,
       kept_{kept},
       gathered_{buffer_pages} {
   deferred_.reserve(2 * kMaxDeferred);  // faults, and installs put off
+  retrying_.reserve(deferred_.capacity());
   recorded_.reserve(kMaxRecorded);
   waits_.reserve(kMaxTimed);
 }
@@ -76,16 +77,21 @@ void Host::time_answered(Nanos now) noexcept {
   });
 }
 
+/// All of them, so that a guest that cannot take its page holds up no other.
 void Host::retry_deferred(Nanos now) noexcept {
-  while (!deferred_.empty() && now >= retry_at_) {
-    const Gfn page = deferred_.back();  // unless it came meanwhile, or its guest is gone
-    const bool is_kept = kept_ != nullptr && kept_->knows(page);
-    if (!is_kept && unsettled(page) && !engine_.want(page, wire::Priority::kDemand, now)) return;
-    deferred_.pop_back();
-    if (!is_kept) continue;
-    for (GuestAdapter* guest : guests_)
-      if (guest->waits(page)) give_kept(*guest, page, now);
+  if (deferred_.empty() || now < retry_at_) return;
+  retrying_.swap(deferred_);
+  bool full = false;                  // of requests: no use in asking on
+  for (const Gfn page : retrying_) {  // unless it came meanwhile, or its guest is gone
+    if (kept_ != nullptr && kept_->knows(page)) {
+      for (GuestAdapter* guest : guests_)
+        if (guest->waits(page)) give_kept(*guest, page, now);
+    } else if (unsettled(page) && (full || !engine_.want(page, wire::Priority::kDemand, now))) {
+      full = true;
+      deferred_.push_back(page);
+    }
   }
+  retrying_.clear();
 }
 
 void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
@@ -148,7 +154,8 @@ bool Host::load_some(Load& load) noexcept {
     const Gfn page{range.first.value + load.nb_done};
     if (kept_->knows(page) && load.guest->presence().absent(page)) {
       const Install verdict = kept_->give(page, *load.guest);
-      if (verdict != Install::kDone) return verdict != Install::kAgain;
+      if (verdict == Install::kAgain || verdict == Install::kNoMemory) return false;
+      if (verdict != Install::kDone) return true;
       stats_.loaded_pages.add(1);
     }
     if (++load.nb_done < range.nb_pages) continue;
@@ -231,9 +238,10 @@ void Host::on_page(const PageArrival& arrival, Nanos now) noexcept {
 }
 
 void Host::on_zeros(PageRange range, Nanos now) noexcept {
-  constexpr std::uint32_t kOne = 1;  // asked for again, it brings back the whole run
+  // Asked for again, one page brings back the whole run; from what is kept each comes alone.
+  const std::uint32_t most = kept_ != nullptr ? range.nb_pages : 1;
   if (kept_ != nullptr) kept_->put_zeros(range);
-  for (GuestAdapter* guest : guests_) settle(*guest, guest->install_zeros(range), range, kOne, now);
+  for (GuestAdapter* guest : guests_) settle(*guest, guest->install_zeros(range), range, most, now);
 }
 
 void Host::flush(Nanos now) noexcept {

@@ -131,6 +131,7 @@ class Host {
   std::vector<GuestAdapter*> guests_;
   ArrivalBuffer gathered_;
   std::vector<Gfn> deferred_;    // faults the engine had no room for, installs put off
+  std::vector<Gfn> retrying_;    // empty but for a moment
   Nanos retry_at_ = kNever;      // not before
   std::vector<PageRange> list_;  // still to prefetch, the last first
   std::vector<PageRange> working_set_;

@@ -96,6 +96,44 @@ TEST_F(KeptHost, AnInstallPutOffIsRepeatedFromWhatIsKept) {
   EXPECT_THAT(client.send_wants(), IsEmpty());
 }
 
+TEST_F(KeptHost, EveryVcpuThatWaitsInARunOfZerosThatWasPutOffIsAnswered) {
+  host->attach(a);
+  for (const std::uint64_t gfn : {10U, 990U}) a.touch(gfn);
+  poll();
+  a.verdicts = {Install::kNoMemory};
+  zeros_come({Gfn{0}, 1000});
+  EXPECT_TRUE(a.anybody_waits());
+  client.now += std::chrono::milliseconds{6};
+  poll();
+  EXPECT_FALSE(a.anybody_waits());
+}
+
+TEST_F(KeptHost, AGuestThatCannotTakeItsPageHoldsUpNoOther) {
+  for (const std::uint64_t gfn : {5U, 6U}) page_comes(gfn);
+  host->attach(b);
+  host->attach(a);
+  b.touch(6);
+  a.touch(5);
+  b.verdicts = {Install::kAgain};
+  a.verdicts = std::deque<Install>(100, Install::kNoMemory);
+  poll();
+  EXPECT_TRUE(b.anybody_waits());
+  client.now += std::chrono::milliseconds{6};
+  poll();
+  expect_page(b, 6);
+  EXPECT_TRUE(a.anybody_waits());
+}
+
+TEST_F(KeptHost, AGuestShortOfMemoryGetsTheRestOfTheWorkingSetLater) {
+  host->load(Ranges{{Gfn{50}, 2}});
+  for (const std::uint64_t gfn : {50U, 51U}) page_comes(gfn);
+  host->attach(a);
+  a.verdicts = {Install::kNoMemory};
+  poll();
+  poll();
+  EXPECT_TRUE(a.has(50) && a.has(51));
+}
+
 TEST_F(KeptHost, TheRecordHasEachPageOnceInTheOrderOfTheFirstTouch) {
   host->attach(a);
   host->attach(b);
