@@ -152,19 +152,23 @@ void GuestControl::open_listener() {
                      fmt::format("the memserver's image has {} pages, the descriptor {} says "
                                  "{}: are they of one freeze?",
                                  engine_.nb_pages(), options_.descriptor, image_.nb_pages));
-  keep_pages();
+  const ImageGeometry geometry{
+      .image_id = image_.image_id, .nb_pages = engine_.nb_pages(), .epoch = image_.epoch};
+  keep_pages(geometry);
   auto listener =
       GuestListener::create({.socket_path = options_.socket,
                              .presence_dir = options_.presence_dir.empty() ? options_.socket + ".d"
                                                                            : options_.presence_dir,
-                             .image = {.image_id = image_.image_id,
-                                       .nb_pages = engine_.nb_pages(),
-                                       .epoch = image_.epoch},
+                             .image = geometry,
                              .qemu = image_.qemu ? &*image_.qemu : nullptr,
                              .kept = kept_.get(),
                              .max_guests = options_.max_guests});
   if (!listener) return stop_with(listener.error().errnum, listener.error().what);
   listener_ = std::move(*listener);
+  if (kept_)  // not before: the socket, and so the name beside it, might be another memtap's
+    if (auto ok = kept_->publish(options_.socket + ".image"); !ok)
+      spdlog::warn("no clone can map the image: {}: {}", ok.error().what,
+                   std::strerror(ok.error().errnum));
   host_ = std::make_unique<Host>(engine_, host_stats_, options_.prefetch_pages,
                                  options_.buffer_pages, kept_.get());
   host_->load(image_.working_set);
@@ -174,9 +178,9 @@ void GuestControl::open_listener() {
 }
 
 /// Without it all works, but a clone that comes late costs the wire again.
-void GuestControl::keep_pages() {
+void GuestControl::keep_pages(const ImageGeometry& geometry) {
   if (!options_.keep) return;
-  auto kept = KeptImage::create(engine_.nb_pages(), options_.socket + ".image");
+  auto kept = KeptImage::create(geometry);
   if (kept)
     kept_ = std::move(*kept);
   else

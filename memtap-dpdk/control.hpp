@@ -45,7 +45,7 @@ class GuestControl {
   void look_at_server();
   [[nodiscard]] bool waits_for_welcome(Nanos now);
   void look_at_guests(Nanos now);
-  void keep_pages();
+  void keep_pages(const ImageGeometry& geometry);
   void write_record();
   void greet(ProcessGuest& guest);
   void bury(const ProcessGuest& guest);

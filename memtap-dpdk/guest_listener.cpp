@@ -213,6 +213,8 @@ Result<ProcessGuest*> GuestListener::attach(PendingHandshake handshake) {
 Result<std::unique_ptr<ProcessGuest>> GuestListener::make_guest(PendingHandshake handshake) {
   auto attachment = std::move(handshake).finish(config_.image.nb_pages * kPageSize);
   if (!attachment) return std::unexpected(attachment.error());
+  if (const auto& mapped = attachment->mapped; mapped)
+    if (auto ok = check_image(*mapped); !ok) return std::unexpected(ok.error());
   if (auto ok = check_rights(attachment->peer); !ok) return std::unexpected(ok.error());
   auto presence = make_presence();
   if (!presence) return std::unexpected(presence.error());
@@ -228,6 +230,8 @@ Result<std::unique_ptr<ProcessGuest>> GuestListener::make_qemu_guest(PendingHand
   const bool is_loader = handshake.handover() == Handover::kPrecopy;
   auto attachment = std::move(handshake).finish_qemu();
   if (!attachment) return std::unexpected(attachment.error());
+  if (is_loader)
+    if (auto ok = check_ram(attachment->peer.pid); !ok) return std::unexpected(ok.error());
   if (auto ok = check_rights(attachment->peer); !ok) return std::unexpected(ok.error());
   auto presence = make_presence();
   if (!presence) return std::unexpected(presence.error());
@@ -236,6 +240,27 @@ Result<std::unique_ptr<ProcessGuest>> GuestListener::make_qemu_guest(PendingHand
                                         *config_.qemu);
   return std::make_unique<QemuGuest>(next_id_++, std::move(*attachment), std::move(*presence),
                                      *config_.qemu);
+}
+
+/// A clone whose memtap died looks for the next at the same socket: that may serve another image.
+Result<void> GuestListener::check_image(const MappedFile& file) const {
+  const std::string ours = image_name(config_.image);
+  if (file.image == ours) return {};
+  return fail(EINVAL,
+              fmt::format("a clone of image {} came, this memtap serves {}", file.image, ours));
+}
+
+/// Its RAM does not come with its state. Without its preload library it would run on zeros.
+Result<void> GuestListener::check_ram(pid_t pid) const {
+  const RamBlock& ram = ram_of(config_.qemu->state);
+  const PageRange pages{Gfn{ram.first_page}, static_cast<std::uint32_t>(ram.nb_pages)};
+  const bool comes = std::ranges::any_of(guests_, [&](const std::unique_ptr<ProcessGuest>& guest) {
+    return guest->pid() == pid && guest->maps(pages);
+  });
+  if (comes) return {};
+  return fail(EPROTO, fmt::format("QEMU {} asks for all but its RAM, and has not handed over a "
+                                  "userfaultfd for {}; was it started with libsf-clone.so?",
+                                  pid, ram.name));
 }
 
 Result<PresenceFile> GuestListener::make_presence() {

@@ -78,6 +78,8 @@ class GuestListener {
   Result<std::unique_ptr<ProcessGuest>> make_guest(PendingHandshake handshake);
   Result<std::unique_ptr<ProcessGuest>> make_qemu_guest(PendingHandshake handshake);
   Result<PresenceFile> make_presence();
+  [[nodiscard]] Result<void> check_image(const MappedFile& file) const;
+  [[nodiscard]] Result<void> check_ram(pid_t pid) const;
   Result<void> watch(const ProcessGuest& guest);
   void collect_gone(ListenerEvents& events);
   [[nodiscard]] ProcessGuest* guest_of(int fd) const noexcept;

@@ -118,7 +118,7 @@ Result<Attachment> PendingHandshake::finish(std::uint64_t image_bytes) && {
   guest.uffd = std::move(fds_[0]);
   if (fds_.size() > 1) guest.extra = std::move(fds_[1]);
   guest.peer = std::move(peer_);
-  guest.file_inode = mapped_file_of(message_);
+  guest.mapped = mapped_file_of(message_);
   return guest;
 }
 

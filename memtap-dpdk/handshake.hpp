@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,9 +43,13 @@ enum class Handover : std::uint8_t {
 };
 [[nodiscard]] Handover handover_of(std::string_view json) noexcept;
 
-/// The file that a guest maps privately instead of having pages of its own: `"file_inode"` of the
-/// first region; 0: none.
-[[nodiscard]] std::uint64_t mapped_file_of(std::string_view json) noexcept;
+/// The file that a guest maps privately instead of having pages of its own.
+struct MappedFile {
+  std::uint64_t inode = 0;
+  std::string image;  ///< as image_name()
+};
+/// `"file_inode"` and `"image"` of the first region. @return nullopt: it maps none
+[[nodiscard]] std::optional<MappedFile> mapped_file_of(std::string_view json);
 
 /// Whether the QEMU of kPostcopy has paused and waits to be taken up again, `"recover": true`.
 /// Without it, it was started with -incoming and waits for its first byte.
@@ -81,7 +86,7 @@ struct Attachment {
   UniqueFd uffd;   ///< O_NONBLOCK set
   UniqueFd extra;  ///< second descriptor of the two-fd form: kept open, not used; else empty
   Peer peer;
-  std::uint64_t file_inode = 0;  ///< as mapped_file_of()
+  std::optional<MappedFile> mapped;
 };
 
 /// A QEMU that waits for its migration, handed over by whoever started it.

@@ -109,11 +109,13 @@ Handover handover_of(std::string_view json) noexcept {
   return handover_in(Json::parse(json, nullptr, false));
 }
 
-std::uint64_t mapped_file_of(std::string_view json) noexcept {
+std::optional<MappedFile> mapped_file_of(std::string_view json) {
   const Json array = Json::parse(json, nullptr, false);
-  if (!array.is_array() || array.empty() || !array[0].is_object()) return 0;
-  const auto inode = array[0].find("file_inode");
-  return inode != array[0].end() && inode->is_number_unsigned() ? inode->get<std::uint64_t>() : 0;
+  if (!array.is_array() || array.empty() || !array[0].is_object()) return std::nullopt;
+  const auto inode = array[0].find("file_inode"), image = array[0].find("image");
+  if (inode == array[0].end() || !inode->is_number_unsigned()) return std::nullopt;
+  const bool is_named = image != array[0].end() && image->is_string();
+  return MappedFile{inode->get<std::uint64_t>(), is_named ? image->get<std::string>() : ""};
 }
 
 Result<bool> asks_to_recover(std::string_view json) {

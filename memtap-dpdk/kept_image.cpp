@@ -45,10 +45,17 @@ Result<void> seal(int file) {
 
 }  // namespace
 
-Result<std::unique_ptr<KeptImage>> KeptImage::create(std::uint64_t nb_pages, std::string link) {
-  UniqueFd file{memfd_create("snowfabric-image", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
-  const std::size_t nb_bytes = nb_pages * kPageSize;
-  if (!file || ftruncate(file.get(), static_cast<off_t>(nb_bytes)) != 0)
+std::string image_name(const ImageGeometry& image) {
+  return fmt::format("{:016x}-{}", image.image_id, image.epoch);
+}
+
+Result<std::unique_ptr<KeptImage>> KeptImage::create(const ImageGeometry& image) {
+  const std::string name = "snowfabric-image-" + image_name(image);
+  UniqueFd file{memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING)};
+  const std::size_t nb_bytes = image.nb_pages * kPageSize;
+  struct stat st{};
+  if (!file || ftruncate(file.get(), static_cast<off_t>(nb_bytes)) != 0 ||
+      fstat(file.get(), &st) != 0)
     return fail(errno, fmt::format("make a memory file of {} bytes", nb_bytes));
   void* base = mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
   if (base == MAP_FAILED) return fail(errno, fmt::format("mmap {} bytes of kept image", nb_bytes));
@@ -60,38 +67,33 @@ Result<std::unique_ptr<KeptImage>> KeptImage::create(std::uint64_t nb_pages, std
     munmap(base, nb_bytes);
     return std::unexpected(uffd ? sealed.error() : uffd.error());
   }
-  std::unique_ptr<KeptImage> image{
-      new KeptImage{std::move(file), std::move(*uffd), memory, std::move(link)}};
-  if (auto ok = image->publish(); !ok) return std::unexpected(ok.error());
-  return image;
+  return std::unique_ptr<KeptImage>{
+      new KeptImage{std::move(file), std::move(*uffd), memory, st.st_ino}};
 }
 
-KeptImage::KeptImage(UniqueFd file, UniqueFd uffd, std::span<std::byte> memory, std::string link)
+KeptImage::KeptImage(UniqueFd file, UniqueFd uffd, std::span<std::byte> memory, std::uint64_t inode)
     : file_{std::move(file)},
       uffd_{std::move(uffd)},
       memory_{memory},
-      link_{std::move(link)},
       kept_((nb_pages() + 63) / 64),
-      zero_(kept_.size()) {}
+      zero_(kept_.size()),
+      inode_{inode} {}
 
 KeptImage::~KeptImage() {
-  if (linked_) unlink(link_.c_str());
+  if (!link_.empty()) unlink(link_.c_str());
   munmap(memory_.data(), memory_.size());
 }
 
 /// A memory file has no name; clones of the same user open it through this process.
-Result<void> KeptImage::publish() {
+Result<void> KeptImage::publish(const std::string& link) {
   struct stat st{};
-  if (fstat(file(), &st) != 0) return fail(errno, "fstat of the kept image");
-  inode_ = st.st_ino;
-  if (link_.empty()) return {};
-  if (lstat(link_.c_str(), &st) == 0) {  // of a memtap that was killed
-    if (!S_ISLNK(st.st_mode)) return fail(EEXIST, fmt::format("{} is no symbolic link", link_));
-    if (unlink(link_.c_str()) != 0) return fail(errno, fmt::format("unlink {}", link_));
+  if (lstat(link.c_str(), &st) == 0) {  // of a memtap that was killed
+    if (!S_ISLNK(st.st_mode)) return fail(EEXIST, fmt::format("{} is no symbolic link", link));
+    if (unlink(link.c_str()) != 0) return fail(errno, fmt::format("unlink {}", link));
   }
-  if (symlink(fmt::format("/proc/{}/fd/{}", getpid(), file()).c_str(), link_.c_str()) != 0)
-    return fail(errno, fmt::format("symlink {}", link_));
-  linked_ = true;
+  if (symlink(fmt::format("/proc/{}/fd/{}", getpid(), file()).c_str(), link.c_str()) != 0)
+    return fail(errno, fmt::format("symlink {}", link));
+  link_ = link;
   return {};
 }
 

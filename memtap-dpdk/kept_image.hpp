@@ -11,24 +11,30 @@
 #include "fabric/base/result.hpp"
 #include "fabric/base/unique_fd.hpp"
 #include "memtap-dpdk/guest_adapter.hpp"
+#include "memtap-dpdk/presence_file.hpp"
 
 namespace snowfabric {
+
+/// How a memory file, and a clone that maps it, say which image it is.
+[[nodiscard]] std::string image_name(const ImageGeometry& image);
 
 /// Every page of the image that has come to this host, in a memory file: for clones that come
 /// later, and for clones that map the file instead of having copies. Only memtap writes it, and
 /// each page appears whole: UFFDIO_COPY into a registered mapping of our own. One thread. Source:
-/// docs/design.md, "Clones that share a host".
+/// docs/design.md, "What a host keeps".
 class KeptImage {
  public:
-  /// @param link  made to point to the file, so that clones can open it; empty: none
-  /// @return EPERM: no userfaultfd; ENOMEM; EEXIST: `link` is there and no symbolic link; or what
-  ///         the call named reported
-  [[nodiscard]] static Result<std::unique_ptr<KeptImage>> create(std::uint64_t nb_pages,
-                                                                 std::string link = {});
+  /// @return EPERM: no userfaultfd; ENOMEM; or what the call named reported
+  [[nodiscard]] static Result<std::unique_ptr<KeptImage>> create(const ImageGeometry& image);
 
   KeptImage(const KeptImage&) = delete;
   KeptImage& operator=(const KeptImage&) = delete;
   ~KeptImage();
+
+  /// Makes a symbolic link to the file, by which clones open it; it goes with this object. The
+  /// caller knows that the path is its own to use.
+  /// @return EEXIST: something else than a link is there; or what the call named reported
+  [[nodiscard]] Result<void> publish(const std::string& link);
 
   /// Keeps pages that are not kept yet. @return pages that could not be: the host is short of
   /// memory
@@ -68,8 +74,7 @@ class KeptImage {
  private:
   using Bits = std::vector<std::uint64_t>;
 
-  KeptImage(UniqueFd file, UniqueFd uffd, std::span<std::byte> memory, std::string link);
-  [[nodiscard]] Result<void> publish();
+  KeptImage(UniqueFd file, UniqueFd uffd, std::span<std::byte> memory, std::uint64_t inode);
 
   static bool bit(const Bits& bits, Gfn page) noexcept {
     return (bits[page.value / 64] >> (page.value % 64) & 1U) != 0;
@@ -80,10 +85,9 @@ class KeptImage {
 
   UniqueFd file_, uffd_;
   std::span<std::byte> memory_;
-  std::string link_;
-  bool linked_ = false;
+  std::string link_;  // made by publish()
   Bits kept_, zero_;
-  std::uint64_t nb_kept_ = 0, inode_ = 0;
+  std::uint64_t nb_kept_ = 0, inode_;
 };
 
 }  // namespace snowfabric

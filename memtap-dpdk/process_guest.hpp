@@ -30,6 +30,9 @@ class ProcessGuest : public GuestAdapter {
   /// handshake is sent.
   [[nodiscard]] virtual bool ends_with_socket() const noexcept = 0;
 
+  /// Whether these pages, all in one region, come to the process by its userfaultfd.
+  [[nodiscard]] virtual bool maps(PageRange) const noexcept { return false; }
+
   /// Readable when poll_faults() has something to do.
   [[nodiscard]] virtual int fault_fd() const noexcept = 0;
 

@@ -12,23 +12,21 @@
 namespace snowfabric {
 namespace {
 
-std::size_t largest(std::span<const RamBlock> blocks) {
-  return static_cast<std::size_t>(std::ranges::max_element(blocks, {}, &RamBlock::nb_pages) -
-                                  blocks.begin());
-}
-
 PageRange range_of(std::uint64_t first, std::uint64_t end) {
   return {Gfn{first}, static_cast<std::uint32_t>(end - first)};
 }
 
 }  // namespace
 
+const RamBlock& ram_of(const qemu::State& state) noexcept {
+  return *std::ranges::max_element(state.blocks, {}, &RamBlock::nb_pages);
+}
+
 QemuLoader::QemuLoader(std::uint32_t id, QemuAttachment attachment, PresenceFile presence,
                        const QemuSeed& seed)
     : ProcessGuest{id, std::move(attachment.peer), std::move(presence)},
       seed_{seed},
       requester_{std::move(attachment.requester)},
-      left_out_{largest(seed.state.blocks)},
       pages_((presence_.nb_pages() - left_out().nb_pages) * kPageSize),
       nb_missing_{presence_.nb_pages() - left_out().nb_pages} {
   presence_.discard(range_of(left_out().first_page, left_out().first_page + left_out().nb_pages));
@@ -83,9 +81,9 @@ Install QemuLoader::fill(PageRange pages, const std::byte* bytes) noexcept {
 }
 
 void QemuLoader::compose() noexcept {
-  auto stream = qemu::precopy_stream(seed_.state, left_out_, [this](Gfn page) {
-    return std::span<const std::byte>{room_of(page)};
-  });
+  const auto index = static_cast<std::size_t>(&left_out() - seed_.state.blocks.data());
+  auto stream = qemu::precopy_stream(
+      seed_.state, index, [this](Gfn page) { return std::span<const std::byte>{room_of(page)}; });
   if (!stream) {
     set_trouble("no stream can be made of the descriptor's device state");
     return;

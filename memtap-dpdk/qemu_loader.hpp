@@ -12,6 +12,9 @@
 
 namespace snowfabric {
 
+/// The block that comes by userfaultfd: the largest.
+[[nodiscard]] const RamBlock& ram_of(const qemu::State& state) noexcept;
+
 /// Starts a QEMU whose RAM comes by userfaultfd: the source of a precopy migration that carries all
 /// but the largest RAM block. It asks for the pages of the others (ROMs, some hundreds), sends them
 /// with the device state, and leaves when QEMU has read it all.
@@ -32,7 +35,7 @@ class QemuLoader final : public ProcessGuest {
   [[nodiscard]] int fault_fd() const noexcept override { return socket(); }
 
  private:
-  [[nodiscard]] const RamBlock& left_out() const noexcept { return seed_.state.blocks[left_out_]; }
+  [[nodiscard]] const RamBlock& left_out() const noexcept { return ram_of(seed_.state); }
   [[nodiscard]] std::span<std::byte, kPageSize> room_of(Gfn page) noexcept;
   Install fill(PageRange pages, const std::byte* bytes) noexcept;
   void compose() noexcept;
@@ -40,7 +43,6 @@ class QemuLoader final : public ProcessGuest {
 
   const QemuSeed& seed_;
   UniqueFd requester_;
-  std::size_t left_out_;          ///< block
   std::vector<std::byte> pages_;  ///< of the other blocks, in their order
   std::uint64_t nb_missing_;
   Gfn next_{};                  ///< page to ask for

@@ -39,8 +39,10 @@ UffdGuest::UffdGuest(std::uint32_t id, Attachment attachment, PresenceFile prese
       uffd_{std::move(attachment.uffd)},
       extra_{std::move(attachment.extra)},
       regions_{attachment.regions},
-      kept_{kept != nullptr && kept->inode() == attachment.file_inode ? kept : nullptr},
-      keeps_uffd_{attachment.file_inode != 0} {
+      kept_{kept != nullptr && attachment.mapped && attachment.mapped->inode == kept->inode()
+                ? kept
+                : nullptr},
+      keeps_uffd_{attachment.mapped.has_value()} {
   forked_.reserve(kMaxForks);
   std::uint64_t mapped_to = 0;
   for (const Region& r : regions_.regions()) {
@@ -152,6 +154,11 @@ void UffdGuest::on_fork(int child_uffd) noexcept {
   UniqueFd child{child_uffd};
   if (forked_.size() < kMaxForks) forked_.push_back(std::move(child));
   set_trouble("the guest forked with its memory under userfaultfd, which is not supported");
+}
+
+bool UffdGuest::maps(PageRange pages) const noexcept {
+  const auto place = regions_.locate(pages.first);
+  return place && place->nb_pages >= pages.nb_pages;
 }
 
 // --- into the guest ---------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class UffdGuest final : public ProcessGuest {
   /// A guest that maps a kept image keeps its userfaultfd too, and hands it to the next memtap.
   [[nodiscard]] bool survives_memtap() const noexcept override { return keeps_uffd_; }
   [[nodiscard]] int fault_fd() const noexcept override { return uffd(); }
+  [[nodiscard]] bool maps(PageRange pages) const noexcept override;
 
   [[nodiscard]] const RegionMap& regions() const noexcept { return regions_; }
   [[nodiscard]] int uffd() const noexcept { return uffd_.get(); }

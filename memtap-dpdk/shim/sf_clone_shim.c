@@ -24,13 +24,15 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-static const char kImageName[] = "/memfd:snowfabric-image";  // as /proc/self/fd shows it
-enum { kRetryMicroseconds = 20000 };
+static const char kImageName[] = "/memfd:snowfabric-image-";  // as /proc/self/fd shows it
+enum { kRetryMicroseconds = 20000, kRetriesPerComplaint = 250 };
 
 // Written before the thread starts.
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
-static char message[256];  // Firecracker's handshake, and the file's inode
+static char message[256];  // Firecracker's handshake, and which file of which image is mapped
 static int uffd = -1;      // open while this process lives: without it missing pages read as zeros
+static uintptr_t ram;      // where it is, and how large
+static size_t ram_bytes;
 
 static void complain(const char* format, ...) {
   char text[256];
@@ -78,14 +80,16 @@ static int hand_over(void) {
 /// Waits for memtap's end, then for another: until then whoever touches a missing page waits.
 static void* follow(void* argument) {
   int memtap = (int)(intptr_t)argument;
-  for (;;) {
+  for (unsigned nb_lost = 0;;) {
     char end;
     ssize_t n = read(memtap, &end, 1);
     if (n > 0 || (n < 0 && errno == EINTR)) continue;
     close(memtap);
-    complain("memtap is gone; waiting for another at %s", address.sun_path);
-    while ((memtap = hand_over()) < 0) usleep(kRetryMicroseconds);
-    complain("another memtap has taken over");
+    if (nb_lost++ % kRetriesPerComplaint == 0)  // one that refuses us is lost each time
+      complain("memtap is gone, or serves another image; waiting for another at %s",
+               address.sun_path);
+    do usleep(kRetryMicroseconds);
+    while ((memtap = hand_over()) < 0);
   }
   return NULL;
 }
@@ -113,7 +117,7 @@ static void register_missing(void* base, size_t size) {
     give_up("cannot register the RAM for userfaultfd");
 }
 
-static void on_ram(void* base, size_t size, int fd, off_t offset) {
+static void on_ram(void* base, size_t size, int fd, off_t offset, const char* image) {
   struct stat st;
   if (uffd >= 0) {
     errno = ENOTSUP;
@@ -121,35 +125,52 @@ static void on_ram(void* base, size_t size, int fd, off_t offset) {
   }
   if (fstat(fd, &st) != 0) give_up("fstat of the image");
   register_missing(base, size);
+  ram = (uintptr_t)base;
+  ram_bytes = size;
   snprintf(message, sizeof message,
            "[{\"base_host_virt_addr\": %ju, \"size\": %zu, \"offset\": %jd, "
-           "\"page_size\": 4096, \"file_inode\": %ju}]",
-           (uintmax_t)(uintptr_t)base, size, (intmax_t)offset, (uintmax_t)st.st_ino);
+           "\"page_size\": 4096, \"file_inode\": %ju, \"image\": \"%s\"}]",
+           (uintmax_t)(uintptr_t)base, size, (intmax_t)offset, (uintmax_t)st.st_ino, image);
   int memtap = hand_over();
   if (memtap < 0) give_up(address.sun_path);
   start_following(memtap);
 }
 
-static bool is_image(int fd) {
-  char link[32], target[64] = {0};
+/// Writes the name of memtap's image to `name` if the file is one.
+/// @return false: it is another file; one in the place of memtap's ends QEMU
+static bool is_image(int fd, char name[64]) {
+  char link[32], target[256] = {0}, expected[sizeof address.sun_path + 8];
   snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-  return readlink(link, target, sizeof target - 1) > 0 &&
-         strncmp(target, kImageName, sizeof kImageName - 1) == 0;
+  if (readlink(link, target, sizeof target - 1) <= 0) return false;
+  if (strncmp(target, kImageName, sizeof kImageName - 1) == 0)
+    return sscanf(target + sizeof kImageName - 1, "%63[0-9a-f-]", name) == 1;
+  snprintf(expected, sizeof expected, "%s.image", address.sun_path);
+  errno = ENOENT;  // QEMU makes a file that it does not find
+  if (strcmp(target, expected) == 0) give_up("the image is not memtap's; does memtap run?");
+  return false;
 }
 
 /// By the system call: the loader may call before anything else works.
 EXPORT void* mmap(void* wanted, size_t size, int protection, int flags, int fd, off_t offset) {
   void* base = (void*)syscall(SYS_mmap, wanted, size, protection, flags, fd, offset);
-  if (address.sun_path[0] == '\0' || base == MAP_FAILED || fd < 0 ||
-      (flags & (MAP_PRIVATE | MAP_ANONYMOUS)) != MAP_PRIVATE || !is_image(fd))
-    return base;
+  char image[64];
   const int before = errno;
-  on_ram(base, size, fd, offset);
-  errno = before;
+  if (address.sun_path[0] != '\0' && base != MAP_FAILED && fd >= 0 &&
+      (flags & (MAP_PRIVATE | MAP_ANONYMOUS)) == MAP_PRIVATE && is_image(fd, image))
+    on_ram(base, size, fd, offset, image);
+  if (base != MAP_FAILED) errno = before;
   return base;
 }
 EXPORT void* mmap64(void* wanted, size_t size, int protection, int flags, int fd, off_t offset)
     __attribute__((alias("mmap")));
+
+/// QEMU asks for huge pages after mmap(). Where they are allowed for memory files, the kernel might
+/// make one of pages that are there and zeros for those that are not.
+EXPORT int madvise(void* base, size_t size, int advice) {
+  const bool in_ram = uffd >= 0 && (uintptr_t)base < ram + ram_bytes && ram < (uintptr_t)base + size;
+  if (in_ram && advice == MADV_HUGEPAGE) return 0;
+  return (int)syscall(SYS_madvise, base, size, advice);
+}
 
 __attribute__((constructor)) static void enter(void) {
   const char* path = getenv("SF_CLONE_SOCKET");

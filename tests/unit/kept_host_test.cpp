@@ -19,7 +19,7 @@ constexpr std::uint64_t kPages = 1024;
 struct KeptHost : testing::Test {
   void SetUp() override {
     client.join(kPages);
-    auto made = KeptImage::create(kPages);
+    auto made = KeptImage::create({.image_id = 7, .nb_pages = kPages, .epoch = 1});
     if (!made && made.error().errnum == EPERM) GTEST_SKIP() << "userfaultfd(2) is not permitted";
     ASSERT_TRUE(made) << made.error().what;
     kept = std::move(*made);

@@ -19,6 +19,7 @@ namespace snowfabric {
 namespace {
 
 constexpr std::uint64_t kPages = 64;
+constexpr ImageGeometry kGeometry{.image_id = 7, .nb_pages = kPages, .epoch = 1};
 
 std::vector<std::byte> pages_of(std::byte fill, std::size_t nb_pages = 1) {
   return std::vector<std::byte>(nb_pages * kPageSize, fill);
@@ -26,10 +27,11 @@ std::vector<std::byte> pages_of(std::byte fill, std::size_t nb_pages = 1) {
 
 struct KeptImageTest : ::testing::Test {
   void SetUp() override {
-    auto made = KeptImage::create(kPages, dir / "image");
+    auto made = KeptImage::create(kGeometry);
     if (!made && made.error().errnum == EPERM) GTEST_SKIP() << "userfaultfd(2) is not permitted";
     ASSERT_TRUE(made) << made.error().what;
     image = std::move(*made);
+    ASSERT_TRUE(image->publish(dir / "image"));
   }
 
   testing::TempDir dir;
@@ -94,12 +96,12 @@ TEST_F(KeptImageTest, ItsLinkGoesWithItAndAnOldOneIsReplaced) {
   image.reset();
   EXPECT_FALSE(std::filesystem::is_symlink(dir / "image"));
   std::filesystem::create_symlink("/proc/1/fd/0", dir / "image");  // of a memtap that was killed
-  EXPECT_TRUE(KeptImage::create(kPages, dir / "image"));
+  EXPECT_TRUE(KeptImage::create(kGeometry).value()->publish(dir / "image"));
 }
 
 TEST_F(KeptImageTest, AFileOfSomebodyElseIsNotReplaced) {
   std::ofstream{dir / "other"} << "mine";
-  const auto made = KeptImage::create(kPages, dir / "other");
+  const auto made = image->publish(dir / "other");
   ASSERT_FALSE(made);
   EXPECT_EQ(made.error().errnum, EEXIST);
   EXPECT_TRUE(std::filesystem::is_regular_file(dir / "other"));

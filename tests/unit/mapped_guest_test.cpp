@@ -14,7 +14,7 @@ struct MappedGuest : UffdTest {
   void SetUp() override {
     const UniqueFd probe{static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))};
     if (!probe) GTEST_SKIP() << "userfaultfd(2): " << std::strerror(errno);
-    auto kept = KeptImage::create(kPages);
+    auto kept = KeptImage::create(kImage);
     ASSERT_TRUE(kept) << kept.error().what;
     kept_ = std::move(*kept);
     memory_ = std::make_unique<UffdMemory>(kPages, 0, kept_->file());
@@ -27,9 +27,12 @@ struct MappedGuest : UffdTest {
   }
 
   UffdGuest* attach_mapping(std::uint64_t inode) {
+    return attach(*memory_, mapping_json(inode, image_name(kImage)));
+  }
+  [[nodiscard]] std::string mapping_json(std::uint64_t inode, std::string_view image) const {
     std::string region = region_json(memory_->base(), kPages, 0);
     region.back() = ',';
-    return attach(*memory_, fmt::format(R"([{}"file_inode":{}}}])", region, inode));
+    return fmt::format(R"([{}"file_inode":{},"image":"{}"}}])", region, inode, image);
   }
   UffdGuest* attach_mapping() { return attach_mapping(kept_->inode()); }
 
@@ -111,6 +114,16 @@ TEST_F(MappedGuest, AGuestThatMapsTheFileOfADeadMemtapGetsCopies) {
   run_vcpus(*guest, {[&] { EXPECT_TRUE(holds(*memory_, 3, 3)); }},
             [&](Gfn page) { install_one(*guest, page); });
   EXPECT_FALSE(is_shared(3));
+}
+
+TEST_F(MappedGuest, AGuestOfAnotherImageIsRefused) {
+  for (const std::string_view other : {"0000000000000001-2", "0000000000000002-1", ""}) {
+    peer_ = connect_to(dir_ / "sock");
+    ASSERT_TRUE(send_with_fds(peer_.get(), mapping_json(kept_->inode(), other), {memory_->fd()}));
+    const auto events = poll_until_rejected();
+    ASSERT_EQ(events.rejected.size(), 1U);
+    EXPECT_THAT(events.rejected[0].what, HasSubstr("this memtap serves 0000000000000001-1"));
+  }
 }
 
 TEST_F(MappedGuest, WhoWaitedForADeadMemtapFaultsAgain) {

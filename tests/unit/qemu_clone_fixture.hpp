@@ -46,6 +46,11 @@ inline std::vector<std::byte> page_of(std::uint64_t gfn) {
 /// A QEMU whose migration channel is handed over; the test is QEMU.
 struct QemuCloneTest : ::testing::Test {
   void begin(std::string_view handshake) {
+    listen();
+    hand_over(handshake);
+  }
+
+  void listen() {
     auto made = QemuSeed::from(parent());
     ASSERT_TRUE(made) << made.error().what;
     seed_ = std::move(*made);
@@ -56,6 +61,9 @@ struct QemuCloneTest : ::testing::Test {
                                .qemu = &*seed_});
     ASSERT_TRUE(listener) << listener.error().what;
     listener_ = std::move(*listener);
+  }
+
+  void hand_over(std::string_view handshake) {
     std::array<int, 2> ends{};
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
     qemu_ = UniqueFd{ends[0]};

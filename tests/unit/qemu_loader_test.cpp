@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memtap-dpdk/qemu_loader.hpp"
 
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+
 #include "tests/unit/qemu_clone_fixture.hpp"
 
 namespace snowfabric::testing {
@@ -9,7 +14,21 @@ namespace {
 constexpr std::string_view kStateOnly = R"([{"adapter": "qemu-precopy"}])";
 
 struct QemuLoaderTest : QemuCloneTest {
-  void SetUp() override { begin(kStateOnly); }
+  /// The test is QEMU: its RAM comes by userfaultfd already.
+  void SetUp() override {
+    const UniqueFd probe{static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))};
+    if (!probe) GTEST_SKIP() << "userfaultfd(2): " << std::strerror(errno);
+    listen();
+    ram_ = std::make_unique<UffdMemory>(kRamPages);
+    shim_ = connect_to(dir_ / "sock");
+    const std::string region = fmt::format(R"([{{"base_host_virt_addr":{},"size":{},"offset":0}}])",
+                                           ram_->base(), kRamPages * kPageSize);
+    ASSERT_TRUE(send_with_fds(shim_.get(), region, {ram_->fd()}));
+    for (int i = 0; i < 100 && guest_ == nullptr; ++i) poll_listener();
+    ASSERT_NE(std::exchange(guest_, nullptr), nullptr);
+    hand_over(kStateOnly);
+  }
+  void TearDown() override { listener_.reset(); }  // before the memory
 
   /// What QEMU is sent when every page of the ROM is filled with its number.
   [[nodiscard]] std::vector<std::byte> stream() const {
@@ -22,7 +41,27 @@ struct QemuLoaderTest : QemuCloneTest {
                                 })
         .value();
   }
+
+  std::unique_ptr<UffdMemory> ram_;
+  UniqueFd shim_;
 };
+
+TEST_F(QemuCloneTest, AQemuWhoseRamDoesNotComeGetsNoState) {
+  listen();
+  std::array<int, 2> ends{};
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
+  const UniqueFd qemu{ends[0]}, channel{ends[1]};
+  requester_ = connect_to(dir_ / "sock");
+  ASSERT_TRUE(send_with_fds(requester_.get(), kStateOnly, {channel.get()}));
+  std::vector<Error> rejected;
+  for (int i = 0; i < 100 && rejected.empty(); ++i) {
+    pollfd ready{listener_->epoll_fd(), POLLIN, 0};
+    ::poll(&ready, 1, 100);
+    rejected = listener_->poll(Nanos{0}).rejected;
+  }
+  ASSERT_EQ(rejected.size(), 1U);
+  EXPECT_THAT(rejected[0].what, ::testing::HasSubstr("libsf-clone.so"));
+}
 
 TEST_F(QemuLoaderTest, ItAsksForTheRomsAndSendsThemWithTheDeviceState) {
   EXPECT_THAT(faults(), ::testing::ElementsAre(1020, 1021, 1022, 1023));
