@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -141,11 +142,22 @@ class GuestAdapter {
   [[nodiscard]] const LatencyHistogram& fault_times() const noexcept { return fault_times_; }
   void fault_took(Nanos time) noexcept { fault_times_.add(time); }
 
+  /// How many pages behind a faulted one to ask for with it: one, and twice as many each time the
+  /// guest faults right behind them. Guests that start fault here and there: more would cost their
+  /// link several times the bytes, and gain no time. Its caller is Host.
+  [[nodiscard]] std::uint32_t readahead(Gfn page, std::uint32_t most) noexcept {
+    readahead_ = std::min(page == behind_ ? 2 * readahead_ : 1, most);
+    behind_ = Gfn{page.value + 1 + readahead_};
+    return readahead_;
+  }
+
   /// The clone's bitmap. The engine asks absent(); only the adapter claims.
   [[nodiscard]] virtual const Presence& presence() const noexcept = 0;
 
  private:
   LatencyHistogram fault_times_;
+  Gfn behind_{~std::uint64_t{0}};  // the first page not asked for with the last fault
+  std::uint32_t readahead_ = 1;
 };
 
 }  // namespace snowfabric

@@ -108,7 +108,8 @@ void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
     return;
   }
   want(page, now);
-  const std::uint64_t end = std::min(page.value + 1 + prefetch_pages_, engine_.nb_pages());
+  const std::uint32_t nb_more = guest.readahead(page, prefetch_pages_);
+  const std::uint64_t end = std::min(page.value + 1 + nb_more, engine_.nb_pages());
   for (Gfn next{page.value + 1}; next.value < end; ++next.value) {
     if (engine_.in_flight(next) || !needs(next)) continue;
     if (!engine_.want(next, wire::Priority::kPrefetch, now)) return;

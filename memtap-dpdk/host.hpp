@@ -57,7 +57,7 @@ static_assert(kHostCounters.size() * sizeof(Counter) <= sizeof(HostStats) &&
 /// are still needed, what is installed when. No I/O but through adapters. One lcore.
 class Host {
  public:
-  /// @param prefetch_pages  neighbours behind a faulting page to ask for with it
+  /// @param prefetch_pages  most neighbours behind a faulting page to ask for with it
   /// @param buffer_pages    capacity of the arrival buffer
   /// @param kept  where pages are kept for guests to come; nullptr: nowhere
   Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,

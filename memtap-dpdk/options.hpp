@@ -25,7 +25,7 @@ struct TapOptions : AppOptions {
   std::string server;  ///< MAC address; empty: ask by broadcast
   std::string socket;
   std::string presence_dir;  ///< empty: SOCKET.d
-  std::uint32_t prefetch_pages = 8;
+  std::uint32_t prefetch_pages = 16;
   std::string prefetch_list;
   std::string working_set;  ///< file to load; empty: the descriptor's
   std::string record;       ///< file to write the working set to

@@ -83,14 +83,32 @@ TEST_F(HostTest, AFaultOnAGatheredPageIsAnsweredFromTheBufferWithoutARequest) {
   EXPECT_EQ(stats.fault_hits_buffer.read(), 1U);
 }
 
+TEST_F(HostTest, NeighboursArePrefetchedMoreTheLongerFaultsComeInARow) {
+  Host eager{client.engine, stats, 4, 4};
+  eager.attach(a);
+  const auto wanted_with = [&](std::uint64_t page) {
+    const std::uint64_t before = stats.prefetch_wanted.read();
+    a.touch(page);
+    eager.poll_faults(client.now);
+    return stats.prefetch_wanted.read() - before;
+  };
+  EXPECT_EQ(wanted_with(0), 1U);
+  EXPECT_EQ(wanted_with(2), 2U);
+  EXPECT_EQ(wanted_with(5), 4U);
+  EXPECT_EQ(wanted_with(10), 4U) << "no more than was said";
+  EXPECT_EQ(wanted_with(20), 1U) << "not in a row";
+}
+
 TEST_F(HostTest, NeighboursArePrefetchedUpToTheEndOfTheImage) {
   Host eager{client.engine, stats, 8, 4};
   eager.attach(a);
-  a.touch(kPages - 3);
-  eager.poll_faults(client.now);
+  for (const std::uint64_t page : {kPages - 4, kPages - 2}) {
+    a.touch(page);
+    eager.poll_faults(client.now);
+  }
   std::uint64_t nb_pages = 0;
   for (const auto& want : client.send_wants()) nb_pages += want.nb_pages.host();
-  EXPECT_EQ(nb_pages, 3U);  // the page and the two behind it
+  EXPECT_EQ(nb_pages, 4U);  // two and one behind each
   EXPECT_EQ(stats.prefetch_wanted.read(), 2U);
 }
 
@@ -101,7 +119,12 @@ TEST_F(HostTest, NeighboursThatArePresentOrGatheredAreNotPrefetched) {
   a.install(Gfn{11}, bytes);
   const auto arrival = client.page(12);
   eager.on_page(*arrival, client.now);  // gathered
-  a.touch(10);
+  for (const std::uint64_t page : {5U, 7U}) {
+    a.touch(page);
+    eager.poll_faults(client.now);
+  }
+  client.send_wants();
+  a.touch(10);  // the third in a row
   eager.poll_faults(client.now);
   const auto wants = client.send_wants();
   ASSERT_THAT(wants, SizeIs(2));
