@@ -149,6 +149,17 @@ class Family:
             vm.resume()
         return clone
 
+    def end_fork(self):
+        """Clones, memtaps and memserver end, and the parent can be forked again.
+        @return complaints about how they ended"""
+        for clone in self.clones:
+            clone.close()
+        self.clones.clear()
+        processes = [*self.fleet.memtaps.values(), self.fleet.server]
+        complaints = [(process, process.stop()) for process in processes]
+        return [complaint or f"{process.name} ended with status {process.status()}"
+                for process, complaint in complaints if complaint or process.status() != 0]
+
     def recover(self, clone, timeout_s=20.0):
         """Has a clone whose memtap ended taken over by the one that runs on its host now; the clone goes on when it
         has said what it has."""
@@ -201,6 +212,17 @@ class Family:
 def verify(vm, timeout_s=300.0):
     """Has the guest check its pattern memory: {"bad": 0, "pages": ...}."""
     return vmlib.fields(vm.channel.ask("VERIFY", "VERIFIED", timeout_s))
+
+
+def ram_pss_kib(clone):
+    """Of the RAM of a clone that maps memtap's image: what it has alone, and its part of what it shares."""
+    mapping, total = "", 0
+    for line in pathlib.Path(f"/proc/{clone.vm.process.pid}/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            mapping = line
+        elif line.startswith("Pss:") and "snowfabric-image" in mapping:
+            total += int(line.split()[1])
+    return total
 
 
 def descriptor_bytes(path):
