@@ -46,13 +46,16 @@ CowMemory::CowMemory(ShimMemory memory)
       written_(copied_.size()) {}
 
 CowMemory::~CowMemory() {
-  if (started_) {
-    eventfd_write(stop_.get(), 1);
-    pthread_join(thread_, nullptr);
-  }
+  end_thread();
   uffd_ = UniqueFd{};  // the kernel unprotects and wakes every writer
   for (const auto& mapping : {live_, aside_})
     if (!mapping.empty()) munmap(mapping.data(), mapping.size());
+}
+
+void CowMemory::end_thread() noexcept {
+  if (!std::exchange(started_, false)) return;
+  eventfd_write(stop_.get(), 1);
+  pthread_join(thread_, nullptr);
 }
 
 Result<void> CowMemory::map() {
@@ -112,13 +115,19 @@ void CowMemory::on_write(std::uint64_t address) {
   const std::lock_guard lock{mutex_};
   if (!frozen_) {
     written_[page.value] = true;
-  } else if (!copied_[page.value].load(std::memory_order_relaxed)) {
-    std::memcpy(aside_.data() + page.value * kPageSize, live_.data() + page.value * kPageSize,
-                kPageSize);
-    copied_[page.value].store(true, std::memory_order_release);
+  } else if (set_aside(page)) {
     nb_copied_.fetch_add(1, std::memory_order_relaxed);
   }
   [[maybe_unused]] const auto done = protect(page, 1, false);  // fails only if the parent died
+}
+
+/// @return false: it is there already. @pre mutex_ is held
+bool CowMemory::set_aside(Gfn page) noexcept {
+  if (copied_[page.value].load(std::memory_order_relaxed)) return false;
+  std::memcpy(aside_.data() + page.value * kPageSize, live_.data() + page.value * kPageSize,
+              kPageSize);
+  copied_[page.value].store(true, std::memory_order_release);
+  return true;
 }
 
 Result<void> CowMemory::protect(Gfn first, std::uint64_t nb_pages, bool on) {
@@ -172,6 +181,22 @@ void CowMemory::copy(Gfn page, std::size_t offset, std::span<std::byte> out) con
     if (!copied.load(std::memory_order_acquire)) return;
   }
   std::memcpy(out.data(), aside_.data() + at, out.size());
+}
+
+void CowMemory::detach(const std::function<bool(Gfn)>& is_zero) noexcept {
+  for (Gfn page{0}; page.value < nb_pages(); ++page.value) {
+    if (is_zero(page)) continue;
+    const std::lock_guard lock{mutex_};  // for a page: the parent may wait for another
+    set_aside(page);
+  }
+  end_thread();
+  uffd_ = UniqueFd{};
+  // Who copies a page at this moment may read zeros here, then sees that it was set aside. If it
+  // fails the parent's RAM stays mapped.
+  [[maybe_unused]] const void* let_go =
+      mmap(live_.data(), live_.size(), PROT_READ,
+           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  regions_.clear();  // with them their files
 }
 
 std::vector<PageRange> CowMemory::untouched() const {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -51,7 +52,11 @@ class CowMemory {
   /// Pages that were never touched before the instant, nor since: they are zero, and reading them
   /// would allocate them. Ascending. Control path, after freeze().
   [[nodiscard]] std::vector<PageRange> untouched() const;
-  /// Pages the parent has written since the instant. Any thread.
+  /// Sets aside all pages but the known zero ones, and lets the parent go: it writes freely, and
+  /// may be frozen again by somebody else. Costs their memory. Control path, after freeze(); copy()
+  /// may run meanwhile.
+  void detach(const std::function<bool(Gfn)>& is_zero) noexcept;
+  /// Pages the parent has written since the instant, before detach(). Any thread.
   [[nodiscard]] std::uint64_t nb_copied() const noexcept {
     return nb_copied_.load(std::memory_order_relaxed);
   }
@@ -60,9 +65,11 @@ class CowMemory {
   explicit CowMemory(ShimMemory memory);
   Result<void> map();
   Result<void> start();
+  void end_thread() noexcept;
   static void* run(void* self);
   void serve();
   void on_write(std::uint64_t address);
+  bool set_aside(Gfn page) noexcept;
   [[nodiscard]] Result<void> protect(Gfn first, std::uint64_t nb_pages, bool on);
   [[nodiscard]] const ShimRegion* region_at(std::uint64_t address) const noexcept;
   [[nodiscard]] const ShimRegion* region_of(Gfn page) const noexcept;

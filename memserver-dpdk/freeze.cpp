@@ -59,6 +59,8 @@ Result<void> check_sources(const ServerOptions& options) {
       return fail(EINVAL, "--descriptor belongs to --qemu: a raw image has no device state");
     if (!options.free_pages.empty())
       return fail(EINVAL, "--free-pages belongs to --qemu: nobody can be asked about a raw image");
+    if (options.detach)
+      return fail(EINVAL, "--detach belongs to --qemu: a raw image has no parent");
     if (!options.image_ids.empty() && options.image_ids.size() != options.images.size())
       return fail(EINVAL, fmt::format("{} images but {} --image-id", options.images.size(),
                                       options.image_ids.size()));
@@ -109,6 +111,8 @@ Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server
     ::unlink(options.descriptor_file.c_str());  // of an image that nobody will serve
     return std::unexpected(image.error());
   }
+  if (options.detach && parent->live)
+    parent->live->detach([&image](Gfn page) { return image->is_zero(page); });
   const std::uint64_t total_ms = since(parent->since);
   spdlog::info("image complete after {} ms, {} pages avoided of {} free ones", total_ms,
                parent->nb_avoided_pages, parent->nb_free_pages);

@@ -103,7 +103,8 @@ static void refuse(int peer, const char* reason) {
 
 static const char* reason_of(int errnum) {
   switch (errnum) {
-    case EBUSY: return "another memserver holds this memory";
+    case EBUSY:
+      return "another memserver holds this memory (with --detach it lets go once it has a copy)";
     case EPERM:
       return "QEMU may not use userfaultfd: it needs CAP_SYS_PTRACE or "
              "sysctl vm.unprivileged_userfaultfd=1";

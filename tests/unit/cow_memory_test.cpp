@@ -40,6 +40,7 @@ class FakeParent {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     path_.copy(address.sun_path, sizeof address.sun_path - 1);
+    ::unlink(path_.c_str());  // of the one before
     EXPECT_EQ(bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
     EXPECT_EQ(listen(listener_.get(), 1), 0);
     return std::thread{[this, text] {
@@ -196,6 +197,44 @@ TEST_F(CowMemoryTest, AReaderNeverSeesAWriteThoughTheParentWritesAtThatMoment) {
   writer.join();
   EXPECT_EQ(nb_wrong, 0U);
   EXPECT_EQ(cow_->nb_copied(), kPages);
+}
+
+TEST_F(CowMemoryTest, DetachedItKeepsAllPagesAndTheParentCanBeFrozenAgain) {
+  for (std::uint64_t page = 0; page < 8; ++page) parent_.write(page, 1);
+  attach();
+  arm();
+  EXPECT_TRUE(cow_->freeze());
+  parent_.write(0, 2);
+  cow_->detach([](Gfn page) { return page.value >= 8; });
+  parent_.write(1, 2);
+  parent_.write(100, 2);  // would block if nobody set it aside
+  std::unique_ptr<CowMemory> first = std::move(cow_);
+  attach();
+  arm();
+  EXPECT_TRUE(cow_->freeze());
+  for (std::uint64_t page = 0; page < 8; ++page) parent_.write(page, 3);
+  for (std::uint64_t page = 0; page < 8; ++page) EXPECT_TRUE(is(page, page < 2 ? 2 : 1)) << page;
+  std::swap(cow_, first);
+  for (std::uint64_t page = 0; page < 8; ++page) EXPECT_TRUE(is(page, 1)) << page;
+  EXPECT_EQ(cow_->nb_copied(), 1U);
+}
+
+TEST_F(CowMemoryTest, AReaderSeesTheInstantThoughThePagesAreSetAsideAtThatMoment) {
+  for (std::uint64_t page = 0; page < kPages; ++page) parent_.write(page, 1);
+  attach();
+  arm();
+  EXPECT_TRUE(cow_->freeze());
+  std::atomic<bool> stop{false};
+  std::thread detacher{[&] {
+    cow_->detach([](Gfn) { return false; });
+    for (std::uint64_t page = 0; page < kPages; ++page) parent_.write(page, 2);
+    stop = true;
+  }};
+  std::uint64_t nb_wrong = 0;
+  while (!stop)
+    for (std::uint64_t page = 0; page < kPages; ++page) nb_wrong += is(page, 1) ? 0 : 1;
+  detacher.join();
+  EXPECT_EQ(nb_wrong, 0U);
 }
 
 TEST_F(CowMemoryTest, WhenItGoesTheParentWritesFreely) {
