@@ -128,10 +128,12 @@ class Options:
     seed: int = 1
     server_args: tuple = ()
     memtap_args: tuple = ()
+    name: str = ""  # tells fleets on one lab apart
 
 
 class Fleet:
-    """Processes on a lab's hosts: server on host 0, one memtap each on the others. Use with `with`."""
+    """Processes on a lab's hosts: server on host 0, one memtap each on the others. Use with `with`. Fleets of different
+    names may share a lab whose ports are kernel interfaces: what comes to a host all its processes hear."""
 
     def __init__(self, lab, options):
         self.lab, self.opt = lab, options
@@ -151,7 +153,7 @@ class Fleet:
         self.close()
 
     def prefix(self, host):
-        return f"{self.lab.name}-h{host}"
+        return f"{self.lab.name}{self.opt.name and '-' + self.opt.name}-h{host}"
 
     def start_server(self, timeout_s=60.0, extra=()):
         self.launch_server(extra)

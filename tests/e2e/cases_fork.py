@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cases with real VMs: a running QEMU is frozen, its clones are unmodified QEMUs, the guests check their own memory."""
-import contextlib
 import os
 import pathlib
 import re
@@ -9,64 +8,13 @@ import sys
 import time
 
 import fleetlib
-import forklib
 import lablib
 import vmlib
+from forking import check_memory, check_parent, check_verified, end_fork, family, fork
 from lib import Failed, check, check_no_leftovers, case, lab_name, wait_until
 
-VM_MB, FILL_MB = 128, 24
 CHURN_VM_MB, CHURN_MB, NB_FORKS = 256, 8, 3
 GIVE_UP_S = 3
-
-
-@contextlib.contextmanager
-def family(context, nb_hosts=2, mtu=9000, loss=0.0, server_args=(), memtap_args=(), shim=True, mb=VM_MB, cpus=1):
-    """A booted parent with a pattern in its memory, which it goes on rewriting."""
-    lab = lablib.Lab(lab_name(), nb_hosts, mtu)
-    options = fleetlib.Options(context.build, None, loss=loss, seed=context.seed, server_args=server_args,
-                               memtap_args=memtap_args)
-    with lab, fleetlib.Fleet(lab, options) as fleet:
-        lab.add_vm_net(vmlib.HOST_IP)
-        try:
-            with forklib.Family(lab, fleet, mb=mb, cpus=cpus, shim=shim) as vms:
-                vms.boot()
-                vms.parent.channel.ask(f"FILL {FILL_MB}", "FILLED", 60.0)
-                vms.parent.channel.ask("DIRTY 1024", "DIRTYING")
-                yield vms
-            complaints = fleet.stop()
-            check(not complaints, "; ".join(complaints))
-        except Exception as error:
-            for process in fleet.processes():
-                print(process.tail(), file=sys.stderr)
-            if isinstance(error, (vmlib.VmError, fleetlib.FleetError)):
-                raise Failed(str(error)) from error
-            raise
-    check_no_leftovers(lab, fleet)
-
-
-def fork(vms, nb_clones):
-    """Forks to that many clones, one a host in turn; all are up when it returns."""
-    vms.fork(nb_clones)
-    hosts = range(1, vms.lab.nb_hosts + 1)
-    for host in hosts:
-        vms.fleet.start_memtap(host)
-    vms.fleet.wait_server()
-    clones = [vms.spawn(i, 1 + (i - 1) % len(hosts)) for i in range(1, nb_clones + 1)]
-    return [vms.settle(clone) for clone in clones]
-
-
-def check_memory(vm):
-    check_verified(vm, forklib.verify(vm))
-
-
-def check_verified(vm, found):
-    check(found["bad"] == 0 and found["pages"] == FILL_MB * 256, f"VM {vm.name}: {found}")
-
-
-def check_parent(vms):
-    vms.parent.channel.ask("DIRTY 0", "DIRTYING")
-    check_memory(vms.parent)
-    check(vms.ask_web(vms.identity(0))["id"] == 0, "the parent does not answer as the parent")
 
 
 def free_kb(vm):
@@ -82,16 +30,6 @@ def check_churn(vm):
     """Has the guest check all it holds, after what it has checked since it began."""
     found = vmlib.fields(vm.channel.ask("CHURN 0", "CHURNING", 120.0))
     check(found["bad"] == 0 and found["verified"] > 0, f"VM {vm.name}: {found}")
-
-
-def end_fork(vms):
-    """Clones, memtaps and memserver go; the parent can be forked again."""
-    for clone in vms.clones:
-        clone.close()
-    vms.clones.clear()
-    for process in (*vms.fleet.memtaps.values(), vms.fleet.server):
-        complaint = process.stop()
-        check(not complaint and process.status() == 0, f"{process.name}: {complaint or process.status()}")
 
 
 @case(240)
