@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cases with real VMs that go against each other: several parents, parents that change, and that are gone."""
+import pathlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 
-from forking import check_answer, check_memory, check_parent, fork, parent_in, vm_lab
-from lib import case, check, check_no_leftovers
+import vmlib
+from forking import (NB_DIRTY_PAGES, NB_PATTERN_PAGES, check_answer, check_memory, check_parent, check_verified, family,
+                     fork, parent_in, start_memtaps, vm_lab)
+from lib import case, check, check_no_leftovers, wait_until
 
 
 @case(300)
@@ -28,3 +32,37 @@ def fork_two_parents_at_once_on_the_same_hosts(context):
     for vms in families:
         check_no_leftovers(lab, vms.fleet)
     return f"{foreign} frames of the other family came to the memtaps"
+
+
+def rewrite_all(vm):
+    """Has the guest rewrite all of its pattern as fast as it can. @return pages it has rewritten until now"""
+    return vmlib.fields(vm.channel.ask(f"DIRTY {NB_PATTERN_PAGES}", "DIRTYING"))["rewritten"]
+
+
+def anonymous_pages(process):
+    """Pages of a process that are no file's: in a memserver, those that it set aside, and a constant."""
+    text = pathlib.Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    return int(re.search(r"^Anonymous: +(\d+) kB", text, re.MULTILINE).group(1)) // 4
+
+
+@case(300)
+def fork_parent_rewrites_everything_while_clones_read_it(context):
+    """Both go through the same pages at the same time, most of which no clone has yet: each clone has all as it was."""
+    with family(context) as vms:
+        vms.fork(3)
+        start_memtaps(vms)
+        clones = [vms.settle(vms.spawn(clone_id, clone_id)) for clone_id in (1, 2)]
+        alone = anonymous_pages(vms.fleet.server)
+        for clone in clones:
+            clone.vm.channel.send("VERIFY")
+        before = rewrite_all(vms.parent)
+        for clone in clones:
+            check_verified(clone.vm, vmlib.fields(clone.vm.channel.expect("VERIFIED", 120.0)))
+        during = rewrite_all(vms.parent) - before
+        check(during > 0, "the parent wrote nothing while its clones read")
+        wait_until(lambda: rewrite_all(vms.parent) - before >= NB_PATTERN_PAGES, "the parent has rewritten all", 60.0)
+        aside = anonymous_pages(vms.fleet.server) - alone
+        check(aside >= 0.9 * (NB_PATTERN_PAGES - NB_DIRTY_PAGES), f"memserver set {aside} pages aside")
+        check_memory(vms.settle(vms.spawn(3, 1)).vm)
+        check_parent(vms)
+        return f"{during} pages rewritten while the clones read {NB_PATTERN_PAGES}; memserver set {aside} aside meanwhile"
