@@ -66,3 +66,23 @@ def fork_parent_rewrites_everything_while_clones_read_it(context):
         check_memory(vms.settle(vms.spawn(3, 1)).vm)
         check_parent(vms)
         return f"{during} pages rewritten while the clones read {NB_PATTERN_PAGES}; memserver set {aside} aside meanwhile"
+
+
+@case(300)
+def fork_clones_begin_long_after_the_parent_is_gone(context):
+    """Nobody has read a page when the parent, which went on and changed everything, is killed: what memserver holds is a
+    checkpoint. Clones of both kinds have the memory of the instant, and answer as if it were now."""
+    with family(context) as vms:
+        counter = vms.ask_web(vms.identity(0))["counter"]
+        vms.fork(4)
+        vms.fleet.wait_server()
+        before = rewrite_all(vms.parent)
+        wait_until(lambda: rewrite_all(vms.parent) - before >= NB_PATTERN_PAGES, "the parent has rewritten all", 60.0)
+        check(vms.ask_web(vms.identity(0))["counter"] == counter + 1, "the parent does not count on")
+        vms.parent.process.kill()
+        start_memtaps(vms)
+        clones = [vms.spawn(i, 1 + i % 2, postcopy=i <= 2) for i in (1, 2, 3, 4)]
+        for clone in [vms.settle(clone) for clone in clones]:
+            check_answer(clone)
+            check(clone.answer["counter"] == counter + 1, f"VM {clone.vm.name} answers {clone.answer}")
+            check_memory(clone.vm)
