@@ -4,13 +4,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <utility>
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include "fabric/base/parse_number.hpp"
 #include "memserver-dpdk/qemu_parent.hpp"
 
 namespace snowfabric {
@@ -19,9 +19,8 @@ namespace {
 Result<std::optional<std::uint64_t>> image_id_of(const ServerOptions& options, std::size_t i) {
   if (options.image_ids.empty()) return std::nullopt;
   const std::string& text = options.image_ids[i];
-  std::uint64_t id = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id, 16);
-  if (error != std::errc{} || end != text.data() + text.size() || id == 0)
+  const auto id = parse_number(text, 16);
+  if (!id || *id == 0)
     return fail(EINVAL,
                 fmt::format("--image-id {}: not a 64-bit hexadecimal number above 0", text));
   return id;

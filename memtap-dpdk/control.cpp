@@ -7,6 +7,9 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include "descriptor/page_list.hpp"
+#include "fabric/base/parse_number.hpp"
+
 namespace snowfabric {
 namespace {
 
@@ -192,7 +195,7 @@ void GuestControl::write_record() {
   const std::uint64_t nb_pages = host_stats_.recorded_pages.read();
   if (options_.record.empty() || !host_ || nb_pages == nb_written_) return;
   nb_written_ = nb_pages;
-  if (auto ok = write_file(options_.record, to_list(host_->recorded())); !ok)
+  if (auto ok = write_file(options_.record, to_page_list(host_->recorded())); !ok)
     spdlog::error("{}: {}", ok.error().what, std::strerror(ok.error().errnum));
 }
 

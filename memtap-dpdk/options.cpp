@@ -2,24 +2,16 @@
 #include "memtap-dpdk/options.hpp"
 
 #include <cerrno>
-#include <charconv>
-#include <fstream>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "descriptor/descriptor.hpp"
+#include "descriptor/page_list.hpp"
+#include "fabric/base/parse_number.hpp"
 
 namespace snowfabric {
 namespace {
-
-std::optional<PageRange> parse_range(std::string_view text) {
-  const auto dash = text.find('-');
-  const auto first = parse_number(text.substr(0, dash), 0);
-  const auto last = dash == std::string_view::npos ? first : parse_number(text.substr(dash + 1), 0);
-  if (!first || !last || *last < *first || *last - *first >= 0xffffffff) return std::nullopt;
-  return PageRange{Gfn{*first}, static_cast<std::uint32_t>(*last - *first + 1)};
-}
 
 Result<TapImage> image_of_descriptor(const std::string& path) {
   const auto descriptor = read_descriptor(path);
@@ -39,16 +31,6 @@ Result<TapImage> image_of_descriptor(const std::string& path) {
 }
 
 }  // namespace
-
-std::optional<std::uint64_t> parse_number(std::string_view text, int base) {
-  if (base == 0 && (text.starts_with("0x") || text.starts_with("0X")))
-    return parse_number(text.substr(2), 16);
-  std::uint64_t value = 0;
-  const auto [end, error] =
-      std::from_chars(text.data(), text.data() + text.size(), value, base == 0 ? 10 : base);
-  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
 
 void add_tap_options(CLI::App& cli, TapOptions& options) {
   add_app_options(cli, options);
@@ -109,7 +91,7 @@ Result<TapImage> image_of(const TapOptions& options) {
   for (const auto& [file, into] : {std::pair{&options.prefetch_list, &image.prefetch},
                                    std::pair{&options.working_set, &image.working_set}}) {
     if (file->empty()) continue;
-    auto list = read_prefetch_list(*file);
+    auto list = read_page_list(*file);
     if (!list) return std::unexpected(list.error());
     *into = std::move(*list);
   }
@@ -119,30 +101,6 @@ Result<TapImage> image_of(const TapOptions& options) {
       return fail(EINVAL, fmt::format("--server {}: not a MAC address", options.server));
   }
   return image;
-}
-
-Result<std::vector<PageRange>> read_prefetch_list(const std::string& path) {
-  std::ifstream file{path};
-  if (!file) return fail(errno, fmt::format("open {}", path));
-  std::vector<PageRange> ranges;
-  std::string line;
-  for (unsigned number = 1; std::getline(file, line); ++number) {
-    line.erase(std::min(line.find('#'), line.size()));
-    std::erase_if(line, [](char c) { return c == ' ' || c == '\t' || c == '\r'; });
-    if (line.empty()) continue;
-    const auto range = parse_range(line);
-    if (!range)
-      return fail(EINVAL, fmt::format("{}:{}: neither a page number nor a range", path, number));
-    ranges.push_back(*range);
-  }
-  return ranges;
-}
-
-std::string to_list(std::span<const PageRange> ranges) {
-  std::string text;
-  for (const PageRange& range : ranges)
-    text += fmt::format("{}-{}\n", range.first.value, range.first.value + range.nb_pages - 1);
-  return text;
 }
 
 }  // namespace snowfabric

@@ -2,9 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "fabric/base/frame_number.hpp"
@@ -14,9 +12,6 @@
 #include "pmd-config/app.hpp"
 
 namespace snowfabric {
-
-/// A whole number in base 10 or 16; base 0: 10, or 16 behind 0x.
-[[nodiscard]] std::optional<std::uint64_t> parse_number(std::string_view text, int base);
 
 struct TapOptions : AppOptions {
   std::string descriptor;  ///< file; names image, epoch and server, and is needed for QEMU clones
@@ -38,13 +33,6 @@ struct TapOptions : AppOptions {
 };
 
 void add_tap_options(CLI::App& cli, TapOptions& options);
-
-/// Pages as read_prefetch_list() reads them.
-[[nodiscard]] std::string to_list(std::span<const PageRange> ranges);
-
-/// Page numbers and ranges ("17", "0x20-0x3f") of a prefetch list, one a line; # begins a comment.
-/// @return EINVAL with file:line; or the errno of reading it
-[[nodiscard]] Result<std::vector<PageRange>> read_prefetch_list(const std::string& path);
 
 /// The image to fetch, and what clones start from if there is a descriptor.
 struct TapImage {

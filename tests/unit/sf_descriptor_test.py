@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """sf-descriptor, run as a program on the example of docs/descriptor-format.md.
 
-usage: descriptor_show_test.py PROGRAM
+usage: sf_descriptor_test.py PROGRAM
 """
 import json
 import re
@@ -59,8 +59,57 @@ class Show(unittest.TestCase):
             self.assertEqual((status, out), (1, ""))
             self.assertRegex(error, f"^sf-descriptor: FILE: descriptor: .*{why}.*: Bad message\n$")
 
-    def test_wrong_arguments_are_status_2(self):
-        for arguments in [], ["show"], ["hide", "FILE"]:
+
+class AddWorkingSet(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.file, self.record = Path(folder.name) / "FILE", Path(folder.name) / "RECORD"
+        self.file.write_bytes(example())
+
+    def add(self, record):
+        self.record.write_text(record)
+        done = subprocess.run([PROGRAM, "add-working-set", self.file, self.record], capture_output=True, text=True,
+                              check=False)
+        self.assertEqual(done.stdout, "")
+        return done.returncode, done.stderr.replace(str(self.record), "RECORD").replace(str(self.file), "FILE")
+
+    def shown(self):
+        done = subprocess.run([PROGRAM, "show", "--json", self.file], capture_output=True, check=True)
+        return json.loads(done.stdout)
+
+    def test_it_takes_the_place_of_the_one_before(self):
+        before = self.shown()
+        self.assertEqual(self.add("900-999\n17-17\n5\n"), (0, ""))
+        after = self.shown()
+        self.assertEqual((after["working_set"]["pages"], after["working_set"]["ranges"]), (102, 3))
+        changed = {key for key in after if after[key] != before[key]}
+        self.assertEqual(changed, {"working_set", "descriptor_bytes", "descriptor_percent"})
+
+    def test_the_same_list_makes_the_same_file(self):
+        self.assertEqual(self.add("96\n10-12 # as in the example\n"), (0, ""))
+        self.assertEqual(self.file.read_bytes(), example())
+
+    def test_a_bad_record_is_an_error_that_says_where_and_changes_nothing(self):
+        for record, why in [("1\nx\n", "RECORD:2: neither a page number nor a range"),
+                            ("1\n\n999-1000\n", "RECORD:3: page 1000 is beyond the image of 1000"),
+                            ("5-9\n7\n", "descriptor: working_set: the range at page 7 begins before page 10, "
+                                          "where another ends")]:
+            self.assertEqual(self.add(record), (1, f"sf-descriptor: {why}: Invalid argument\n"))
+            self.assertEqual(self.file.read_bytes(), example())
+        self.assertEqual(sorted(path.name for path in self.file.parent.iterdir()), ["FILE", "RECORD"])
+
+    def test_a_file_that_is_no_descriptor_stays_as_it_is(self):
+        self.file.write_bytes(b"hello")
+        status, error = self.add("1\n")
+        self.assertEqual(status, 1)
+        self.assertIn("FILE: descriptor: ", error)
+        self.assertEqual(self.file.read_bytes(), b"hello")
+
+
+class Arguments(unittest.TestCase):
+    def test_wrong_ones_are_status_2(self):
+        for arguments in [], ["show"], ["hide", "FILE"], ["add-working-set", "FILE"]:
             done = subprocess.run([PROGRAM, *arguments], capture_output=True, check=False)
             self.assertEqual(done.returncode, 2)
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// sf-descriptor: what is in a VM descriptor.
+// sf-descriptor: shows what is in a VM descriptor, and puts a working set into it.
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 
 #include "descriptor/descriptor.hpp"
+#include "descriptor/page_list.hpp"
 
 namespace snowfabric {
 namespace {
@@ -159,25 +160,39 @@ Result<void> show(const std::string& path, bool as_json) {
   return {};
 }
 
+Result<void> add_working_set(const std::string& path, const std::string& record) {
+  auto descriptor = read_descriptor(path);
+  if (!descriptor) return std::unexpected(descriptor.error());
+  auto pages = read_page_list(record, descriptor->spaces.front().nb_pages);
+  if (!pages) return std::unexpected(pages.error());
+  descriptor->working_set = std::move(*pages);
+  return write_descriptor(*descriptor, path);
+}
+
 int run(int argc, char** argv) {
-  CLI::App cli{"Shows what is in a VM descriptor.", "sf-descriptor"};
-  std::string path;
+  CLI::App cli{"What is in a VM descriptor.", "sf-descriptor"};
+  std::string path, record;
   bool as_json = false;
   cli.set_version_flag("--version", SNOWFABRIC_VERSION);
   cli.require_subcommand(1);
-  CLI::App* command = cli.add_subcommand("show", "Print one descriptor");
-  command->add_option("FILE", path, "the descriptor")->required();
-  command->add_flag("--json", as_json, "as one JSON object");
-  cli.footer("Exit codes: 0 shown, 1 not a good descriptor, 2 wrong arguments.");
+  CLI::App* showing = cli.add_subcommand("show", "Print one descriptor");
+  CLI::App* adding = cli.add_subcommand(
+      "add-working-set",
+      "Put the pages that memtap recorded into a descriptor, as its working set");
+  for (CLI::App* command : {showing, adding})
+    command->add_option("FILE", path, "the descriptor")->required();
+  adding->add_option("RECORD", record, "what memtap-dpdk --record wrote")->required();
+  showing->add_flag("--json", as_json, "as one JSON object");
+  cli.footer("Exit codes: 0 done, 1 not a good descriptor or record, 2 wrong arguments.");
   try {
     cli.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return cli.exit(error) == 0 ? 0 : 2;
   }
-  const auto shown = show(path, as_json);
-  if (shown) return 0;
-  fmt::print(stderr, "sf-descriptor: {}: {}\n", shown.error().what,
-             std::strerror(shown.error().errnum));
+  const auto done = showing->parsed() ? show(path, as_json) : add_working_set(path, record);
+  if (done) return 0;
+  fmt::print(stderr, "sf-descriptor: {}: {}\n", done.error().what,
+             std::strerror(done.error().errnum));
   return 1;
 }
 
