@@ -55,7 +55,7 @@ void Host::detach(const GuestAdapter& guest) noexcept {
 unsigned Host::poll_faults(Nanos now) noexcept {
   retry_deferred(now);
   if (!list_.empty() && (kept_ != nullptr || !guests_.empty())) prefetch_from_list(now);
-  std::erase_if(loads_, [this](Load& load) { return load_some(load); });
+  for (Load& load : loads_) load_some(load);
   if (!waits_.empty()) time_answered(now);
   unsigned nb_seen = 0;
   std::array<Gfn, kFaultBurst> faults;
@@ -148,22 +148,30 @@ void Host::load(std::span<const PageRange> working_set) {
   for (const PageRange& range : working_set_) record(range);
 }
 
-/// What is not known yet goes to every guest when it comes. @return whether that was all
-bool Host::load_some(Load& load) noexcept {
+/// What is not known yet goes to every guest when it comes.
+void Host::load_some(Load& load) noexcept {
   for (std::size_t i = 0; i < kLoadStep && !load.rest.empty(); ++i) {
     const PageRange& range = load.rest.front();
     const Gfn page{range.first.value + load.nb_done};
     if (kept_->knows(page) && load.guest->presence().absent(page)) {
       const Install verdict = kept_->give(page, *load.guest);
-      if (verdict == Install::kAgain || verdict == Install::kNoMemory) return false;
-      if (verdict != Install::kDone) return true;
+      if (verdict == Install::kAgain || verdict == Install::kNoMemory) return;
+      if (verdict != Install::kDone) {  // the guest is dead, or will be
+        load.rest = {};
+        return;
+      }
       stats_.loaded_pages.add(1);
     }
     if (++load.nb_done < range.nb_pages) continue;
     load.rest = load.rest.subspan(1);
     load.nb_done = 0;
   }
-  return load.rest.empty();
+}
+
+/// What a guest could not take when it came is offered to it once more.
+void Host::load_again(const GuestAdapter& guest) noexcept {
+  for (Load& load : loads_)
+    if (load.guest == &guest) load = {load.guest, working_set_};
 }
 
 /// Each page once, in the order in which some clone first had it.
@@ -266,11 +274,12 @@ void Host::install(Gfn first, std::span<const std::byte> pages, Nanos now) noexc
 
 /// What somebody waits for and was put off is asked for again a little later: rarer than worth a
 /// buffer of its own, and at once it would only find the guest or the host as they are. The rest
-/// comes with its own fault.
+/// comes with its own fault, unless it is of the working set.
 /// @param most  pages to ask for
 void Host::settle(GuestAdapter& guest, Install verdict, PageRange range, std::uint32_t most,
                   Nanos now) noexcept {
   if (verdict != Install::kAgain && verdict != Install::kNoMemory) return;
+  load_again(guest);
   const std::uint64_t end = range.first.value + range.nb_pages;
   for (std::uint64_t p = range.first.value; p < end && most > 0; ++p) {
     if (!guest.waits(Gfn{p})) continue;

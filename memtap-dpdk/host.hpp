@@ -97,7 +97,7 @@ class Host {
 
  private:
   void on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
-  struct Load {  // of the working set into one guest
+  struct Load {  // of the working set into one guest; none where there is nothing to load
     GuestAdapter* guest;
     std::span<const PageRange> rest;
     std::uint32_t nb_done = 0;  // pages of the first range
@@ -110,7 +110,8 @@ class Host {
   void time_answered(Nanos now) noexcept;
   void retry_deferred(Nanos now) noexcept;
   void give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
-  bool load_some(Load& load) noexcept;
+  void load_some(Load& load) noexcept;
+  void load_again(const GuestAdapter& guest) noexcept;
   void record(PageRange pages) noexcept;
   void want(Gfn page, Nanos now) noexcept;
   void defer(Gfn page) noexcept;

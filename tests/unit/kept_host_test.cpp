@@ -186,6 +186,20 @@ TEST_F(KeptHost, AGuestThatCannotTakeMoreGetsTheRestOfTheWorkingSetLater) {
   EXPECT_TRUE(a.has(51) && a.has(52));
 }
 
+TEST_F(KeptHost, WhatAGuestCouldNotTakeOfTheWorkingSetAsItCameItGetsLater) {
+  host->load(Ranges{{Gfn{50}, 3}});
+  host->attach(a);
+  poll();  // nothing is known yet
+  page_comes(50);
+  a.verdicts = {Install::kAgain};
+  page_comes(51);
+  EXPECT_TRUE(a.has(50) && !a.has(51));
+  poll();
+  EXPECT_TRUE(a.has(51));
+  page_comes(52);
+  expect_page(a, 52);
+}
+
 TEST_F(KeptHost, AGuestThatLeavesWhileItIsLoadedIsForgotten) {
   host->load(Ranges{{Gfn{50}, 3}});
   for (const std::uint64_t gfn : {50U, 51U, 52U}) page_comes(gfn);
