@@ -41,7 +41,7 @@ class GuestControl {
 
  private:
   [[nodiscard]] std::string image_name() const;
-  void open_listener();
+  void open_listener(Nanos now);
   void look_at_server();
   [[nodiscard]] bool waits_for_welcome(Nanos now);
   void look_at_guests(Nanos now);

@@ -54,7 +54,7 @@ void Host::detach(const GuestAdapter& guest) noexcept {
 
 unsigned Host::poll_faults(Nanos now) noexcept {
   retry_deferred(now);
-  if (!list_.empty() && (kept_ != nullptr || !guests_.empty())) prefetch_from_list(now);
+  if (!list_.empty() && (now >= fetch_at_ || !guests_.empty())) prefetch_from_list(now);
   for (Load& load : loads_) load_some(load);
   if (!waits_.empty()) time_answered(now);
   unsigned nb_seen = 0;
@@ -142,8 +142,9 @@ void Host::give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
 
 // --- working set -----------------------------------------------------------------------------
 
-void Host::load(std::span<const PageRange> working_set) {
+void Host::load(std::span<const PageRange> working_set, Nanos fetch_at) {
   working_set_ = inside(working_set);
+  if (kept_ != nullptr) fetch_at_ = fetch_at;
   prefetch(working_set_);
   for (const PageRange& range : working_set_) record(range);
 }

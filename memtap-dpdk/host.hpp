@@ -72,11 +72,12 @@ class Host {
   /// Takes faults from every guest and asks for their pages. @return faults seen
   unsigned poll_faults(Nanos now) noexcept;
 
-  /// Pages to fetch in the background, in this order: at once where pages are kept, else when there
-  /// is a guest.
+  /// Pages to fetch in the background, in this order, once there is a guest or the
+  /// working set is fetched.
   void prefetch(std::span<const PageRange> list);
   /// The working set of earlier clones: prefetched, and given to each guest before it asks.
-  void load(std::span<const PageRange> working_set);
+  /// @param fetch_at  not to wait longer for the first guest, where pages are kept
+  void load(std::span<const PageRange> working_set, Nanos fetch_at);
   /// For load() of a later memtap: the working set loaded here, then the pages that clones of this
   /// host had beyond it, in the order in which one first had them.
   [[nodiscard]] std::span<const PageRange> recorded() const noexcept { return recorded_; }
@@ -131,10 +132,11 @@ class Host {
   KeptImage* kept_;
   std::vector<GuestAdapter*> guests_;
   ArrivalBuffer gathered_;
-  std::vector<Gfn> deferred_;    // faults the engine had no room for, installs put off
-  std::vector<Gfn> retrying_;    // empty but for a moment
-  Nanos retry_at_ = kNever;      // not before
-  std::vector<PageRange> list_;  // still to prefetch, the last first
+  std::vector<Gfn> deferred_;      // faults the engine had no room for, installs put off
+  std::vector<Gfn> retrying_;      // empty but for a moment
+  Nanos retry_at_ = kNever;        // not before
+  std::vector<PageRange> list_;    // still to prefetch, the last first
+  Nanos fetch_at_ = Nanos::max();  // if there is no guest before
   std::vector<PageRange> working_set_;
   std::vector<Load> loads_;
   std::vector<Wait> waits_;  // for their times; as many as there is room for

@@ -239,8 +239,7 @@ def run_fleet(args, lab, image, profile):
             capture = start_capture(fleet, lab, args.pcap) if args.pcap else None
             step(f"serving {image} ({nb_pages} pages, {nb_pages - nb_nonzero} of them zero)")
             fleet.start_server()
-            for host in range(1, args.hosts + 1):
-                fleet.start_memtap(host)
+            fleet.start_memtaps(range(1, args.hosts + 1))
             step(f"{args.clones} clones on {args.hosts} hosts, MTU {args.mtu}, loss {args.loss:g} %")
             seconds = run_clones(args, fleet, nb_nonzero)
             table = results(args, fleet, image, nb_pages, nb_nonzero, seconds)

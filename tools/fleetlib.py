@@ -175,6 +175,21 @@ class Fleet:
         return self.server
 
     def start_memtap(self, host, timeout_s=30.0, extra=(), image_index=0):
+        self._launch_memtap(host, extra, image_index)
+        self._wait_memtap(host, timeout_s)
+        return self.memtaps[host]
+
+    def start_memtaps(self, hosts, timeout_s=30.0):
+        """At once, so that they share the transmission of a working set."""
+        for host in hosts:
+            self._launch_memtap(host)
+        for host in hosts:
+            self._wait_memtap(host, timeout_s)
+
+    def _wait_memtap(self, host, timeout_s):
+        self.wait_for(self.memtaps[host], self.socket_path(host).exists, "listening", timeout_s, host)
+
+    def _launch_memtap(self, host, extra=(), image_index=0):
         path = self.socket_path(host)
         path.unlink(missing_ok=True)
         presence = self.dir / f"presence-{host}"
@@ -189,8 +204,6 @@ class Fleet:
                 *self._loss_args(host), *self.opt.memtap_args, *extra,
                 "--", f"--file-prefix={self.prefix(host)}"]
         self.memtaps[host] = self._start(f"memtap{host}", host, args)
-        self.wait_for(self.memtaps[host], path.exists, "listening", timeout_s, host)
-        return self.memtaps[host]
 
     def start_guest(self, guest_id, host, order, extra=(), image=None):
         report = self.dir / f"guest{guest_id}.json"

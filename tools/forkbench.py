@@ -50,8 +50,7 @@ def rounds(args):
 def forked(family, nb_clones, nb_hosts):
     """A fork whose memtaps run."""
     family.fork(nb_clones)
-    for host in range(1, nb_hosts + 1):
-        family.fleet.start_memtap(host)
+    family.fleet.start_memtaps(range(1, nb_hosts + 1))
     family.fleet.wait_server()
 
 
@@ -120,8 +119,8 @@ class StartBench:
         @param how  "local", "fabric", or "working set": the fabric with the pages the recorded clone touched"""
         hosts = min(nb_clones, self.args.hosts)
         if how != "local":
-            for host in range(1, hosts + 1):
-                self.fleet.start_memtap(host, extra=("--working-set", self.record) if how == "working set" else ())
+            self.fleet.opt.memtap_args = ("--working-set", self.record) if how == "working set" else ()
+            self.fleet.start_memtaps(range(1, hosts + 1))
         try:
             jobs = [self.family.pool.submit(self._start, i, 1 + (i - 1) % hosts, how) for i in range(1, nb_clones + 1)]
             found = [job.result() for job in jobs]

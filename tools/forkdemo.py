@@ -106,8 +106,7 @@ def fork(args, family, fleet):
     step(f"forking it to {args.clones} clones on {args.hosts} hosts, MTU {args.mtu}")
     began = time.monotonic()
     family.fork(args.clones)
-    for host in range(1, args.hosts + 1):
-        fleet.start_memtap(host)
+    fleet.start_memtaps(range(1, args.hosts + 1))
     fleet.wait_server()
     freeze = fleet.info["freeze"]
     how = "write protection" if freeze["by_shim"] else "background snapshot"

@@ -108,8 +108,7 @@ class Context:
         with lab, fleetlib.Fleet(lab, options) as fleet:
             try:
                 fleet.start_server()
-                for host in range(1, nb_hosts + 1) if memtaps is None else memtaps:
-                    fleet.start_memtap(host)
+                fleet.start_memtaps(range(1, nb_hosts + 1) if memtaps is None else memtaps)
                 yield fleet
                 complaints = fleet.stop()
                 check(not complaints, "; ".join(complaints))

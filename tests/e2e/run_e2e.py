@@ -14,6 +14,7 @@ import cases_basic  # noqa: E402,F401  (registers)
 import cases_death  # noqa: E402,F401
 import cases_fork  # noqa: E402,F401
 import cases_fork_more  # noqa: E402,F401
+import cases_working_set  # noqa: E402,F401
 import fleetlib  # noqa: E402
 import lablib  # noqa: E402
 

@@ -125,7 +125,7 @@ TEST_F(KeptHost, AGuestThatCannotTakeItsPageHoldsUpNoOther) {
 }
 
 TEST_F(KeptHost, AGuestShortOfMemoryGetsTheRestOfTheWorkingSetLater) {
-  host->load(Ranges{{Gfn{50}, 2}});
+  host->load(Ranges{{Gfn{50}, 2}}, client.now);
   for (const std::uint64_t gfn : {50U, 51U}) page_comes(gfn);
   host->attach(a);
   a.verdicts = {Install::kNoMemory};
@@ -153,8 +153,8 @@ TEST_F(KeptHost, WhatOthersFetchedIsNotRecordedWhileThereIsNoGuest) {
   EXPECT_THAT(host->recorded(), IsEmpty());
 }
 
-TEST_F(KeptHost, AWorkingSetIsFetchedAtOnceAndGivenBeforeItIsAskedFor) {
-  host->load(Ranges{{Gfn{50}, 2}, {Gfn{10}, 1}});
+TEST_F(KeptHost, AWorkingSetIsFetchedWithoutAGuestAndGivenBeforeItIsAskedFor) {
+  host->load(Ranges{{Gfn{50}, 2}, {Gfn{10}, 1}}, client.now);
   poll();
   EXPECT_EQ(client.engine.nb_in_flight(), 3U);
   for (const std::uint64_t gfn : {50U, 51U, 10U}) page_comes(gfn);
@@ -164,8 +164,18 @@ TEST_F(KeptHost, AWorkingSetIsFetchedAtOnceAndGivenBeforeItIsAskedFor) {
   EXPECT_EQ(stats.loaded_pages.read(), 3U);
 }
 
+TEST_F(KeptHost, AWorkingSetIsFetchedWhenItsTimeHasComeOrThereIsAGuest) {
+  host->load(Ranges{{Gfn{50}, 2}}, client.now + std::chrono::seconds{1});
+  poll();
+  EXPECT_THAT(client.send_wants(), IsEmpty());
+  page_comes(50);  // another host asked for it
+  host->attach(a);
+  poll();
+  EXPECT_EQ(client.engine.nb_in_flight(), 1U);
+}
+
 TEST_F(KeptHost, AWorkingSetUnderWayGoesToItsGuestsAsItComes) {
-  host->load(Ranges{{Gfn{50}, 2}});
+  host->load(Ranges{{Gfn{50}, 2}}, client.now);
   poll();
   page_comes(51);
   host->attach(a);
@@ -176,7 +186,7 @@ TEST_F(KeptHost, AWorkingSetUnderWayGoesToItsGuestsAsItComes) {
 }
 
 TEST_F(KeptHost, AGuestThatCannotTakeMoreGetsTheRestOfTheWorkingSetLater) {
-  host->load(Ranges{{Gfn{50}, 3}});
+  host->load(Ranges{{Gfn{50}, 3}}, client.now);
   for (const std::uint64_t gfn : {50U, 51U, 52U}) page_comes(gfn);
   host->attach(a);
   a.verdicts = {Install::kDone, Install::kAgain};
@@ -187,7 +197,7 @@ TEST_F(KeptHost, AGuestThatCannotTakeMoreGetsTheRestOfTheWorkingSetLater) {
 }
 
 TEST_F(KeptHost, WhatAGuestCouldNotTakeOfTheWorkingSetAsItCameItGetsLater) {
-  host->load(Ranges{{Gfn{50}, 3}});
+  host->load(Ranges{{Gfn{50}, 3}}, client.now);
   host->attach(a);
   poll();  // nothing is known yet
   page_comes(50);
@@ -201,7 +211,7 @@ TEST_F(KeptHost, WhatAGuestCouldNotTakeOfTheWorkingSetAsItCameItGetsLater) {
 }
 
 TEST_F(KeptHost, AGuestThatLeavesWhileItIsLoadedIsForgotten) {
-  host->load(Ranges{{Gfn{50}, 3}});
+  host->load(Ranges{{Gfn{50}, 3}}, client.now);
   for (const std::uint64_t gfn : {50U, 51U, 52U}) page_comes(gfn);
   host->attach(a);
   host->detach(a);
@@ -210,7 +220,7 @@ TEST_F(KeptHost, AGuestThatLeavesWhileItIsLoadedIsForgotten) {
 }
 
 TEST_F(KeptHost, ARecordGoesOnFromTheWorkingSetThatWasLoaded) {
-  host->load(Ranges{{Gfn{50}, 2}, {Gfn{kPages - 1}, 7}});
+  host->load(Ranges{{Gfn{50}, 2}, {Gfn{kPages - 1}, 7}}, client.now);
   host->attach(a);
   a.touch(3);
   poll();

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What one clone had is put into the descriptor: the clones of a fork get it before they ask, by one multicast."""
+import os
+import subprocess
+
+from forking import check_memory, family
+from lib import ROOT, case, check
+
+NB_HOSTS, NB_CLONES = 4, 8
+
+
+def record_first_clone(vms, record):
+    """Lets a clone answer, and ends it and its memtap. Returns its faults until then, and the bytes it cost the wire."""
+    vms.fleet.start_memtap(1, extra=("--record", record))
+    vms.fleet.wait_server()
+    first = vms.settle(vms.spawn(1, 1))
+    faults = vms.guest_counters(first)["faults"]
+    first.close()
+    vms.clones.clear()
+    complaint = vms.fleet.memtaps[1].stop()  # it writes the rest of the record
+    check(not complaint, complaint)
+    return faults, vms.fleet.server_stats()["tx_bytes"]
+
+
+def add_working_set(context, vms, record):
+    subprocess.run([ROOT / "tools/descriptor", "add-working-set", vms.descriptor, record], check=True,
+                   env=os.environ | {"BUILD": str(context.build)})
+
+
+def start_clone(vms, clone_id):
+    """Returns the clone and its faults until it answered."""
+    clone = vms.settle(vms.spawn(clone_id, 1 + clone_id % NB_HOSTS))
+    return clone, vms.guest_counters(clone)["faults"]
+
+
+@case(240)
+def working_set_crosses_the_wire_once(context):
+    """Though the memtaps do not join in one instant, and each has clones of its own that need it."""
+    with family(context, nb_hosts=NB_HOSTS) as vms:
+        vms.fork(NB_CLONES + 1)
+        record = vms.fleet.dir / "record"
+        faults_of_first, sent_for_first = record_first_clone(vms, record)
+        add_working_set(context, vms, record)
+        vms.fleet.start_memtaps(range(1, NB_HOSTS + 1))
+        jobs = [vms.pool.submit(start_clone, vms, 2 + i) for i in range(NB_CLONES)]
+        clones, faults = zip(*(job.result() for job in jobs))
+        ratio = vms.fleet.server_stats()["tx_bytes"] / sent_for_first - 1
+        for clone in clones:
+            check_memory(clone.vm)
+        check(ratio <= 1.3, f"{NB_CLONES} clones cost {ratio:.2f} x the bytes of the first")
+        left = sum(faults) / NB_CLONES
+        check(left <= 0.1 * faults_of_first, f"{faults} faults with the working set, {faults_of_first} without")
+        return f"{ratio:.2f} x the bytes of the first clone, {left:.0f} of {faults_of_first} faults a clone"
