@@ -7,6 +7,8 @@ from forking import check_memory, family
 from lib import ROOT, case, check
 
 NB_HOSTS, NB_CLONES = 4, 8
+# A memtap that waits 10 ms for a CPU among its clones' QEMUs loses frames at full rate, and has them sent again.
+RATE = ("--rate-gbps", "1", "--max-rate-gbps", "1")
 
 
 def record_first_clone(vms, record):
@@ -36,7 +38,7 @@ def start_clone(vms, clone_id):
 @case(240)
 def working_set_crosses_the_wire_once(context):
     """Though the memtaps do not join in one instant, and each has clones of its own that need it."""
-    with family(context, nb_hosts=NB_HOSTS) as vms:
+    with family(context, nb_hosts=NB_HOSTS, server_args=RATE) as vms:
         vms.fork(NB_CLONES + 1)
         record = vms.fleet.dir / "record"
         faults_of_first, sent_for_first = record_first_clone(vms, record)
