@@ -120,7 +120,8 @@ class Family:
             server = self.fleet.launch_server(("--qemu", self.freezer, "--descriptor", self.descriptor, *free))
             self.fleet.wait_for(server, self.descriptor.exists, "frozen", timeout_s, host=0)
         except fleetlib.FleetError as error:
-            self.parent.channel.send("FAIL the memory could not be frozen")
+            with contextlib.suppress(VmError):  # of a parent that is gone the memserver says more
+                self.parent.cancel_fork("the memory could not be frozen")
             raise VmError(str(error)) from error
         self.fleet.info = {"descriptor": str(self.descriptor)}  # all that memtaps need
         self.parent.go_on()

@@ -262,6 +262,20 @@ class Vm:
         if self.channel.ask("RET 0", "READY", timeout_s) != "0":
             raise VmError(f"VM {self.name} does not know that it is the parent")
 
+    def cancel_fork(self, why, timeout_s=30.0):
+        """Ends a fork for which there is no descriptor: the parent runs on as if it had not asked. A memserver that was
+        killed in the middle of the freeze may have left it stopped."""
+        deadline = time.monotonic() + timeout_s
+        while self.qmp("query-status")["status"] != "running":
+            try:
+                self.qmp("cont")
+            except VmError:  # not while QEMU finds out that nobody takes its state any more
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        self.channel.send(f"FAIL {why}")
+        self.channel.line(timeout_s)  # the agent's ERROR about its FORK
+
     def become(self, identity, timeout_s=60.0):
         """Makes a clone somebody of its own and connects its network card."""
         if self.channel.ask(identity.ret(self.nic is not None), "IDENTIFIED", timeout_s) != str(identity.id):

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cases with real VMs that go against each other: several parents, parents that change, and that are gone."""
+import contextlib
+import os
 import pathlib
 import re
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import vmlib
@@ -86,3 +89,28 @@ def fork_clones_begin_long_after_the_parent_is_gone(context):
             check_answer(clone)
             check(clone.answer["counter"] == counter + 1, f"VM {clone.vm.name} answers {clone.answer}")
             check_memory(clone.vm)
+
+
+@case(240)
+def fork_memserver_killed_in_the_freeze_leaves_a_parent_that_forks_again(context):
+    """It is killed as soon as it has stopped the parent: forklib lets that run on."""
+    with family(context) as vms:
+        def kill():
+            vms.parent.qmp.wait_event("STOP", 60.0)
+            os.kill(vms.fleet.server.pid, signal.SIGSTOP)  # until its death is noticed nobody else asks QEMU
+            status = vms.parent.qmp("query-status")["status"]
+            vms.fleet.server.kill()
+            return status
+
+        def left_stopped():
+            killed = vms.pool.submit(kill)
+            with contextlib.suppress(vmlib.VmError):
+                vms.fork(1)
+            return killed.result() != "running"
+
+        # The parent stands still for some 15 ms.
+        check(any(left_stopped() for _ in range(5)), "memserver was never killed before the parent ran again")
+        check_memory(vms.parent)
+        for clone in fork(vms, 1):
+            check_memory(clone.vm)
+        check_parent(vms)
