@@ -68,13 +68,13 @@ def fork_parent_rewrites_everything_while_clones_read_it(context):
         check(aside >= 0.9 * (NB_PATTERN_PAGES - NB_DIRTY_PAGES), f"memserver set {aside} pages aside")
         check_memory(vms.settle(vms.spawn(3, 1)).vm)
         check_parent(vms)
-        return f"{during} pages rewritten while the clones read {NB_PATTERN_PAGES}; memserver set {aside} aside meanwhile"
+        return f"{during} pages rewritten while the clones read {NB_PATTERN_PAGES}; memserver set {aside} aside"
 
 
 @case(300)
 def fork_clones_begin_long_after_the_parent_is_gone(context):
-    """Nobody has read a page when the parent, which went on and changed everything, is killed: what memserver holds is a
-    checkpoint. Clones of both kinds have the memory of the instant, and answer as if it were now."""
+    """Nobody has read a page when the parent, which went on and changed everything, is killed: what memserver holds is
+    a checkpoint. Clones of both kinds have the memory of the instant, and answer as if it were now."""
     with family(context) as vms:
         counter = vms.ask_web(vms.identity(0))["counter"]
         vms.fork(4)

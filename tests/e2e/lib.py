@@ -29,10 +29,10 @@ class TimedOut(Exception):
     """The case ran longer than it may."""
 
 
-def case(timeout_s):
-    """Registers a case: a function of a Context."""
+def case(timeout_s, round_s=0):
+    """Registers a case: a function of a Context. @param round_s  more time for each of the context's rounds"""
     def register(function):
-        CASES[function.__name__] = (function, timeout_s)
+        CASES[function.__name__] = (function, timeout_s, round_s)
         return function
     return register
 
@@ -90,10 +90,10 @@ def lab_name():
 
 
 class Context:
-    """What a case gets: programs, image and seed of this run."""
+    """What a case gets: programs, image, seed and rounds of this run."""
 
-    def __init__(self, build, image, seed, workdir):
-        self.build, self.image, self.seed, self.workdir = build, image, seed, workdir
+    def __init__(self, build, image, seed, workdir, rounds):
+        self.build, self.image, self.seed, self.workdir, self.rounds = build, image, seed, workdir, rounds
         self.nb_pages, self.nb_nonzero = fleetlib.count_pages(image)
 
     def unique_bytes(self, mtu):

@@ -15,6 +15,7 @@ import cases_death  # noqa: E402,F401
 import cases_fork  # noqa: E402,F401
 import cases_fork_more  # noqa: E402,F401
 import cases_working_set  # noqa: E402,F401
+import cases_kill  # noqa: E402,F401
 import fleetlib  # noqa: E402
 import lablib  # noqa: E402
 
@@ -25,7 +26,8 @@ def arguments():
     parser.add_argument("--list", action="store_true", help="print the cases and end")
     parser.add_argument("--image", type=pathlib.Path, metavar="FILE", help="instead of a synthetic one")
     parser.add_argument("--mb", type=int, default=32, metavar="N", help="size of the synthetic image (32)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of image, orders, loss and junk (1)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of image, orders, loss, junk and deaths (1)")
+    parser.add_argument("--rounds", type=int, default=4, metavar="N", help="of cases that go by rounds (4)")
     parser.add_argument("--build-dir", type=pathlib.Path, default=lib.ROOT / "build", metavar="DIR")
     args = parser.parse_args()
     patterns = args.case or ["*"]
@@ -36,10 +38,10 @@ def arguments():
 
 
 def run_case(name, context):
-    function, timeout_s = lib.CASES[name]
+    function, timeout_s, round_s = lib.CASES[name]
     began = time.monotonic()
     try:
-        with lib.time_limit(timeout_s):
+        with lib.time_limit(timeout_s + round_s * context.rounds):
             note = function(context)
         verdict = "PASS"
     except lib.Skipped as why:
@@ -65,7 +67,7 @@ def main():
         try:
             lablib.require_root()
             image = args.image or lib.make_image(workdir / "image.img", args.mb, args.seed)
-            context = lib.Context(args.build_dir.absolute(), image.absolute(), args.seed, workdir)
+            context = lib.Context(args.build_dir.absolute(), image.absolute(), args.seed, workdir, args.rounds)
         except (lablib.LabError, fleetlib.FleetError, OSError) as error:
             print(f"run_e2e: {error}", file=sys.stderr)
             return 2
