@@ -2,6 +2,7 @@
 """Forks in which somebody is killed at any moment: round after round, drawn from the seed."""
 import collections
 import random
+import signal
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ LATEST_S = 8.0  # after it began, or for the parent after the fork began: by the
 GIVE_UP_S = 5
 STEP_S = 2.0  # a clone that is silent for so long may need help
 PATIENCE_S = 90.0
+PAGE_FAILED = (-signal.SIGBUS, -signal.SIGKILL)  # the latter where the kernel cannot poison a page
 
 
 class Ended(Exception):
@@ -134,6 +136,10 @@ class Round:
                 return True
             if process in self.recovered and process.status() == -11:  # docs/qemu-stream.md, Recovery
                 self.outcome["QEMU crashed in the recovery"] += 1
+                return True
+            # docs/design.md, "A dead memserver": its page fails, where a clone by postcopy pauses.
+            if self.death.struck("memserver") and not clone.postcopy and process.status() in PAGE_FAILED:
+                self.outcome["ended on its page"] += 1
                 return True
         return False
 
