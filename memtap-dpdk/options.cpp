@@ -44,7 +44,8 @@ void add_tap_options(CLI::App& cli, TapOptions& options) {
       ->required();
   cli.add_option("--presence-dir", options.presence_dir,
                  "where presence bitmaps lie; default: SOCKET.d");
-  cli.add_option("--prefetch", options.prefetch_pages, "most neighbour pages to ask for with a fault: as many when faults come in a row")
+  cli.add_option("--prefetch", options.prefetch_pages,
+                 "most neighbour pages to ask for with a fault: as many when faults come in a row")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
   cli.add_option("--prefetch-list", options.prefetch_list,

@@ -52,10 +52,8 @@ static void give_up(const char* what) {
 static bool send_handshake(int memtap) {
   char control[CMSG_SPACE(sizeof uffd)] = {0};
   struct iovec iov = {message, strlen(message)};
-  struct msghdr header = {.msg_iov = &iov,
-                          .msg_iovlen = 1,
-                          .msg_control = control,
-                          .msg_controllen = sizeof control};
+  struct msghdr header = {
+      .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
   struct cmsghdr* rights = CMSG_FIRSTHDR(&header);
   rights->cmsg_level = SOL_SOCKET;
   rights->cmsg_type = SCM_RIGHTS;
@@ -167,7 +165,8 @@ EXPORT void* mmap64(void* wanted, size_t size, int protection, int flags, int fd
 /// QEMU asks for huge pages after mmap(). Where they are allowed for memory files, the kernel might
 /// make one of pages that are there and zeros for those that are not.
 EXPORT int madvise(void* base, size_t size, int advice) {
-  const bool in_ram = uffd >= 0 && (uintptr_t)base < ram + ram_bytes && ram < (uintptr_t)base + size;
+  const bool in_ram =
+      uffd >= 0 && (uintptr_t)base < ram + ram_bytes && ram < (uintptr_t)base + size;
   if (in_ram && advice == MADV_HUGEPAGE) return 0;
   return (int)syscall(SYS_madvise, base, size, advice);
 }
