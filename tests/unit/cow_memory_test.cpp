@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <functional>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -93,6 +94,22 @@ struct CowMemoryTest : ::testing::Test {
     ASSERT_EQ(cow_->nb_pages(), kPages);
   }
   void arm() { ASSERT_TRUE(cow_->arm()); }
+  /// How often a reader found a page not to be 1, while another thread did `action`.
+  std::uint64_t nb_wrong_during(const std::function<void()>& action) const {
+    std::atomic<bool> stop{false};
+    std::thread actor{[&] {
+      action();
+      stop = true;
+    }};
+    std::uint64_t nb_wrong = 0;
+    while (!stop)
+      for (std::uint64_t page = 0; page < kPages; ++page) nb_wrong += is(page, 1) ? 0 : 1;
+    actor.join();
+    return nb_wrong;
+  }
+  void write_all(std::uint8_t value) const {
+    for (std::uint64_t page = 0; page < kPages; ++page) parent_.write(page, value);
+  }
   [[nodiscard]] bool is(std::uint64_t page, std::uint8_t value) const {
     std::array<std::byte, kPageSize> bytes;
     cow_->copy(Gfn{page}, 0, bytes);
@@ -182,20 +199,11 @@ TEST_F(CowMemoryTest, PagesNobodyTouchedCostNothingAndStayZeroInTheImage) {
 }
 
 TEST_F(CowMemoryTest, AReaderNeverSeesAWriteThoughTheParentWritesAtThatMoment) {
-  for (std::uint64_t page = 0; page < kPages; ++page) parent_.write(page, 1);
+  write_all(1);
   attach();
   arm();
   EXPECT_TRUE(cow_->freeze());
-  std::atomic<bool> stop{false};
-  std::thread writer{[&] {
-    for (std::uint64_t page = 0; page < kPages; ++page) parent_.write(page, 2);
-    stop = true;
-  }};
-  std::uint64_t nb_wrong = 0;
-  while (!stop)
-    for (std::uint64_t page = 0; page < kPages; ++page) nb_wrong += is(page, 1) ? 0 : 1;
-  writer.join();
-  EXPECT_EQ(nb_wrong, 0U);
+  EXPECT_EQ(nb_wrong_during([&] { write_all(2); }), 0U);
   EXPECT_EQ(cow_->nb_copied(), kPages);
 }
 
@@ -220,21 +228,15 @@ TEST_F(CowMemoryTest, DetachedItKeepsAllPagesAndTheParentCanBeFrozenAgain) {
 }
 
 TEST_F(CowMemoryTest, AReaderSeesTheInstantThoughThePagesAreSetAsideAtThatMoment) {
-  for (std::uint64_t page = 0; page < kPages; ++page) parent_.write(page, 1);
+  write_all(1);
   attach();
   arm();
   EXPECT_TRUE(cow_->freeze());
-  std::atomic<bool> stop{false};
-  std::thread detacher{[&] {
+  const auto detach_and_write = [&] {
     cow_->detach([](Gfn) { return false; });
-    for (std::uint64_t page = 0; page < kPages; ++page) parent_.write(page, 2);
-    stop = true;
-  }};
-  std::uint64_t nb_wrong = 0;
-  while (!stop)
-    for (std::uint64_t page = 0; page < kPages; ++page) nb_wrong += is(page, 1) ? 0 : 1;
-  detacher.join();
-  EXPECT_EQ(nb_wrong, 0U);
+    write_all(2);
+  };
+  EXPECT_EQ(nb_wrong_during(detach_and_write), 0U);
 }
 
 TEST_F(CowMemoryTest, WhenItGoesTheParentWritesFreely) {
