@@ -17,7 +17,6 @@ from vmlib import VmError
 
 # A line every 20 ms, by a shell that starts no process for it.
 TICKER = "RUN mkfifo /tmp/t; exec 9<>/tmp/t; while :; do read -t 0.02 -u 9 x; echo tick; done >/dev/console"
-SETTLE_S = 2.5  # memtap gives up its own part of shared pages every second
 START_S = 60.0
 
 
@@ -52,13 +51,6 @@ def forked(family, nb_clones, nb_hosts):
     family.fork(nb_clones)
     family.fleet.start_memtaps(range(1, nb_hosts + 1))
     family.fleet.wait_server()
-
-
-def end(family):
-    """Of a fork; another may follow."""
-    complaints = family.end_fork()
-    if complaints:
-        raise VmError("; ".join(complaints))
 
 
 def verified(clone):
@@ -145,17 +137,10 @@ class StartBench:
         """As the first clone of all touches it, from its start to the answer of its web server."""
         self.fleet.start_memtap(1, extra=("--record", self.record))
         self._start(1, 1, "fabric")
-        deadline = time.monotonic() + 5.0
-        while not self.record.exists() or not self.record.stat().st_size:
-            if time.monotonic() > deadline:
-                raise VmError(f"memtap has recorded no working set in {self.record}")
-            time.sleep(0.05)
-        self.end_clones()
+        self.end_clones()  # with its end memtap has written all
 
     def end_clones(self):
-        for clone in self.family.clones:
-            clone.close()
-        self.family.clones.clear()
+        self.family.end_clones()
         for memtap in self.fleet.memtaps.values():
             memtap.stop()  # the next round fetches all anew
 
@@ -171,7 +156,7 @@ def start(args):
         bench = StartBench(args, family, pathlib.Path(folder))
         bench.record_working_set()
         runs = [[bench.run(*kind) for kind in kinds] for _ in rounds(args)]
-        end(family)
+        family.end_fork()
     return {"benchmark": "fork-start", "clone_memory": args.clone_memory, "hosts": args.hosts, "vm_mb": args.vm_mb,
             "mtu": args.mtu, "rows": start_rows(args, kinds, runs), "runs": runs}
 
@@ -213,7 +198,7 @@ def pause(args):
         for _ in rounds(args):
             forked(family, 1, nb_hosts=0)
             runs.append({**family.fleet.info["freeze"], "descriptor_bytes": forklib.descriptor_bytes(family.descriptor)})
-            end(family)
+            family.end_fork()
         if forklib.verify(family.parent)["bad"]:
             raise VmError("the parent's memory is not what it wrote")
     pauses, descriptors = ([run[key] for run in runs] for key in ("pause_us", "descriptor_ms"))
@@ -244,7 +229,7 @@ def wire(args):
         for job in [family.pool.submit(verified, clone) for clone in clones]:
             job.result()
         found = {"to_answer": at_answer, "to_verified": family.fleet.server_stats()["tx_bytes"]}
-        end(family)
+        family.end_fork()
         return found
 
     with booted(args, args.vm_mb, args.hosts) as family:
@@ -274,10 +259,9 @@ def memory(args):
                 clone = family.settle(family.spawn(i, 1, postcopy=False))
                 verified(clone)
                 if i in (1, args.clones):
-                    time.sleep(SETTLE_S)
-                    pss.append(sum(map(forklib.ram_pss_kib, family.clones)))
+                    pss.append(forklib.settled_ram_pss_kib(family.clones))
             runs.append({"one_kib": pss[0], "all_kib": pss[-1], "ratio": pss[-1] / pss[0]})
-            end(family)
+            family.end_fork()
     return {"benchmark": "fork-memory", "clones": args.clones, "vm_mb": args.vm_mb, "fill_mb": args.fill_mb,
             "ratio": statistics.median(run["ratio"] for run in runs), "runs": runs}
 

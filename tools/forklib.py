@@ -150,16 +150,21 @@ class Family:
             vm.resume()
         return clone
 
-    def end_fork(self):
-        """Clones, memtaps and memserver end, and the parent can be forked again.
-        @return complaints about how they ended"""
+    def end_clones(self):
         for clone in self.clones:
             clone.close()
         self.clones.clear()
-        processes = [*self.fleet.memtaps.values(), self.fleet.server]
-        complaints = [(process, process.stop()) for process in processes]
-        return [complaint or f"{process.name} ended with status {process.status()}"
-                for process, complaint in complaints if complaint or process.status() != 0]
+
+    def end_fork(self):
+        """Clones, memtaps and memserver end, and the parent can be forked again. Raises if one that was not killed
+        does not end well."""
+        self.end_clones()
+        for process in [*self.fleet.memtaps.values(), self.fleet.server]:
+            if process.killed:
+                continue
+            complaint = process.stop()
+            if complaint or process.status() != 0:
+                raise VmError(complaint or f"{process.name} ended with status {process.status()}, not 0")
 
     def recover(self, clone, timeout_s=20.0):
         """Has a clone whose memtap ended taken over by the one that runs on its host now; the clone goes on when it
@@ -213,6 +218,12 @@ class Family:
 def verify(vm, timeout_s=300.0):
     """Has the guest check its pattern memory: {"bad": 0, "pages": ...}."""
     return vmlib.fields(vm.channel.ask("VERIFY", "VERIFIED", timeout_s))
+
+
+def settled_ram_pss_kib(clones):
+    """Of all of them, once memtap has given up its own part of shared pages, which it does every second."""
+    time.sleep(2.5)
+    return sum(ram_pss_kib(clone) for clone in clones)
 
 
 def ram_pss_kib(clone):

@@ -8,9 +8,10 @@ import sys
 import time
 
 import fleetlib
+import forklib
 import lablib
 import vmlib
-from forking import check_memory, check_parent, check_verified, end_fork, family, fork
+from forking import check_memory, check_parent, check_verified, family, fork
 from lib import Failed, check, check_no_leftovers, case, lab_name, wait_until
 
 CHURN_VM_MB, CHURN_MB, NB_FORKS = 256, 8, 3
@@ -65,7 +66,7 @@ def fork_never_avoids_a_page_in_use(context):
             for clone in clones:
                 check_churn(clone.vm)
                 check_memory(clone.vm)
-            end_fork(vms)
+            vms.end_fork()
         check_churn(vms.parent)
         check_parent(vms)
 
@@ -159,23 +160,6 @@ def fork_memtap_killed_pauses_its_clones_alone(context):
         check_parent(vms)
 
 
-def pss_kib(clone):
-    """Of the clone's RAM: what it has alone, and its part of what it shares."""
-    mapping, total = "", 0
-    for line in pathlib.Path(f"/proc/{clone.vm.process.pid}/smaps").read_text().splitlines():
-        if "-" in line.split(" ")[0]:
-            mapping = line
-        elif line.startswith("Pss:") and "snowfabric-image" in mapping:
-            total += int(line.split()[1])
-    return total
-
-
-def settled_pss_kib(clones):
-    """Once memtap has given up its own part, which it does every second."""
-    time.sleep(2.5)
-    return sum(pss_kib(clone) for clone in clones)
-
-
 @case(240)
 def fork_clones_of_a_host_share_memory(context):
     """Clones that map memtap's image: after equal work three need little more memory than one."""
@@ -189,8 +173,8 @@ def fork_clones_of_a_host_share_memory(context):
             check_memory(clones[-1].vm)
             check(clones[-1].answer["id"] == clone_id, f"clone {clone_id} answers {clones[-1].answer}")
             if clone_id == 1:
-                alone = settled_pss_kib(clones)
-        ratio = settled_pss_kib(clones) / alone
+                alone = forklib.settled_ram_pss_kib(clones)
+        ratio = forklib.settled_ram_pss_kib(clones) / alone
         check(1.0 < ratio <= 1.5, f"three clones need {ratio:.2f} x the memory of one, {alone} KiB")
         check_parent(vms)
         return f"{ratio:.2f} x the memory of one"

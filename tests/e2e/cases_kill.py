@@ -10,7 +10,7 @@ import time
 import fleetlib
 import forking
 import vmlib
-from lib import Failed, case, check
+from lib import Failed, case
 
 KINDS = ("memserver", "memtap", "clone", "parent")
 CLONES = {1: (1, True), 2: (1, False), 3: (2, True), 4: (2, False)}  # by id: the host, and whether by postcopy
@@ -226,13 +226,8 @@ class Round:
 
     def end(self):
         """All go but the parent, and they do so in good order."""
-        for clone in list(self.vms.clones):
-            self._drop(clone)
+        self.vms.end_fork()
         fleet = self.vms.fleet
-        for process in [*fleet.memtaps.values(), fleet.server]:
-            if not process.killed:
-                complaint = process.stop()
-                check(not complaint and process.status() == 0, f"{process.name}: {complaint or process.status()}")
         fleet.memtaps.clear()
         fleet.server = None
         if self.death.struck("parent"):

@@ -59,8 +59,7 @@ def boot(vms):
 
 
 def start_memtaps(vms):
-    for host in range(1, vms.lab.nb_hosts + 1):
-        vms.fleet.start_memtap(host)
+    vms.fleet.start_memtaps(range(1, vms.lab.nb_hosts + 1))
     vms.fleet.wait_server()
 
 
@@ -90,13 +89,3 @@ def check_parent(vms):
     vms.parent.channel.ask("DIRTY 0", "DIRTYING")
     check_memory(vms.parent)
     check(vms.ask_web(vms.identity(0))["id"] == 0, "the parent does not answer as the parent")
-
-
-def end_fork(vms):
-    """Clones, memtaps and memserver go; the parent can be forked again."""
-    for clone in vms.clones:
-        clone.close()
-    vms.clones.clear()
-    for process in (*vms.fleet.memtaps.values(), vms.fleet.server):
-        complaint = process.stop()
-        check(not complaint and process.status() == 0, f"{process.name}: {complaint or process.status()}")
