@@ -130,7 +130,8 @@ TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const 
 
 /// Until a signal. @return the last counters
 Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, TxMode mode,
-                      const Frozen& frozen, std::span<const std::unique_ptr<Served>> served) {
+                      Frozen& frozen, std::span<const std::unique_ptr<Served>> served,
+                      const std::atomic<bool>& stop) {
   const Port& port = datapath.port;
   ServerWorker worker{served, port, mode, options.rx_loss_percent / 100, options.seed};
   Telemetry telemetry;
@@ -145,9 +146,9 @@ Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, Tx
     if (auto ok = write_file(options.info_file, info_json(options, frozen, port, mode, served));
         !ok)
       return std::unexpected(ok.error());
-  const std::atomic<bool>& stop = stop_on_signals();
   EventLog log{served};
   const Watcher watcher{[&log] { log.look(); }};
+  if (!stop) frozen.descriptor.keep();
   worker.run(stop, datapath.profile.idle);
   return snapshot_of(worker, port, served);
 }
@@ -213,14 +214,19 @@ Result<void> serve(const ServerOptions& options) {
   std::vector<std::unique_ptr<Served>> served;  // before the port, which may hold their memory
   auto datapath = start_datapath(options, "memserver-dpdk", "server", {});
   if (!datapath) return std::unexpected(datapath.error());
+  const std::atomic<bool>& stop = stop_on_signals();
   // A parent is frozen when all else is ready: clones wait from that instant on.
-  if (!options.qemu.empty()) frozen = freeze_parent(options, datapath->port.mac(), cpus);
+  if (!options.qemu.empty()) frozen = freeze_parent(options, datapath->port.mac(), cpus, stop);
+  if (!frozen && stop) {
+    spdlog::warn("stopped before anything was served: {}", frozen.error().what);
+    return {};
+  }
   if (!frozen) return std::unexpected(frozen.error());
   const TxMode mode = choose_tx_mode(options, datapath->port, frozen->images);
   const ServerConfig config = engine_config(options, datapath->profile, datapath->port.mtu_bytes());
   for (Image& image : frozen->images)
     served.push_back(std::make_unique<Served>(std::move(image), config));
-  const auto last = poll(options, *datapath, mode, *frozen, served);
+  const auto last = poll(options, *datapath, mode, *frozen, served, stop);
   if (!last) return std::unexpected(last.error());
   if (const unsigned leaked = datapath->port.close(); leaked != 0)
     spdlog::error("{} mbufs did not come back to the pool", leaked);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <utility>
 
@@ -50,6 +51,10 @@ Result<FrozenParent> take_parent(const ServerOptions& options) {
 
 }  // namespace
 
+UnservedDescriptor::~UnservedDescriptor() {
+  if (!path_.empty()) ::unlink(path_.c_str());
+}
+
 Result<void> check_sources(const ServerOptions& options) {
   if (options.qemu.empty()) {
     if (options.images.empty())
@@ -77,7 +82,7 @@ Result<void> check_sources(const ServerOptions& options) {
 }
 
 Result<Frozen> open_files(const ServerOptions& options) {
-  Frozen frozen{.images = {}, .names = options.images, .freeze = {}};
+  Frozen frozen{.images = {}, .names = options.images, .freeze = {}, .descriptor = {}};
   for (std::size_t i = 0; i < options.images.size(); ++i) {
     const auto id = image_id_of(options, i);
     if (!id) return std::unexpected(id.error());
@@ -94,24 +99,23 @@ Result<Frozen> open_files(const ServerOptions& options) {
 }
 
 Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server,
-                             const CpuMask& cpus) {
+                             const CpuMask& cpus, const std::atomic<bool>& stop) {
   const OnCpus wide{cpus};
   auto parent = take_parent(options);
   if (!parent) return std::unexpected(parent.error());
+  if (stop) return fail(ECANCELED, "the parent is frozen and nothing more");
   parent->descriptor.server = server;
   if (auto ok = write_descriptor(parent->descriptor, options.descriptor_file); !ok)
     return std::unexpected(ok.error());
+  UnservedDescriptor descriptor{options.descriptor_file};
   const std::uint64_t descriptor_ms = since(parent->since);
   spdlog::info("frozen by {}: paused for {:.1f} ms, descriptor {} written after {} ms",
                to_string(parent->kind), static_cast<double>(parent->pause.count()) / 1000,
                options.descriptor_file, descriptor_ms);
-  auto image = parent->open_image(STDERR_FILENO);
-  if (!image) {
-    ::unlink(options.descriptor_file.c_str());  // of an image that nobody will serve
-    return std::unexpected(image.error());
-  }
-  if (options.detach && parent->live)
-    parent->live->detach([&image](Gfn page) { return image->is_zero(page); });
+  auto image = parent->open_image(STDERR_FILENO, stop);
+  if (!image) return std::unexpected(image.error());
+  if (options.detach && parent->live)  // if it is stopped, nobody will ask for the rest
+    parent->live->detach([&](Gfn page) { return stop || image->is_zero(page); });
   const std::uint64_t total_ms = since(parent->since);
   spdlog::info("image complete after {} ms, {} pages avoided of {} free ones", total_ms,
                parent->nb_avoided_pages, parent->nb_free_pages);
@@ -122,7 +126,8 @@ Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server
                            {"descriptor_ms", descriptor_ms},
                            {"total_ms", total_ms},
                            {"avoided_pages", parent->nb_avoided_pages},
-                           {"free_pages", parent->nb_free_pages}}};
+                           {"free_pages", parent->nb_free_pages}},
+                .descriptor = std::move(descriptor)};
   frozen.images.push_back(std::move(*image));
   return frozen;
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <atomic>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "descriptor/descriptor.hpp"
@@ -14,11 +16,32 @@
 
 namespace snowfabric {
 
+/// The file of a descriptor whose image is not served yet: it goes with this object, so that no
+/// clone starts from it and waits in vain.
+class UnservedDescriptor {
+ public:
+  UnservedDescriptor() = default;
+  explicit UnservedDescriptor(std::string path) : path_{std::move(path)} {}
+  UnservedDescriptor(UnservedDescriptor&& from) noexcept : path_{std::exchange(from.path_, {})} {}
+  UnservedDescriptor& operator=(UnservedDescriptor&& from) noexcept {
+    std::swap(path_, from.path_);
+    return *this;
+  }
+  ~UnservedDescriptor();
+
+  /// It is served from now on.
+  void keep() noexcept { path_.clear(); }
+
+ private:
+  std::string path_;
+};
+
 /// What is to be served.
 struct Frozen {
   std::vector<Image> images;
   std::vector<std::string> names;  ///< of the images, for people
   Snapshot freeze;                 ///< how long what took, if a parent was frozen
+  UnservedDescriptor descriptor{};
 };
 
 /// @return EINVAL: the options name nothing to serve, or what cannot go together
@@ -31,8 +54,10 @@ struct Frozen {
 /// and clones start meanwhile and wait. After EAL init. If it fails there is no descriptor.
 /// @param server  where memtaps find this memserver
 /// @param cpus    for the scan and for the thread that sets pages aside
-/// @return as freeze_qemu, write_descriptor and Image::open
+/// @param stop    set by a signal: gives up once the parent runs on, which a background snapshot
+///                takes its time for: a QEMU 7.2 whose snapshot is broken off hangs
+/// @return ECANCELED: stopped; as freeze_qemu, write_descriptor and Image::open
 [[nodiscard]] Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server,
-                                           const CpuMask& cpus);
+                                           const CpuMask& cpus, const std::atomic<bool>& stop);
 
 }  // namespace snowfabric

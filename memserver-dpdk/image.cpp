@@ -106,7 +106,10 @@ Result<Image> Image::open(const std::filesystem::path& path, const ImageOptions&
     if (options.progress_fd)
       progress.emplace(fmt::format("scan {}", path.filename().string()), image.bytes().size(),
                        *options.progress_fd);
-    if (!image.scan(progress ? &*progress : nullptr))
+    const bool readable = image.scan(progress ? &*progress : nullptr, options.stop);
+    if (options.stop != nullptr && *options.stop)
+      return fail(ECANCELED, fmt::format("the scan of {} was stopped", path.string()));
+    if (!readable)
       return fail(EIO, fmt::format("read image {}: its disk fails or it shrinks", path.string()));
     image.epoch_ = options.epoch;
     image.image_id_ = options.image_id ? *options.image_id : image.content_id();
@@ -124,13 +127,14 @@ bool Image::mark_zero(PageRange pages) noexcept {
   return true;
 }
 
-bool Image::scan(Progress* progress) {
+bool Image::scan(Progress* progress, const std::atomic<bool>* stop) {
   std::atomic<bool> unreadable = false;
   // A chunk is whole words of zero_words_, so no two threads write one word.
   tbb::parallel_for(
       tbb::blocked_range<std::size_t>{0, zero_words_.size(), kChunkWords},
       [&](const tbb::blocked_range<std::size_t>& words) {
         if (unreadable.load(std::memory_order_relaxed)) return;
+        if (stop != nullptr && stop->load(std::memory_order_relaxed)) return;
         if (!scan_words(words.begin(), words.end()))
           unreadable = true;
         else if (progress != nullptr)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -25,6 +26,7 @@ struct ImageOptions {
   std::shared_ptr<CowMemory> live{};
   std::vector<PageRange>
       zeros{};  ///< not read: known to be zero, or read as such whatever they hold
+  const std::atomic<bool>* stop = nullptr;  ///< ends the scan once it is set; borrowed
 };
 
 /// A file mapped read-only and shared; unmaps what it owns.
@@ -55,7 +57,7 @@ class Image {
   /// Maps and scans `path`, on all CPUs of the calling thread: EAL pins its caller to one, and TBB
   /// workers started then would all share it.
   /// @return as FileMapping::open; EINVAL: image id 0, or zeros behind the last page; EIO: a block
-  ///         cannot be read; ENOMEM
+  ///         cannot be read; ECANCELED: stopped; ENOMEM
   [[nodiscard]] static Result<Image> open(const std::filesystem::path& path,
                                           const ImageOptions& options = {});
 
@@ -86,7 +88,7 @@ class Image {
  private:
   explicit Image(FileMapping mapping) : mapping_{std::move(mapping)} {}
   [[nodiscard]] bool mark_zero(PageRange pages) noexcept;
-  [[nodiscard]] bool scan(Progress* progress);
+  [[nodiscard]] bool scan(Progress* progress, const std::atomic<bool>* stop);
   [[nodiscard]] bool scan_words(std::size_t begin, std::size_t end) noexcept;
   [[nodiscard]] bool lives(Gfn gfn) const noexcept;
   [[nodiscard]] std::span<const std::byte, kPageSize> look_at(

@@ -325,12 +325,14 @@ std::string_view to_string(FreezeKind kind) noexcept {
   return kind == FreezeKind::kShim ? "write protection" : "background snapshot";
 }
 
-Result<Image> FrozenParent::open_image(std::optional<int> progress_fd) const {
+Result<Image> FrozenParent::open_image(std::optional<int> progress_fd,
+                                       const std::atomic<bool>& stop) const {
   return Image::open(memory.path(), {.image_id = descriptor.image_id,
                                      .epoch = descriptor.epoch,
                                      .progress_fd = progress_fd,
                                      .live = live,
-                                     .zeros = zeros});
+                                     .zeros = zeros,
+                                     .stop = &stop});
 }
 
 Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options) {

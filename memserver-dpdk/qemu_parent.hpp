@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -46,7 +47,9 @@ struct FrozenParent {
   std::string why_none_avoided{};  ///< empty, or why the guest could not be asked
 
   /// Scans the memory: as Image::open. Nothing can change the image, nor does the parent's death.
-  [[nodiscard]] Result<Image> open_image(std::optional<int> progress_fd) const;
+  /// @param stop  ends the scan once it is set
+  [[nodiscard]] Result<Image> open_image(std::optional<int> progress_fd,
+                                         const std::atomic<bool>& stop) const;
 };
 
 /// Freezes a running QEMU: by write protection if it was started with the preload library and that

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import vmlib
 from forking import (NB_DIRTY_PAGES, NB_PATTERN_PAGES, check_answer, check_memory, check_parent, check_verified, family,
                      fork, parent_in, start_memtaps, vm_lab)
-from lib import case, check, check_no_leftovers, wait_until
+from lib import Failed, case, check, check_no_leftovers, wait_until
 
 
 @case(300)
@@ -69,6 +69,51 @@ def fork_parent_rewrites_everything_while_clones_read_it(context):
         check_memory(vms.settle(vms.spawn(3, 1)).vm)
         check_parent(vms)
         return f"{during} pages rewritten while the clones read {NB_PATTERN_PAGES}; memserver set {aside} aside"
+
+
+def stop_at(vms, came_so_far, extra=()):
+    """Starts to fork and stops memserver when `came_so_far` says so of it. @return what it logged"""
+    vms.parent.ask_fork(1)
+    server = vms.fleet.launch_server(("--qemu", vms.freezer, "--descriptor", vms.descriptor, *extra))
+    wait_until(lambda: came_so_far(server), "memserver is at work", 60.0)
+    complaint = server.stop()
+    check(not complaint and server.status() == 0, f"memserver: {complaint or server.status()}")
+    vms.parent.channel.send("FAIL the memserver was stopped")
+    vms.parent.channel.line(30.0)  # the agent's ERROR about its FORK
+    return server.log.read_text()
+
+
+def check_forkable(vms):
+    for clone in fork(vms, 1):
+        check_answer(clone)
+        check_memory(clone.vm)
+    check_parent(vms)
+
+
+@case(300)
+def fork_memserver_stopped_while_it_scans(context):
+    """Its descriptor goes with it, and the parent, which ran on, can be forked again."""
+    with family(context) as vms:
+        for attempt in range(1, 6):
+            said = stop_at(vms, lambda _: vms.descriptor.exists(), ("--detach",))
+            if "stopped before anything was served" in said:
+                break
+            vms.descriptor.unlink()
+        else:
+            raise Failed("memserver served its image before it could be stopped, each time")
+        check(not vms.descriptor.exists(), f"{vms.descriptor} is there still")
+        check_forkable(vms)
+        return f"stopped in attempt {attempt}"
+
+
+@case(300)
+def fork_memserver_stopped_during_a_background_snapshot(context):
+    """QEMU would hang if the snapshot were broken off."""
+    with family(context, shim=False) as vms:
+        said = stop_at(vms, lambda server: "freezing the parent" in server.log.read_text())
+        check("stopped before anything was served" in said, f"memserver says {said}")
+        check(not vms.descriptor.exists(), f"{vms.descriptor} is there")
+        check_forkable(vms)
 
 
 @case(300)

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -211,6 +212,13 @@ TEST_F(ImageTest, RefusesMorePagesThanThirtyTwoBitsCount) {
   EXPECT_EQ(error.errnum, EFBIG);
   EXPECT_THAT(error.what, HasSubstr("4294967296 pages"));
   ::close(fd);
+}
+
+TEST_F(ImageTest, AStopEndsTheScan) {
+  const std::atomic<bool> stop{true};
+  const Error error = open_error(file(pages("ab")), {.stop = &stop});
+  EXPECT_EQ(error.errnum, ECANCELED);
+  EXPECT_THAT(error.what, HasSubstr("image.raw was stopped"));
 }
 
 TEST_F(ImageTest, ShowsProgressWhereItIsTold) {
