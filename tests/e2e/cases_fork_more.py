@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import vmlib
 from forking import (NB_DIRTY_PAGES, NB_PATTERN_PAGES, check_answer, check_memory, check_parent, check_verified, family,
-                     fork, parent_in, start_memtaps, vm_lab)
+                     fork, parent_in, second_fleet_of, start_memtaps, vm_lab)
 from lib import Failed, case, check, check_no_leftovers, wait_until
 
 
@@ -134,6 +134,29 @@ def fork_clones_begin_long_after_the_parent_is_gone(context):
             check_answer(clone)
             check(clone.answer["counter"] == counter + 1, f"VM {clone.vm.name} answers {clone.answer}")
             check_memory(clone.vm)
+
+
+@case(300)
+def fork_checkpoints_of_one_parent_are_served_at_once(context):
+    """The first memserver has copied the parent's memory and let go of it, so a second one can freeze the parent. The
+    clones of each have the memory of their instant, also those that begin when the parent is gone."""
+    with family(context, server_args=("--detach",)) as first, second_fleet_of(first, context) as second:
+        counters = {}
+        for vms in (first, second):
+            counters[vms] = first.ask_web(first.identity(0))["counter"]
+            vms.fork(6)
+            start_memtaps(vms)
+        check(counters[first] != counters[second], f"both checkpoints are of one instant: {counters.values()}")
+        settled = [(vms, vms.settle(vms.spawn(clone_id, host)))
+                   for vms, clone_id, host in ((first, 1, 1), (second, 2, 1), (first, 3, 2), (second, 4, 2))]
+        first.parent.process.kill()
+        settled += [(vms, vms.settle(vms.spawn(clone_id, 2, postcopy=False)))
+                    for vms, clone_id in ((first, 5), (second, 6))]
+        for vms, clone in settled:
+            check_answer(clone)
+            check(clone.answer["counter"] == counters[vms] + 1, f"VM {clone.vm.name} answers {clone.answer}")
+            check_memory(clone.vm)
+    check_no_leftovers(first.lab, second.fleet)
 
 
 @case(240)

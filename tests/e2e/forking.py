@@ -45,6 +45,21 @@ def parent_in(lab, context, *, number=0, mb=VM_MB, cpus=1, shim=True, **options)
 
 
 @contextlib.contextmanager
+def second_fleet_of(vms, context, **options):
+    """A family whose parent is that of `vms`, with a memserver and memtaps of its own. @param options  of the fleet"""
+    options = fleetlib.Options(context.build, None, seed=context.seed, name="second", **options)
+    with fleetlib.Fleet(vms.lab, options) as fleet, forklib.Family(vms.lab, fleet, mb=vms.mb, cpus=vms.cpus) as second:
+        second.parent, second.freezer = vms.parent, vms.freezer
+        try:
+            yield second
+        finally:
+            second.parent = None  # it ends with its own family
+        second.end_clones()
+        complaints = fleet.stop()
+        check(not complaints, "; ".join(complaints))
+
+
+@contextlib.contextmanager
 def family(context, nb_hosts=2, mtu=9000, **how):
     """A parent in a lab of its own; at the end, that nothing is left of both. @param how  as parent_in"""
     with vm_lab(nb_hosts, mtu) as lab, parent_in(lab, context, **how) as vms:
