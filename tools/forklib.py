@@ -160,7 +160,7 @@ class Family:
         does not end well."""
         self.end_clones()
         for process in [*self.fleet.memtaps.values(), self.fleet.server]:
-            if process.killed:
+            if process is None or process.killed:
                 continue
             complaint = process.stop()
             if complaint or process.status() != 0:

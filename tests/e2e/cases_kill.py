@@ -94,7 +94,16 @@ class Round:
         except vmlib.VmError:
             if not self.death.struck("memserver", "parent"):
                 raise
+        if not self.vms.fleet.info and not self.death.struck("memserver"):
+            self._lose_server()
         return bool(self.vms.fleet.info)
+
+    def _lose_server(self):
+        """A parent that is gone cannot be frozen: its memserver, if it was started by then, says so and ends."""
+        server, self.vms.fleet.server = self.vms.fleet.server, None
+        if server and server.wait(30.0) != 1:
+            raise Failed(f"memserver ended with status {server.status()}, and had no parent to freeze")
+        self.outcome["died before it was frozen"] += 1
 
     def _start_memtap(self, host):
         for _ in range(2):
