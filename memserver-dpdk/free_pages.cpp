@@ -27,8 +27,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kMaxLineBytes = 511;
 constexpr std::uint64_t kMaxFrames = std::uint64_t{1} << 40U;  // x86 has 52 bits of address
-constexpr std::uint64_t kSplitFrame = (std::uint64_t{3} << 30U) / kPageSize;
-constexpr std::string_view kMainBlock = "pc.ram";
 
 /// What a guest wrote, for a log.
 std::string printable(std::string_view text) {
@@ -186,7 +184,34 @@ void add(std::vector<PageRange>& ranges, std::uint64_t page) {
     ranges.push_back({Gfn{page}, 1});
 }
 
+/// @return the image's page of a span's first frame; nothing: it lies elsewhere
+std::optional<std::uint64_t> first_page_of(const RamSpan& span, std::span<const RamBlock> blocks,
+                                           std::uint64_t nb_pages) {
+  const auto block = std::ranges::find(blocks, span.block, &RamBlock::name);
+  if (block == blocks.end() || block->first_page > nb_pages) return std::nullopt;
+  const std::uint64_t room = std::min(block->nb_pages, nb_pages - block->first_page);
+  if (span.frames.nb_frames > room || span.first_page > room - span.frames.nb_frames)
+    return std::nullopt;
+  return block->first_page + span.first_page;
+}
+
+/// @param first_page  of the image, where `span` begins
+void mark_common(const FrameRange& range, const FrameRange& span, std::uint64_t first_page,
+                 std::vector<bool>& pages) {
+  const std::uint64_t begin = std::max(range.first, span.first);
+  const std::uint64_t end = std::min(range.first + range.nb_frames, span.first + span.nb_frames);
+  for (std::uint64_t frame = begin; frame < end; ++frame)
+    pages[first_page + frame - span.first] = true;
+}
+
 }  // namespace
+
+FreePagesPatience FreePagesPatience::with(std::uint64_t nb_pages) noexcept {
+  constexpr std::uint64_t kPagesPerMs = 262'144 / 1000;  // a GiB a second
+  const std::chrono::milliseconds more{nb_pages / kPagesPerMs};
+  const FreePagesPatience least;
+  return {.silence = least.silence + more, .whole = least.whole + more};
+}
 
 Result<std::vector<FrameRange>> ask_free_frames(const std::string& socket_path,
                                                 std::uint64_t nb_pages,
@@ -204,24 +229,26 @@ Result<std::vector<FrameRange>> ask_free_frames(const std::string& socket_path,
   return take_ranges(lines, *nb_ranges);
 }
 
-Result<AvoidedPages> avoidable(std::span<const FrameRange> frames, std::span<const RamBlock> blocks,
+Result<AvoidedPages> avoidable(std::span<const FrameRange> frames, std::span<const RamSpan> spans,
+                               std::span<const RamBlock> blocks, std::uint64_t nb_pages,
                                const std::function<bool(Gfn)>& written) {
-  const auto main = std::ranges::find(blocks, kMainBlock, &RamBlock::name);
-  if (main == blocks.end() || main->first_page != 0)
-    return fail(ENOTSUP,
-                fmt::format("the image does not begin with the RAM block {}: what the guest calls "
-                            "free has no known place in it",
-                            kMainBlock));
-  const std::uint64_t end = std::min(main->nb_pages, kSplitFrame);
+  std::vector<bool> free(nb_pages);  // two spans may show one page
+  bool any_span = false;
+  for (const RamSpan& span : spans) {
+    const auto first = first_page_of(span, blocks, nb_pages);
+    if (!first) continue;
+    any_span = true;
+    for (const FrameRange& range : frames) mark_common(range, span.frames, *first, free);
+  }
+  if (!any_span)
+    return fail(ENOTSUP, "the guest's RAM is no part of the image whose writes are known");
   AvoidedPages out;
-  for (const FrameRange& range : frames) {
-    const std::uint64_t behind = std::min(range.first + range.nb_frames, end);
-    for (std::uint64_t page = range.first; page < behind; ++page) {
-      ++out.nb_free;
-      if (written(Gfn{page})) continue;
-      add(out.ranges, page);
-      ++out.nb_pages;
-    }
+  for (std::uint64_t page = 0; page < nb_pages; ++page) {
+    if (!free[page]) continue;
+    ++out.nb_free;
+    if (written(Gfn{page})) continue;
+    add(out.ranges, page);
+    ++out.nb_pages;
   }
   return out;
 }

@@ -10,20 +10,17 @@
 #include "descriptor/descriptor.hpp"
 #include "fabric/base/frame_number.hpp"
 #include "fabric/base/result.hpp"
+#include "memserver-dpdk/guest_ram.hpp"
 
 namespace snowfabric {
-
-/// A run of frames of a guest's physical address space.
-struct FrameRange {
-  std::uint64_t first = 0;
-  std::uint64_t nb_frames = 0;
-  bool operator==(const FrameRange&) const = default;
-};
 
 /// How long a guest may take over its answer: between two pieces of it, and for all of it.
 struct FreePagesPatience {
   std::chrono::milliseconds silence{2000};
   std::chrono::milliseconds whole{5000};
+
+  /// Of a guest that has to look at so many pages before it can answer.
+  [[nodiscard]] static FreePagesPatience with(std::uint64_t nb_pages) noexcept;
 };
 
 /// Asks a guest which of its frames are free (docs/guest-channel.md). Each of them was free at some
@@ -34,8 +31,9 @@ struct FreePagesPatience {
 /// @return ascending, disjoint; what connect() reported; ENOTSUP: the guest refuses, with its
 /// words;
 ///         EPROTO: not an answer; ETIMEDOUT; ECONNRESET
-[[nodiscard]] Result<std::vector<FrameRange>> ask_free_frames(
-    const std::string& socket_path, std::uint64_t nb_pages, const FreePagesPatience& patience = {});
+[[nodiscard]] Result<std::vector<FrameRange>> ask_free_frames(const std::string& socket_path,
+                                                              std::uint64_t nb_pages,
+                                                              const FreePagesPatience& patience);
 
 /// What need not be in an image.
 struct AvoidedPages {
@@ -44,14 +42,17 @@ struct AvoidedPages {
   std::uint64_t nb_free = 0;  ///< pages of the image that the guest called free, also if written
 };
 
-/// The pages of an image that were free in the guest and have not been written since. Frames of a
-/// PC below 3 GiB are the first pages of its RAM block pc.ram; others are left out.
-/// @param frames   ascending, disjoint
-/// @param blocks   where the guest's RAM lies in the image
-/// @param written  whether a page was written after the guest was asked, or not long before
-/// @return ENOTSUP: the image does not begin with pc.ram
+/// The pages of an image that were free in the guest and have not been written since.
+/// @param frames    that are free
+/// @param spans     which frames are which pages of a RAM block
+/// @param blocks    where the RAM blocks lie in the image
+/// @param nb_pages  of the image, from its first: those whose writes are known
+/// @param written   whether such a page was written after the guest was asked, or not long before
+/// @return ENOTSUP: no span lies in these pages
 [[nodiscard]] Result<AvoidedPages> avoidable(std::span<const FrameRange> frames,
+                                             std::span<const RamSpan> spans,
                                              std::span<const RamBlock> blocks,
+                                             std::uint64_t nb_pages,
                                              const std::function<bool(Gfn)>& written);
 
 }  // namespace snowfabric

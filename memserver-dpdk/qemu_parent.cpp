@@ -270,19 +270,30 @@ Result<FrozenParent> freeze_by_snapshot(Qmp& qmp, const QemuFreezeOptions& optio
   return parent;
 }
 
-/// What the guest says is free. Between arm() and freeze(): only there is it known what is written.
-Result<std::vector<FrameRange>> free_frames(const QemuFreezeOptions& options,
-                                            const CowMemory& live) {
+/// What the guest says is free, and where QEMU has it.
+struct FreeMemory {
+  std::vector<FrameRange> frames;
+  std::vector<RamSpan> spans;
+};
+
+/// Between arm() and freeze(): only there is it known what is written.
+Result<FreeMemory> ask_free_memory(Qmp& qmp, const QemuFreezeOptions& options,
+                                   const CowMemory& live) {
   if (options.free_pages_path.empty()) return {};
-  return ask_free_frames(options.free_pages_path, live.nb_pages());
+  auto spans = ask_ram_spans(qmp);
+  if (!spans) return std::unexpected(spans.error());
+  auto frames = ask_free_frames(options.free_pages_path, live.nb_pages(),
+                                FreePagesPatience::with(live.nb_pages()));
+  if (!frames) return std::unexpected(frames.error());
+  return FreeMemory{std::move(*frames), std::move(*spans)};
 }
 
 /// After freeze().
-Result<AvoidedPages> avoidable(const Result<std::vector<FrameRange>>& frames,
-                               const qemu::State& state, const CowMemory& live) {
-  if (!frames) return std::unexpected(frames.error());
-  if (frames->empty()) return AvoidedPages{};
-  return avoidable(*frames, state.blocks,
+Result<AvoidedPages> avoidable(const Result<FreeMemory>& free, const qemu::State& state,
+                               const CowMemory& live) {
+  if (!free) return std::unexpected(free.error());
+  if (free->frames.empty()) return AvoidedPages{};
+  return avoidable(free->frames, free->spans, state.blocks, live.nb_pages(),
                    [&live](Gfn page) { return live.written_before_freeze(page); });
 }
 
@@ -301,7 +312,7 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
   const auto mode = MigrationMode::begin(qmp, "x-ignore-shared");
   if (!mode) return std::unexpected(mode.error());
   if (auto ok = live->arm(); !ok) return std::unexpected(ok.error());
-  const auto frames = free_frames(options, *live);
+  const auto free = ask_free_memory(qmp, options, *live);
   auto stopped = StoppedVm::stop(qmp);
   if (!stopped) return std::unexpected(stopped.error());
   if (auto ok = live->freeze(); !ok) return std::unexpected(ok.error());
@@ -311,7 +322,7 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
   const auto pause = stopped->resume();
   if (!pause) return std::unexpected(pause.error());
   auto parent = complete(std::move(migrated->memory), live, options, std::move(descriptor));
-  if (auto avoided = avoidable(frames, parent.memory.state(), *live); avoided)
+  if (auto avoided = avoidable(free, parent.memory.state(), *live); avoided)
     leave_out(std::move(*avoided), parent);
   else
     parent.why_none_avoided = avoided.error().what;

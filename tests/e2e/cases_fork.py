@@ -73,6 +73,19 @@ def fork_never_avoids_a_page_in_use(context):
         return f"{len(shares)} forks, {100 * min(shares):.1f} % of the free pages avoided at least"
 
 
+@case(300)
+def fork_avoids_free_pages_behind_the_hole_for_devices(context):
+    """Of a guest with more memory than fits below 4 GiB, where frames and pages have different numbers."""
+    with family(context, mb=5120) as vms:
+        free_pages = free_kb(vms.parent) // 4
+        for clone in fork(vms, 1):
+            avoided = vms.fleet.info["freeze"]["avoided_pages"]
+            check(avoided > 0.9 * free_pages, f"{avoided} pages avoided, and {free_pages} were free")
+            check_memory(clone.vm)
+        check_parent(vms)
+        return f"{avoided} of {free_pages} pages"
+
+
 @case(240)
 def fork_late_clones_cost_neither_wire_nor_faults(context):
     """On a host that has the pages a late clone costs the wire nothing; with the working set of an earlier clone it

@@ -95,7 +95,7 @@ TEST(FreePages, AnAnswerMayComeInPieces) {
       std::this_thread::sleep_for(100us);
     }
   }};
-  const auto frames = ask_free_frames(guest.path(), kPages);
+  const auto frames = ask_free_frames(guest.path(), kPages, kShort);
   ASSERT_TRUE(frames) << frames.error().what;
   EXPECT_THAT(*frames, ElementsAre(FrameRange{7, 3}));
 }
@@ -176,6 +176,12 @@ TEST(FreePages, ASilentGuestIsNotWaitedFor) {
   }
 }
 
+TEST(FreePages, ALargeGuestHasMoreTime) {
+  const auto small = FreePagesPatience::with(0), large = FreePagesPatience::with(10 << 18);
+  EXPECT_GE(large.silence, small.silence + 10s);
+  EXPECT_GE(large.whole, small.whole + 10s);
+}
+
 TEST(FreePages, AGuestThatSaysMoreAndMoreIsNotListenedToForEver) {
   FakeGuest chatty{[&](FakeGuest& g) {
     g.hear();
@@ -187,19 +193,20 @@ TEST(FreePages, AGuestThatSaysMoreAndMoreIsNotListenedToForEver) {
 }
 
 TEST(FreePages, APathWithoutAGuestOrTooLongIsAnError) {
-  EXPECT_EQ(ask_free_frames("/nonexistent/free", kPages).error().errnum, ENOENT);
-  EXPECT_EQ(ask_free_frames("", kPages).error().errnum, ENAMETOOLONG);
-  EXPECT_EQ(ask_free_frames(std::string(200, 'x'), kPages).error().errnum, ENAMETOOLONG);
+  EXPECT_EQ(ask_free_frames("/nonexistent/free", kPages, kShort).error().errnum, ENOENT);
+  EXPECT_EQ(ask_free_frames("", kPages, kShort).error().errnum, ENAMETOOLONG);
+  EXPECT_EQ(ask_free_frames(std::string(200, 'x'), kPages, kShort).error().errnum, ENAMETOOLONG);
 }
 
 const std::vector<RamBlock> kPc{{"pc.ram", 0, 100, 100 * kPageSize},
                                 {"pc.bios", 100, 64, 64 * kPageSize}};
+const std::vector<RamSpan> kSpans{{{0, 80}, "pc.ram", 0}, {{1048576, 20}, "pc.ram", 80}};
 
 bool never(Gfn /*page*/) { return false; }
 
 TEST(FreePages, APageWrittenSinceIsNotAvoided) {
   const std::vector<FrameRange> frames{{10, 4}, {14, 2}, {30, 1}};
-  const auto out = avoidable(frames, kPc, [](Gfn page) { return page.value == 11; });
+  const auto out = avoidable(frames, kSpans, kPc, 100, [](Gfn page) { return page.value == 11; });
   ASSERT_TRUE(out) << out.error().what;
   EXPECT_THAT(out->ranges,
               ElementsAre(PageRange{Gfn{10}, 1}, PageRange{Gfn{12}, 4}, PageRange{Gfn{30}, 1}));
@@ -207,28 +214,30 @@ TEST(FreePages, APageWrittenSinceIsNotAvoided) {
   EXPECT_EQ(out->nb_free, 7U);
 }
 
-TEST(FreePages, OnlyPagesOfTheGuestsRamAreAvoided) {
-  const std::vector<FrameRange> frames{{98, 10}, {120, 3}, {1048576, 5}};
-  const auto out = avoidable(frames, kPc, never);
-  ASSERT_TRUE(out);
-  EXPECT_THAT(out->ranges, ElementsAre(PageRange{Gfn{98}, 2}));
-  EXPECT_EQ(out->nb_free, 2U);
+TEST(FreePages, AFrameIsThePageThatItsSpanSaysAndNoOther) {
+  const std::vector<FrameRange> frames{{78, 10}, {95, 3}, {1048570, 8}, {1048594, 9}};
+  const auto out = avoidable(frames, kSpans, kPc, 100, never);
+  ASSERT_TRUE(out) << out.error().what;
+  EXPECT_THAT(out->ranges, ElementsAre(PageRange{Gfn{78}, 4}, PageRange{Gfn{98}, 2}));
+  EXPECT_EQ(out->nb_free, 6U);
 }
 
-TEST(FreePages, BehindTheHoleForDevicesAFrameIsNotThePageOfItsNumber) {
-  const std::vector<RamBlock> large{{"pc.ram", 0, 1U << 20U, std::uint64_t{1} << 32U}};
-  const std::vector<FrameRange> frames{{(3U << 18U) - 1, 100}};
-  EXPECT_THAT(avoidable(frames, large, never).value().ranges,
-              ElementsAre(PageRange{Gfn{(3U << 18U) - 1}, 1}));
+TEST(FreePages, APageThatTwoFramesShowIsCountedOnce) {
+  const std::vector<RamSpan> twice{{{0, 80}, "pc.ram", 0}, {{200, 10}, "pc.ram", 70}};
+  const std::vector<FrameRange> frames{{75, 2}, {205, 4}};
+  const auto out = avoidable(frames, twice, kPc, 100, never);
+  ASSERT_TRUE(out) << out.error().what;
+  EXPECT_THAT(out->ranges, ElementsAre(PageRange{Gfn{75}, 4}));
+  EXPECT_EQ(out->nb_free, 4U);
 }
 
-TEST(FreePages, RamOfAnotherKindIsNotGuessedAt) {
-  const std::vector<FrameRange> frames{{1, 1}};
-  const std::vector<RamBlock> other{{"ram-node0", 0, 100, 100 * kPageSize}};
-  const std::vector<RamBlock> behind{{"big", 0, 200, 200 * kPageSize},
-                                     {"pc.ram", 200, 100, 100 * kPageSize}};
-  for (const auto& blocks : {other, behind, std::vector<RamBlock>{}})
-    EXPECT_EQ(avoidable(frames, blocks, never).error().errnum, ENOTSUP);
+TEST(FreePages, RamWhoseWritesAreNotKnownIsNotAvoided) {
+  const std::vector<FrameRange> frames{{0, 100}};
+  const std::vector<RamSpan> bios{{{0, 64}, "pc.bios", 0}};
+  const std::vector<RamSpan> other{{{0, 64}, "ram-node0", 0}};
+  const std::vector<RamSpan> too_long{{{0, 101}, "pc.ram", 0}, {{200, 10}, "pc.ram", 91}};
+  for (const auto& spans : {bios, other, too_long, std::vector<RamSpan>{}})
+    EXPECT_EQ(avoidable(frames, spans, kPc, 100, never).error().errnum, ENOTSUP);
 }
 
 }  // namespace
