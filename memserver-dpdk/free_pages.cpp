@@ -1,114 +1,20 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memserver-dpdk/free_pages.hpp"
 
-#include <poll.h>
-
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <charconv>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <random>
 #include <string_view>
-#include <utility>
 
 #include <fmt/format.h>
-#include <sys/socket.h>
-
-#include "fabric/base/unique_fd.hpp"
-#include "fabric/base/unix_socket.hpp"
 
 namespace snowfabric {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-constexpr std::size_t kMaxLineBytes = 511;
 constexpr std::uint64_t kMaxFrames = std::uint64_t{1} << 40U;  // x86 has 52 bits of address
-
-/// What a guest wrote, for a log.
-std::string printable(std::string_view text) {
-  std::string out{text.substr(0, 200)};
-  std::ranges::replace_if(out, [](char c) { return c < ' ' || c > '~'; }, '?');
-  return out;
-}
-
-/// The lines of a guest, as long as patience lasts.
-class GuestLines {
- public:
-  GuestLines(UniqueFd socket, const std::string& path, const FreePagesPatience& patience)
-      : socket_{std::move(socket)},
-        path_{path},
-        patience_{patience},
-        deadline_{Clock::now() + patience.whole} {}
-
-  Result<void> say(std::string_view line) {
-    const ssize_t sent = send(socket_.get(), line.data(), line.size(), MSG_NOSIGNAL);
-    if (sent < 0) return fail(errno, fmt::format("send to the guest on {}", path_));
-    // A fresh socket has room for a line; what it does not take now it will not.
-    if (static_cast<std::size_t>(sent) != line.size())
-      return fail(EAGAIN, fmt::format("send to the guest on {}", path_));
-    return {};
-  }
-
-  /// Valid until the next call.
-  Result<std::string_view> next() {
-    for (;;) {
-      const std::string_view rest = std::string_view{buffer_}.substr(begin_);
-      const auto end = rest.find('\n');
-      if (std::min(end, rest.size()) > kMaxLineBytes)
-        return fail(EPROTO, fmt::format("the guest on {} sends a line without end", path_));
-      if (end != std::string_view::npos) {
-        begin_ += end + 1;
-        return rest.substr(0, end);
-      }
-      buffer_.erase(0, begin_);
-      begin_ = 0;
-      if (auto ok = receive(); !ok) return std::unexpected(ok.error());
-    }
-  }
-
- private:
-  Result<void> receive() {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline_ - Clock::now());
-    const auto wait = std::min(left, patience_.silence);
-    pollfd polled{socket_.get(), POLLIN, 0};
-    const int ready = wait.count() <= 0 ? 0 : poll(&polled, 1, static_cast<int>(wait.count()));
-    if (ready < 0 && errno == EINTR) return {};
-    if (ready < 0) return fail(errno, fmt::format("poll {}", path_));
-    if (ready == 0)
-      return fail(ETIMEDOUT, fmt::format("the guest on {} does not say in time what is free: does "
-                                         "sf-agent run there?",
-                                         path_));
-    std::array<char, 65536> piece;
-    const ssize_t n = recv(socket_.get(), piece.data(), piece.size(), 0);
-    if (n < 0 && (errno == EINTR || errno == EAGAIN)) return {};
-    if (n < 0) return fail(errno, fmt::format("receive from the guest on {}", path_));
-    if (n == 0) return fail(ECONNRESET, fmt::format("{} was closed", path_));
-    buffer_.append(piece.data(), static_cast<std::size_t>(n));
-    return {};
-  }
-
-  UniqueFd socket_;
-  const std::string& path_;
-  FreePagesPatience patience_;
-  Clock::time_point deadline_;
-  std::string buffer_;
-  std::size_t begin_ = 0;  // of what next() has not returned
-};
-
-Result<UniqueFd> connect_to(const std::string& path) {
-  const auto address = UnixAddress::of(path);
-  if (!address) return std::unexpected(address.error());
-  // Not blocking: connect() would wait for a listener whose backlog is full.
-  UniqueFd socket{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
-  if (!socket) return fail(errno, "socket AF_UNIX");
-  if (::connect(socket.get(), address->get(), UnixAddress::size()) != 0)
-    return fail(errno, fmt::format("connect to the guest's port for free pages, {}", path));
-  return socket;
-}
 
 std::string make_token() {
   std::random_device random;
@@ -138,7 +44,7 @@ std::optional<FrameRange> parse_range(std::string_view line, std::uint64_t least
 
 /// Passes over what belongs to an earlier question: that guest spoke of another moment.
 /// @return how many ranges follow
-Result<std::uint64_t> take_header(GuestLines& lines, std::string_view token) {
+Result<std::uint64_t> take_header(LineSocket& lines, std::string_view token) {
   const std::string ranges = fmt::format("RANGES {} ", token);
   const std::string refused = fmt::format("REFUSED {} ", token);
   for (;;) {
@@ -155,7 +61,7 @@ Result<std::uint64_t> take_header(GuestLines& lines, std::string_view token) {
   }
 }
 
-Result<std::vector<FrameRange>> take_ranges(GuestLines& lines, std::uint64_t nb_ranges) {
+Result<std::vector<FrameRange>> take_ranges(LineSocket& lines, std::uint64_t nb_ranges) {
   std::vector<FrameRange> ranges;
   for (std::uint64_t i = 0; i < nb_ranges; ++i) {
     const auto line = lines.next();
@@ -206,27 +112,26 @@ void mark_common(const FrameRange& range, const FrameRange& span, std::uint64_t 
 
 }  // namespace
 
-FreePagesPatience FreePagesPatience::with(std::uint64_t nb_pages) noexcept {
+Patience patience_with(std::uint64_t nb_pages) noexcept {
   constexpr std::uint64_t kPagesPerMs = 262'144 / 1000;  // a GiB a second
   const std::chrono::milliseconds more{nb_pages / kPagesPerMs};
-  const FreePagesPatience least;
+  const Patience least;
   return {.silence = least.silence + more, .whole = least.whole + more};
 }
 
 Result<std::vector<FrameRange>> ask_free_frames(const std::string& socket_path,
-                                                std::uint64_t nb_pages,
-                                                const FreePagesPatience& patience) {
-  auto socket = connect_to(socket_path);
-  if (!socket) return std::unexpected(socket.error());
-  GuestLines lines{std::move(*socket), socket_path, patience};
+                                                std::uint64_t nb_pages, const Patience& patience) {
+  auto lines = LineSocket::connect(socket_path, "the guest's sf-agent", patience);
+  if (!lines) return std::unexpected(lines.error());
   const std::string token = make_token();
-  if (auto ok = lines.say(fmt::format("FREE {}\n", token)); !ok) return std::unexpected(ok.error());
-  const auto nb_ranges = take_header(lines, token);
+  if (auto ok = lines->say(fmt::format("FREE {}\n", token)); !ok)
+    return std::unexpected(ok.error());
+  const auto nb_ranges = take_header(*lines, token);
   if (!nb_ranges) return std::unexpected(nb_ranges.error());
   if (*nb_ranges > nb_pages)
     return fail(EPROTO, fmt::format("the guest says that {} ranges of its {} pages are free",
                                     *nb_ranges, nb_pages));
-  return take_ranges(lines, *nb_ranges);
+  return take_ranges(*lines, *nb_ranges);
 }
 
 Result<AvoidedPages> avoidable(std::span<const FrameRange> frames, std::span<const RamSpan> spans,

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -11,17 +10,12 @@
 #include "fabric/base/frame_number.hpp"
 #include "fabric/base/result.hpp"
 #include "memserver-dpdk/guest_ram.hpp"
+#include "memserver-dpdk/line_socket.hpp"
 
 namespace snowfabric {
 
-/// How long a guest may take over its answer: between two pieces of it, and for all of it.
-struct FreePagesPatience {
-  std::chrono::milliseconds silence{2000};
-  std::chrono::milliseconds whole{5000};
-
-  /// Of a guest that has to look at so many pages before it can answer.
-  [[nodiscard]] static FreePagesPatience with(std::uint64_t nb_pages) noexcept;
-};
+/// For a guest that has to look at so many pages before it can answer.
+[[nodiscard]] Patience patience_with(std::uint64_t nb_pages) noexcept;
 
 /// Asks a guest which of its frames are free (docs/guest-channel.md). Each of them was free at some
 /// moment of this call. Blocks. The guest is not trusted: at most `nb_pages` ranges are taken, and
@@ -33,7 +27,7 @@ struct FreePagesPatience {
 ///         EPROTO: not an answer; ETIMEDOUT; ECONNRESET
 [[nodiscard]] Result<std::vector<FrameRange>> ask_free_frames(const std::string& socket_path,
                                                               std::uint64_t nb_pages,
-                                                              const FreePagesPatience& patience);
+                                                              const Patience& patience);
 
 /// What need not be in an image.
 struct AvoidedPages {

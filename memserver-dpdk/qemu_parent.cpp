@@ -283,7 +283,7 @@ Result<FreeMemory> ask_free_memory(Qmp& qmp, const QemuFreezeOptions& options,
   auto spans = ask_ram_spans(qmp);
   if (!spans) return std::unexpected(spans.error());
   auto frames = ask_free_frames(options.free_pages_path, live.nb_pages(),
-                                FreePagesPatience::with(live.nb_pages()));
+                                patience_with(live.nb_pages()));
   if (!frames) return std::unexpected(frames.error());
   return FreeMemory{std::move(*frames), std::move(*spans)};
 }

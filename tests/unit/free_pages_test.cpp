@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memserver-dpdk/free_pages.hpp"
 
-#include <array>
 #include <atomic>
 #include <set>
-#include <thread>
 
 #include <gmock/gmock.h>
 
-#include "tests/unit/guest_peer.hpp"
+#include "tests/unit/fake_server.hpp"
 
 namespace snowfabric::testing {
 namespace {
@@ -19,55 +17,20 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 constexpr std::uint64_t kPages = 1000;
-constexpr FreePagesPatience kShort{50ms, 300ms};
+constexpr Patience kShort{50ms, 300ms};
 
-/// A guest behind a socket, that says what the test scripts. One host.
-class FakeGuest {
- public:
-  using Script = std::function<void(FakeGuest&)>;
-  explicit FakeGuest(const Script& script) {
-    listener_ = UniqueFd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    path().copy(address.sun_path, sizeof address.sun_path - 1);
-    EXPECT_EQ(bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    EXPECT_EQ(listen(listener_.get(), 1), 0);
-    thread_ = std::thread{[this, script] {
-      peer_ = UniqueFd{accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC)};
-      script(*this);
-      const UniqueFd closed{std::move(peer_)};
-    }};
-  }
-  FakeGuest(const FakeGuest&) = delete;
-  FakeGuest& operator=(const FakeGuest&) = delete;
-  ~FakeGuest() { thread_.join(); }
-
-  [[nodiscard]] std::string path() const { return dir_ / "free"; }
-  /// @return false: the host has gone
-  bool say(std::string_view text) {
-    return send(peer_.get(), text.data(), text.size(), MSG_NOSIGNAL) ==
-           static_cast<ssize_t>(text.size());
-  }
-  /// The token of the host's question.
-  std::string hear() {
-    std::array<char, 256> text{};
-    const ssize_t n = recv(peer_.get(), text.data(), text.size(), 0);
-    const std::string line{text.data(), static_cast<std::size_t>(std::max<ssize_t>(n, 0))};
-    EXPECT_TRUE(line.starts_with("FREE ") && line.ends_with('\n')) << line;
-    return line.substr(5, line.size() - 6);
-  }
-
- private:
-  TempDir dir_;
-  UniqueFd listener_, peer_;
-  std::thread thread_;
-};
+/// The token of the host's question.
+std::string token_from(FakeServer& guest) {
+  const std::string line = guest.hear().first;
+  EXPECT_TRUE(line.starts_with("FREE ") && line.ends_with('\n')) << line;
+  return line.substr(5, line.size() - 6);
+}
 
 /// What a guest is taken for that answers with this; "T" in it is the question's token.
 Result<std::vector<FrameRange>> answered(const std::string& text) {
-  FakeGuest guest{[text](FakeGuest& g) {
+  FakeServer guest{[text](FakeServer& g) {
     std::string answer = text;
-    const std::string token = g.hear();
+    const std::string token = token_from(g);
     for (auto at = answer.find('T'); at != std::string::npos; at = answer.find('T', at + 16))
       answer.replace(at, 1, token);
     g.say(answer);
@@ -88,8 +51,8 @@ TEST(FreePages, WhatTheGuestCallsFreeIsReturned) {
 }
 
 TEST(FreePages, AnAnswerMayComeInPieces) {
-  FakeGuest guest{[](FakeGuest& g) {
-    const std::string token = g.hear();
+  FakeServer guest{[](FakeServer& g) {
+    const std::string token = token_from(g);
     for (const char c : "RANGES " + token + " 1\n7 3\nEND\n") {
       g.say(std::string(1, c));
       std::this_thread::sleep_for(100us);
@@ -112,7 +75,7 @@ TEST(FreePages, WhatAnswersAnEarlierQuestionIsPassedOver) {
 TEST(FreePages, EachQuestionHasATokenOfItsOwn) {
   std::set<std::string> tokens;
   for (int i = 0; i < 8; ++i) {
-    FakeGuest guest{[&](FakeGuest& g) { tokens.insert(g.hear()); }};
+    FakeServer guest{[&](FakeServer& g) { tokens.insert(token_from(g)); }};
     EXPECT_FALSE(ask_free_frames(guest.path(), kPages, kShort));
   }
   EXPECT_EQ(tokens.size(), 8U);
@@ -163,8 +126,8 @@ TEST(FreePages, AGuestThatEndsInTheMiddleIsToldSo) {
 TEST(FreePages, ASilentGuestIsNotWaitedFor) {
   for (const char* before : {"", "RANGES ", "noise\n"}) {
     std::atomic<bool> done{false};
-    FakeGuest silent{[&](FakeGuest& g) {
-      g.hear();
+    FakeServer silent{[&](FakeServer& g) {
+      token_from(g);
       g.say(before);
       done.wait(false);
     }};
@@ -177,14 +140,14 @@ TEST(FreePages, ASilentGuestIsNotWaitedFor) {
 }
 
 TEST(FreePages, ALargeGuestHasMoreTime) {
-  const auto small = FreePagesPatience::with(0), large = FreePagesPatience::with(10 << 18);
+  const auto small = patience_with(0), large = patience_with(10 << 18);
   EXPECT_GE(large.silence, small.silence + 10s);
   EXPECT_GE(large.whole, small.whole + 10s);
 }
 
 TEST(FreePages, AGuestThatSaysMoreAndMoreIsNotListenedToForEver) {
-  FakeGuest chatty{[&](FakeGuest& g) {
-    g.hear();
+  FakeServer chatty{[&](FakeServer& g) {
+    token_from(g);
     while (g.say("RANGES 0 1\n")) std::this_thread::sleep_for(1ms);
   }};
   const auto frames = ask_free_frames(chatty.path(), kPages, kShort);

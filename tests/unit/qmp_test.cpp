@@ -5,17 +5,14 @@
 
 #include <array>
 #include <atomic>
-#include <cstring>
-#include <filesystem>
-#include <functional>
-#include <thread>
+#include <optional>
 
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 
-namespace snowfabric {
+#include "tests/unit/fake_server.hpp"
+
+namespace snowfabric::testing {
 namespace {
 
 using namespace std::chrono_literals;
@@ -23,70 +20,18 @@ using namespace std::chrono_literals;
 constexpr std::string_view kGreeting = R"({"QMP": {"version": {}, "capabilities": []}})"
                                        "\n";
 
-/// A QEMU that says what the test scripts. One client.
-class FakeQemu {
- public:
-  using Script = std::function<void(FakeQemu&)>;
-  explicit FakeQemu(Script script) {
-    std::string name = (std::filesystem::temp_directory_path() / "sf-qmp-XXXXXX").string();
-    dir_ = mkdtemp(name.data());
-    listener_ = UniqueFd{socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    path().copy(address.sun_path, sizeof address.sun_path - 1);
-    EXPECT_EQ(bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    EXPECT_EQ(listen(listener_.get(), 1), 0);
-    thread_ = std::thread{[this, script] {
-      peer_ = UniqueFd{accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC)};
-      script(*this);
-      const UniqueFd closed{std::move(peer_)};
-    }};
-  }
-  FakeQemu(const FakeQemu&) = delete;
-  FakeQemu& operator=(const FakeQemu&) = delete;
-  ~FakeQemu() {
-    thread_.join();
-    std::filesystem::remove_all(dir_);
-  }
+Qmp::Json json_of(const std::string& text) { return Qmp::Json::parse(text, nullptr, false); }
 
-  [[nodiscard]] std::string path() const { return dir_ + "/qmp"; }
-  void say(std::string_view text) {
-    EXPECT_EQ(send(peer_.get(), text.data(), text.size(), MSG_NOSIGNAL),
-              static_cast<ssize_t>(text.size()));
-  }
-  /// The next command, and the descriptor that came with it or -1.
-  std::pair<Qmp::Json, int> hear() {
-    std::array<char, 4096> text{};
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-    iovec iov{text.data(), text.size()};
-    msghdr message{};
-    message.msg_iov = &iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    const ssize_t n = recvmsg(peer_.get(), &message, MSG_CMSG_CLOEXEC);
-    int fd = -1;
-    if (const cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr)
-      std::memcpy(&fd, CMSG_DATA(c), sizeof fd);
-    return {Qmp::Json::parse(text.data(), text.data() + std::max<ssize_t>(n, 0), nullptr, false),
-            fd};
-  }
-  void greet() {
-    say(kGreeting);
-    EXPECT_EQ(hear().first["execute"], "qmp_capabilities");
-    say("{\"return\": {}}\n");
-  }
-
- private:
-  std::string dir_;
-  UniqueFd listener_, peer_;
-  std::thread thread_;
-};
+void greet(FakeServer& qemu) {
+  qemu.say(kGreeting);
+  EXPECT_EQ(json_of(qemu.hear().first)["execute"], "qmp_capabilities");
+  qemu.say("{\"return\": {}}\n");
+}
 
 /// The error of a command that this QEMU answers so, or nothing.
 std::optional<Error> error_of(const std::string& answer) {
-  FakeQemu qemu{[&](FakeQemu& q) {
-    q.greet();
+  FakeServer qemu{[&](FakeServer& q) {
+    greet(q);
     q.hear();
     if (!answer.empty()) q.say(answer);
   }};
@@ -97,9 +42,10 @@ std::optional<Error> error_of(const std::string& answer) {
 }
 
 TEST(Qmp, ACommandsAnswerIsReturnedAndEventsBeforeItArePassedOver) {
-  FakeQemu qemu{[](FakeQemu& q) {
-    q.greet();
-    const auto [command, fd] = q.hear();
+  FakeServer qemu{[](FakeServer& q) {
+    greet(q);
+    const auto [text, fd] = q.hear();
+    const Qmp::Json command = json_of(text);
     EXPECT_EQ(command["execute"], "query-name");
     EXPECT_EQ(command["arguments"]["a"], 1);
     EXPECT_EQ(fd, -1);
@@ -115,9 +61,9 @@ TEST(Qmp, ACommandsAnswerIsReturnedAndEventsBeforeItArePassedOver) {
 }
 
 TEST(Qmp, ADescriptorGoesWithItsCommand) {
-  FakeQemu qemu{[](FakeQemu& q) {
-    q.greet();
-    const auto [command, fd] = q.hear();
+  FakeServer qemu{[](FakeServer& q) {
+    greet(q);
+    const auto [text, fd] = q.hear();
     EXPECT_GE(fd, 0);
     struct stat st{};
     EXPECT_EQ(fstat(fd, &st), 0);
@@ -151,7 +97,7 @@ TEST(Qmp, WhatIsNotTheProtocolIsAnError) {
 }
 
 TEST(Qmp, AServerOfAnotherKindIsToldByItsGreeting) {
-  FakeQemu other{[](FakeQemu& q) { q.say("{\"hello\": 1}\n"); }};
+  FakeServer other{[](FakeServer& q) { q.say("{\"hello\": 1}\n"); }};
   const auto qmp = Qmp::connect(other.path());
   ASSERT_FALSE(qmp);
   EXPECT_EQ(qmp.error().errnum, EPROTO);
@@ -159,7 +105,7 @@ TEST(Qmp, AServerOfAnotherKindIsToldByItsGreeting) {
 
 TEST(Qmp, ASilentServerTimesOut) {
   std::atomic<bool> done{false};
-  FakeQemu silent{[&](FakeQemu&) { done.wait(false); }};
+  FakeServer silent{[&](FakeServer&) { done.wait(false); }};
   const auto qmp = Qmp::connect(silent.path(), 50ms);
   ASSERT_FALSE(qmp);
   EXPECT_EQ(qmp.error().errnum, ETIMEDOUT);
@@ -174,4 +120,4 @@ TEST(Qmp, APathWithoutAServerOrTooLongIsAnError) {
 }
 
 }  // namespace
-}  // namespace snowfabric
+}  // namespace snowfabric::testing
