@@ -216,6 +216,7 @@ void GuestControl::greet(ProcessGuest& guest) {
 }
 
 void GuestControl::bury(const ProcessGuest& guest) {
+  completions_.on_gone(guest);
   host_->detach(guest);
   {
     const std::lock_guard lock{by_id_mutex_};
@@ -230,6 +231,11 @@ void GuestControl::bury(const ProcessGuest& guest) {
 void GuestControl::look_at_guests(Nanos now) {
   ListenerEvents events = listener_->poll(now);
   for (ProcessGuest* guest : events.attached) greet(*guest);
+  for (CompletionRequest& request : events.to_complete) {
+    spdlog::info("process {} is to get all its memory", request.guest);
+    completions_.begin(std::move(request), listener_->guests(), *host_);
+  }
+  completions_.step(*host_, engine_.state() != ClientState::kServerDead, now);
   for (const auto& guest : events.gone) bury(*guest);
   for (const Error& error : events.rejected) {
     host_stats_.guests_rejected.add(1);

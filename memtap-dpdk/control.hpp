@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fabric/base/result.hpp"
+#include "memtap-dpdk/completions.hpp"
 #include "memtap-dpdk/guest_listener.hpp"
 #include "memtap-dpdk/kept_image.hpp"
 #include "memtap-dpdk/options.hpp"
@@ -61,6 +62,7 @@ class GuestControl {
   std::unique_ptr<KeptImage> kept_;
   std::unique_ptr<GuestListener> listener_;
   std::unique_ptr<Host> host_;
+  Completions completions_;
   std::uint64_t nb_written_ = 0;  // pages of the working set
   std::uint64_t nb_mapped_ = 0;   // pages kept when they were last unmapped
   Nanos next_second_{0};

@@ -184,10 +184,17 @@ void GuestListener::advance(int fd, ListenerEvents& events) {
     events.rejected.push_back(whole.error());
     return;
   }
-  if (auto guest = attach(std::move(handshake)); guest)
+  if (handshake.handover() == Handover::kCompletion) {
+    auto request = std::move(handshake).finish_completion();
+    if (request)
+      events.to_complete.push_back(std::move(*request));
+    else
+      events.rejected.push_back(request.error());
+  } else if (auto guest = attach(std::move(handshake)); guest) {
     events.attached.push_back(*guest);
-  else
+  } else {
     events.rejected.push_back(guest.error());
+  }
 }
 
 void GuestListener::expire(Nanos now, ListenerEvents& events) {

@@ -33,6 +33,7 @@ struct ListenerConfig {
 /// What one poll() saw.
 struct ListenerEvents {
   std::vector<ProcessGuest*> attached;  ///< owned by the listener until gone
+  std::vector<CompletionRequest> to_complete;
   std::vector<std::unique_ptr<ProcessGuest>>
       gone;                     ///< to read the last counters of, then to destroy
   std::vector<Error> rejected;  ///< connections that did not become a guest

@@ -136,4 +136,10 @@ Result<QemuAttachment> PendingHandshake::finish_qemu() && {
   return QemuAttachment{std::move(peer_.socket), std::move(*qemu), *recover};
 }
 
+Result<CompletionRequest> PendingHandshake::finish_completion() && {
+  const auto guest = guest_to_complete(message_);
+  if (!guest) return std::unexpected(guest.error());
+  return CompletionRequest{std::move(peer_.socket), *guest};
+}
+
 }  // namespace snowfabric

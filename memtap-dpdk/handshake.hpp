@@ -40,6 +40,7 @@ enum class Handover : std::uint8_t {
   kPostcopy,  ///< `[{"adapter": "qemu-postcopy"}]`: the migration channel of a QEMU, for its memory
   kPrecopy,   ///< `[{"adapter": "qemu-precopy"}]`: the same for all but its RAM, which comes by
               ///< userfaultfd
+  kCompletion,  ///< `[{"complete": PID}]`: nothing, but asks that a guest gets all its memory
 };
 [[nodiscard]] Handover handover_of(std::string_view json) noexcept;
 
@@ -55,6 +56,9 @@ struct MappedFile {
 /// Without it, it was started with -incoming and waits for its first byte.
 /// @return EINVAL: `recover` is neither true nor false, or the message is no such message
 [[nodiscard]] Result<bool> asks_to_recover(std::string_view json);
+
+/// Process of kCompletion. @return EINVAL: PID is no process id, or the message is no such message
+[[nodiscard]] Result<pid_t> guest_to_complete(std::string_view json);
 
 /// Finds the end of a JSON array that arrives in pieces; parse_handshake() does the real checking.
 class ArrayScanner {
@@ -96,6 +100,12 @@ struct QemuAttachment {
   bool recover;        ///< the channel is that of `migrate-recover`: it has pages already
 };
 
+/// Somebody who waits until a guest has all its memory.
+struct CompletionRequest {
+  UniqueFd requester;  ///< gets the answer, see completions.hpp
+  pid_t guest;
+};
+
 /// One connection whose message has not arrived whole. Non-blocking; whatever fails, the destructor
 /// closes every descriptor that came with it.
 class PendingHandshake {
@@ -116,6 +126,9 @@ class PendingHandshake {
   /// @return EPROTO: no descriptor; ENOTSOCK, EINVAL: it is not a connected unix socket; as
   ///         asks_to_recover; or what the call named reported
   Result<QemuAttachment> finish_qemu() &&;
+
+  /// The same for kCompletion. @return as guest_to_complete
+  Result<CompletionRequest> finish_completion() &&;
   [[nodiscard]] Handover handover() const noexcept { return handover_of(message_); }
 
   [[nodiscard]] int fd() const noexcept { return peer_.socket.get(); }

@@ -77,6 +77,7 @@ Result<void> check_overlap(std::vector<Region> regions, std::uint64_t Region::* 
 Handover handover_in(const Json& message) {
   if (!message.is_array() || message.size() != 1 || !message[0].is_object())
     return Handover::kRegions;
+  if (message[0].contains("complete")) return Handover::kCompletion;
   const auto adapter = message[0].find("adapter");
   if (adapter == message[0].end() || !adapter->is_string()) return Handover::kRegions;
   if (*adapter == "qemu-postcopy") return Handover::kPostcopy;
@@ -127,6 +128,16 @@ Result<bool> asks_to_recover(std::string_view json) {
   if (!recover->is_boolean())
     return fail(EINVAL, "handshake: recover must be true, for a QEMU that paused, or false");
   return recover->get<bool>();
+}
+
+Result<pid_t> guest_to_complete(std::string_view json) {
+  const Json array = Json::parse(json, nullptr, false);
+  if (handover_in(array) == Handover::kCompletion)
+    if (const Json& pid = array[0]["complete"]; pid.is_number_unsigned())
+      if (const auto value = pid.get<std::uint64_t>();
+          value != 0 && value <= std::numeric_limits<pid_t>::max())
+        return static_cast<pid_t>(value);
+  return fail(EINVAL, "handshake: complete must be the process id of a guest");
 }
 
 ArrayScanner::Verdict ArrayScanner::feed(std::string_view piece) noexcept {

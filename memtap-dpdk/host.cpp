@@ -39,6 +39,7 @@ void Host::attach(GuestAdapter& guest) {
 void Host::detach(const GuestAdapter& guest) noexcept {
   std::erase(guests_, &guest);
   std::erase_if(loads_, [&guest](const Load& load) { return load.guest == &guest; });
+  std::erase_if(completions_, [&guest](const Completion& c) { return c.guest == &guest; });
   std::erase_if(waits_, [&guest](const Wait& wait) { return wait.guest == &guest; });
   std::array<Gfn, kFaultBurst> orphans;
   for (std::size_t nb = orphans.size(); nb == orphans.size();) {  // forget() disturbs the walk
@@ -56,6 +57,7 @@ unsigned Host::poll_faults(Nanos now) noexcept {
   retry_deferred(now);
   if (!list_.empty() && (now >= fetch_at_ || !guests_.empty())) prefetch_from_list(now);
   for (Load& load : loads_) load_some(load);
+  std::erase_if(completions_, [&](Completion& c) { return complete_some(c, now); });
   if (!waits_.empty()) time_answered(now);
   unsigned nb_seen = 0;
   std::array<Gfn, kFaultBurst> faults;
@@ -173,6 +175,46 @@ void Host::load_some(Load& load) noexcept {
 void Host::load_again(const GuestAdapter& guest) noexcept {
   for (Load& load : loads_)
     if (load.guest == &guest) load = {load.guest, working_set_};
+}
+
+// --- completion ------------------------------------------------------------------------------
+
+void Host::complete(GuestAdapter& guest) {
+  if (!completing(guest)) completions_.push_back({.guest = &guest});
+}
+
+bool Host::completing(const GuestAdapter& guest) const noexcept {
+  return std::ranges::any_of(completions_,
+                             [&guest](const Completion& c) { return c.guest == &guest; });
+}
+
+/// Installs that are put off, and pages that are lost, are found absent in the next round.
+/// @return whether the guest has all
+bool Host::complete_some(Completion& completion, Nanos now) noexcept {
+  for (std::size_t i = 0; i < kListStep; ++i) {
+    if (completion.next.value == engine_.nb_pages()) {
+      if (!completion.lacks) return true;
+      completion.next = {};
+      completion.lacks = false;
+      return false;
+    }
+    if (completion.guest->presence().absent(completion.next)) {
+      completion.lacks = true;
+      if (!complete_page(*completion.guest, completion.next, now)) return false;
+    }
+    ++completion.next.value;
+  }
+  return false;
+}
+
+/// @return false: it is to be tried again, later
+bool Host::complete_page(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
+  if (kept_ != nullptr && kept_->knows(page)) return kept_->give(page, guest) == Install::kDone;
+  if (engine_.in_flight(page) || !needs(page)) return true;
+  if (engine_.nb_in_flight() >= kListInFlight) return false;
+  if (!engine_.want(page, wire::Priority::kPrefetch, now)) return false;
+  stats_.prefetch_wanted.add(1);
+  return true;
 }
 
 /// Each page once, in the order in which some clone first had it.

@@ -78,6 +78,10 @@ class Host {
   /// The working set of earlier clones: prefetched, and given to each guest before it asks.
   /// @param fetch_at  not to wait longer for the first guest, where pages are kept
   void load(std::span<const PageRange> working_set, Nanos fetch_at);
+  /// The guest gets every page it lacks, fetched as prefetch, while it runs. @pre it is attached
+  void complete(GuestAdapter& guest);
+  /// Until it has all.
+  [[nodiscard]] bool completing(const GuestAdapter& guest) const noexcept;
   /// For load() of a later memtap: the working set loaded here, then the pages that clones of this
   /// host had beyond it, in the order in which one first had them.
   [[nodiscard]] std::span<const PageRange> recorded() const noexcept { return recorded_; }
@@ -103,6 +107,11 @@ class Host {
     std::span<const PageRange> rest;
     std::uint32_t nb_done = 0;  // pages of the first range
   };
+  struct Completion {  // walks over the image until a whole round finds no page absent
+    GuestAdapter* guest;
+    Gfn next{};
+    bool lacks = false;  // in this round
+  };
   struct Wait {  // of a guest for a page it faulted on
     GuestAdapter* guest;
     Gfn page;
@@ -113,6 +122,8 @@ class Host {
   void give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   void load_some(Load& load) noexcept;
   void load_again(const GuestAdapter& guest) noexcept;
+  bool complete_some(Completion& completion, Nanos now) noexcept;
+  bool complete_page(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   void record(PageRange pages) noexcept;
   void want(Gfn page, Nanos now) noexcept;
   void defer(Gfn page) noexcept;
@@ -139,6 +150,7 @@ class Host {
   Nanos fetch_at_ = Nanos::max();  // if there is no guest before
   std::vector<PageRange> working_set_;
   std::vector<Load> loads_;
+  std::vector<Completion> completions_;
   std::vector<Wait> waits_;  // for their times; as many as there is room for
   std::vector<PageRange> recorded_;
   std::vector<bool> is_recorded_;

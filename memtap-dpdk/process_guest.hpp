@@ -33,6 +33,10 @@ class ProcessGuest : public GuestAdapter {
   /// Whether these pages, all in one region, come to the process by its userfaultfd.
   [[nodiscard]] virtual bool maps(PageRange) const noexcept { return false; }
 
+  /// Lets go of a guest that has all its memory, which is then gone(). One that ends by itself
+  /// does so soon.
+  virtual void release() noexcept {}
+
   /// Readable when poll_faults() has something to do.
   [[nodiscard]] virtual int fault_fd() const noexcept = 0;
 

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <utility>
 
+#include <sys/socket.h>
 #include <sys/syscall.h>
 
 #include "memtap-dpdk/uffd_ioctl.hpp"
@@ -286,6 +287,16 @@ void UffdGuest::settle(PageRange pages) noexcept {
 
 void UffdGuest::wake(std::uint64_t address, std::uint64_t nb_pages) noexcept {
   uffd::wake(uffd(), address, nb_pages);
+}
+
+// --- at the end -------------------------------------------------------------------------------
+
+/// From here on QEMU can register the memory itself, for a snapshot.
+void UffdGuest::release() noexcept {
+  for (const Region& r : regions_.regions()) uffd::unregister(uffd(), r.base, r.size / kPageSize);
+  constexpr std::byte kAll{1};  // docs/shim.md
+  if (keeps_uffd_) send(socket(), &kAll, sizeof kAll, MSG_DONTWAIT | MSG_NOSIGNAL);
+  mark_gone();
 }
 
 // --- when all else failed ---------------------------------------------------------------------

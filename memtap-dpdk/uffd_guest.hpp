@@ -37,6 +37,8 @@ class UffdGuest final : public ProcessGuest {
   [[nodiscard]] bool ends_with_socket() const noexcept override { return false; }
   /// A guest that maps a kept image keeps its userfaultfd too, and hands it to the next memtap.
   [[nodiscard]] bool survives_memtap() const noexcept override { return keeps_uffd_; }
+  /// Takes the userfaultfd off the memory, and tells a guest that keeps one that it may go.
+  void release() noexcept override;
   [[nodiscard]] int fault_fd() const noexcept override { return uffd(); }
   [[nodiscard]] bool maps(PageRange pages) const noexcept override;
 

@@ -51,6 +51,12 @@ inline void wake(int fd, std::uint64_t address, std::uint64_t nb_pages) noexcept
   ioctl(fd, UFFDIO_WAKE, &range);
 }
 
+/// Makes it memory like any other again, and wakes who waits.
+inline void unregister(int fd, std::uint64_t address, std::uint64_t nb_pages) noexcept {
+  uffdio_range range{address, nb_pages * kPageSize};
+  ioctl(fd, UFFDIO_UNREGISTER, &range);
+}
+
 /// Linux 6.6; not in the headers of Debian 12. Source: include/uapi/linux/userfaultfd.h.
 struct PoisonArg {
   uffdio_range range;

@@ -30,7 +30,7 @@ enum { kRetryMicroseconds = 20000, kRetriesPerComplaint = 250 };
 // Written before the thread starts.
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static char message[256];  // Firecracker's handshake, and which file of which image is mapped
-static int uffd = -1;      // open while this process lives: without it missing pages read as zeros
+static int uffd = -1;      // open until all pages are there: without it missing ones read as zeros
 static uintptr_t ram;      // where it is, and how large
 static size_t ram_bytes;
 
@@ -75,20 +75,23 @@ static int hand_over(void) {
   return -1;
 }
 
-/// Waits for memtap's end, then for another: until then whoever touches a missing page waits.
+/// Waits for memtap's end, then for another: until then whoever touches a missing page waits. A
+/// byte from memtap says that no page is missing any more.
 static void* follow(void* argument) {
   int memtap = (int)(intptr_t)argument;
   for (unsigned nb_lost = 0;;) {
-    char end;
-    ssize_t n = read(memtap, &end, 1);
-    if (n > 0 || (n < 0 && errno == EINTR)) continue;
+    char all;
+    ssize_t n = read(memtap, &all, 1);
+    if (n < 0 && errno == EINTR) continue;
     close(memtap);
+    if (n > 0) break;
     if (nb_lost++ % kRetriesPerComplaint == 0)  // one that refuses us is lost each time
       complain("memtap is gone, or serves another image; waiting for another at %s",
                address.sun_path);
     do usleep(kRetryMicroseconds);
     while ((memtap = hand_over()) < 0);
   }
+  close(uffd);
   return NULL;
 }
 

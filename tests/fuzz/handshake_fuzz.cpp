@@ -22,6 +22,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     last = piecewise.feed(message.substr(i, 1));
   if (last != verdict) std::abort();
 
+  if (const auto guest = guest_to_complete(message); guest && *guest <= 0) std::abort();
   const auto regions = parse_handshake(message, kImageBytes);
   if (!regions) return 0;
   if (regions->empty() || regions->size() > kMaxRegions) std::abort();

@@ -371,5 +371,67 @@ TEST_F(HostTest, AnAbsentRangeThatReachesBeyondTheImageIsCutAtItsEnd) {
   EXPECT_THAT(a.failed, ElementsAre(kPages - 1));
 }
 
+// --- completion --------------------------------------------------------------------------------
+
+TEST_F(HostTest, AGuestThatIsCompletedGetsWhatItLacksAndNoMore) {
+  host.attach(a);
+  host.attach(b);
+  zeros_come({Gfn{0}, kPages - 3});
+  b.claim(kPages - 1);
+  host.complete(b);
+  poll();
+  const auto wants = client.send_wants();
+  ASSERT_THAT(wants, SizeIs(1));
+  EXPECT_EQ(wants[0].first.host(), kPages - 3);
+  EXPECT_EQ(wants[0].nb_pages.host(), 2U);
+  for (const std::uint64_t gfn : {kPages - 3, kPages - 2}) {
+    EXPECT_TRUE(host.completing(b));
+    page_comes(gfn);
+    host.flush(client.now);
+    poll();
+  }
+  EXPECT_FALSE(host.completing(b));
+  expect_page(b, kPages - 2);
+}
+
+TEST_F(HostTest, AnInstallThatIsPutOffDoesNotCountAsComplete) {
+  host.attach(a);
+  zeros_come({Gfn{0}, kPages - 1});
+  host.complete(a);
+  poll();
+  client.send_wants();
+  a.verdicts = {Install::kAgain};
+  page_comes(kPages - 1);
+  host.flush(client.now);
+  EXPECT_FALSE(a.has(kPages - 1));
+  poll();
+  poll();
+  EXPECT_TRUE(host.completing(a));
+  EXPECT_THAT(client.send_wants(), SizeIs(1));
+  page_comes(kPages - 1);
+  host.flush(client.now);
+  poll();
+  EXPECT_FALSE(host.completing(a));
+}
+
+TEST_F(HostTest, CompletingOneGuestLeavesMostOfTheRequestsToFaults) {
+  host.attach(a);
+  host.complete(a);
+  poll();
+  EXPECT_LE(client.engine.nb_in_flight(), 512U);
+  a.touch(kPages - 1);
+  poll();
+  EXPECT_THAT(demands(), ElementsAre(kPages - 1));
+}
+
+TEST_F(HostTest, AGuestThatLeavesIsNotCompleted) {
+  host.attach(a);
+  host.complete(a);
+  host.detach(a);
+  poll();
+  EXPECT_FALSE(host.completing(a));
+  EXPECT_THAT(client.send_wants(), IsEmpty());
+}
+
 }  // namespace
 }  // namespace snowfabric

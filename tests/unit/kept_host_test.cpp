@@ -134,6 +134,21 @@ TEST_F(KeptHost, AGuestShortOfMemoryGetsTheRestOfTheWorkingSetLater) {
   EXPECT_TRUE(a.has(50) && a.has(51));
 }
 
+TEST_F(KeptHost, AGuestIsCompletedFromWhatIsKept) {
+  page_comes(5);
+  zeros_come({Gfn{6}, kPages - 6});
+  host->attach(a);
+  zeros_come({Gfn{0}, 5});
+  a.verdicts = {Install::kAgain};
+  host->complete(a);
+  poll();
+  EXPECT_TRUE(host->completing(a));
+  for (int i = 0; i < 3; ++i) poll();
+  EXPECT_FALSE(host->completing(a));
+  expect_page(a, 5);
+  EXPECT_THAT(client.send_wants(), IsEmpty());
+}
+
 TEST_F(KeptHost, TheRecordHasEachPageOnceInTheOrderOfTheFirstTouch) {
   host->attach(a);
   host->attach(b);

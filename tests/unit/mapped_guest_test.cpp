@@ -99,6 +99,24 @@ TEST_F(MappedGuest, ZeroPagesCostTheFileNothing) {
   EXPECT_EQ(st.st_blocks, 0);
 }
 
+TEST_F(MappedGuest, OneThatHasAllIsToldSoAndItsMemoryIsFreeForAnotherUserfaultfd) {
+  UffdGuest* guest = attach_mapping();
+  ASSERT_NE(guest, nullptr);
+  for (std::uint64_t gfn = 0; gfn < kPages; ++gfn) page_comes(*guest, Gfn{gfn});
+  const UniqueFd other{static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))};
+  uffdio_api api{UFFD_API, 0, 0};
+  ASSERT_EQ(ioctl(other.get(), UFFDIO_API, &api), 0);
+  uffdio_register all{{memory_->base(), kPages * kPageSize}, UFFDIO_REGISTER_MODE_MISSING, 0};
+  EXPECT_NE(ioctl(other.get(), UFFDIO_REGISTER, &all), 0);
+  guest->release();
+  EXPECT_EQ(ioctl(other.get(), UFFDIO_REGISTER, &all), 0);
+  EXPECT_TRUE(guest->gone());
+  char byte = 0;
+  EXPECT_EQ(recv(peer_.get(), &byte, 1, MSG_DONTWAIT), 1);
+  EXPECT_TRUE(holds(*memory_, 3, 3));
+  EXPECT_EQ(ioctl(other.get(), UFFDIO_UNREGISTER, &all.range), 0);
+}
+
 TEST_F(MappedGuest, APageThatCouldNotBeKeptIsCopied) {
   UffdGuest* guest = attach_mapping();
   ASSERT_NE(guest, nullptr);

@@ -77,11 +77,15 @@ struct QemuCloneTest : ::testing::Test {
   void poll_listener() {
     pollfd ready{listener_->epoll_fd(), POLLIN, 0};
     ::poll(&ready, 1, 100);
-    const ListenerEvents events = listener_->poll(Nanos{0});
+    ListenerEvents events = listener_->poll(Nanos{0});
     for (const Error& error : events.rejected) ADD_FAILURE() << error.what;
     if (!events.attached.empty()) guest_ = events.attached[0];
     nb_gone_ += events.gone.size();
+    on_events(events);
   }
+  /// For tests that want more of them.
+  virtual void on_events(ListenerEvents& /*events*/) {}
+
   std::vector<std::byte> hear(std::size_t nb_bytes) {
     std::vector<std::byte> heard(nb_bytes);
     std::size_t at = 0;

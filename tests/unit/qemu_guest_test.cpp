@@ -247,6 +247,19 @@ TEST(QemuHandshake, RecoverIsTrueOrFalse) {
   }
 }
 
+TEST(CompletionHandshake, NamesTheProcessOfAGuest) {
+  constexpr std::string_view kRequest = R"([{"complete": 4711}])";
+  EXPECT_EQ(handover_of(kRequest), Handover::kCompletion);
+  EXPECT_EQ(guest_to_complete(kRequest).value(), 4711);
+  for (const char* bad :
+       {R"([{"complete": 0}])", R"([{"complete": -1}])", R"([{"complete": 2147483648}])",
+        R"([{"complete": "1"}])", R"([{"complete": 1.5}])", R"({"complete": 1})", "[]", "x"}) {
+    const auto guest = guest_to_complete(bad);
+    ASSERT_FALSE(guest) << bad;
+    EXPECT_EQ(guest.error().errnum, EINVAL);
+  }
+}
+
 TEST(QemuHandshake, WithoutADescriptorNoQemuCanCome) {
   const TempDir dir;
   auto listener = GuestListener::create({.socket_path = dir / "sock",
