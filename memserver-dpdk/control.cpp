@@ -164,6 +164,9 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
                  "with --qemu: write the descriptor that clones start from there");
   cli.add_option("--free-pages", options.free_pages,
                  "with --qemu: ask at this socket which pages are free, and leave them out");
+  cli.add_option("--memtap", options.memtap,
+                 "with --qemu, of a VM that is a clone: have the memtap at this socket fetch the "
+                 "rest of its memory first");
   cli.add_flag("--detach", options.detach,
                "with --qemu: copy all of its memory, then let go of it: it can be frozen again");
   cli.add_option("--image-id", options.image_ids,

@@ -25,6 +25,7 @@ struct ServerOptions : AppOptions {
   std::string qemu;             ///< QMP socket of a parent to freeze instead of serving files
   std::string descriptor_file;  ///< with `qemu`: where its descriptor is written
   std::string free_pages;       ///< with `qemu`: socket of the guest's port for free pages
+  std::string memtap;           ///< with `qemu`: socket of the memtap that serves it, a clone
   bool detach = false;          ///< with `qemu`: copy its memory, so that it can be frozen again
 };
 

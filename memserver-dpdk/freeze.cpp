@@ -33,7 +33,7 @@ std::uint64_t since(std::chrono::steady_clock::time_point instant) {
       std::chrono::duration_cast<std::chrono::milliseconds>(passed).count());
 }
 
-Result<FrozenParent> take_parent(const ServerOptions& options) {
+Result<FrozenParent> take_parent(const ServerOptions& options, const std::atomic<bool>& stop) {
   const auto id = image_id_of(options, 0);
   if (!id) return std::unexpected(id.error());
   spdlog::info("freezing the parent behind {}", options.qemu);
@@ -41,7 +41,9 @@ Result<FrozenParent> take_parent(const ServerOptions& options) {
                              .image_id = id->value_or(random_id()),
                              .epoch = options.epoch,
                              .progress_fd = STDERR_FILENO,
-                             .free_pages_path = options.free_pages});
+                             .free_pages_path = options.free_pages,
+                             .memtap_path = options.memtap},
+                            stop);
   if (parent && !parent->why_no_shim.empty())
     spdlog::warn("the parent's preload library cannot be used: {}", parent->why_no_shim);
   if (parent && !parent->why_none_avoided.empty())
@@ -63,6 +65,8 @@ Result<void> check_sources(const ServerOptions& options) {
       return fail(EINVAL, "--descriptor belongs to --qemu: a raw image has no device state");
     if (!options.free_pages.empty())
       return fail(EINVAL, "--free-pages belongs to --qemu: nobody can be asked about a raw image");
+    if (!options.memtap.empty())
+      return fail(EINVAL, "--memtap belongs to --qemu: a raw image is no clone");
     if (options.detach)
       return fail(EINVAL, "--detach belongs to --qemu: a raw image has no parent");
     if (!options.image_ids.empty() && options.image_ids.size() != options.images.size())
@@ -101,7 +105,7 @@ Result<Frozen> open_files(const ServerOptions& options) {
 Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server,
                              const CpuMask& cpus, const std::atomic<bool>& stop) {
   const OnCpus wide{cpus};
-  auto parent = take_parent(options);
+  auto parent = take_parent(options, stop);
   if (!parent) return std::unexpected(parent.error());
   if (stop) return fail(ECANCELED, "the parent is frozen and nothing more");
   parent->descriptor.server = server;

@@ -3,10 +3,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
-#include <fstream>
-#include <iterator>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -15,7 +14,9 @@
 #include <sys/socket.h>
 
 #include "fabric/base/unique_fd.hpp"
+#include "memserver-dpdk/clone_parent.hpp"
 #include "memserver-dpdk/free_pages.hpp"
+#include "memserver-dpdk/process.hpp"
 #include "memserver-dpdk/qmp.hpp"
 
 namespace snowfabric {
@@ -27,16 +28,6 @@ using Clock = std::chrono::steady_clock;
 constexpr const char* kFdName = "snowfabric";
 constexpr auto kVerdictTimeout = std::chrono::seconds{10};
 constexpr std::uint64_t kUnlimited = std::uint64_t{1} << 40U;  // bytes a second
-
-std::string text_of(const Json& object, const char* key) {
-  const auto found = object.is_object() ? object.find(key) : object.end();
-  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string{};
-}
-
-std::uint64_t number_of(const Json& object, const char* key) {
-  const auto found = object.is_object() ? object.find(key) : object.end();
-  return found != object.end() && found->is_number_unsigned() ? found->get<std::uint64_t>() : 0;
-}
 
 /// A disk goes on changing under the parent, so its clones would see another one than they froze.
 Result<void> refuse_writable_disks(Qmp& qmp) {
@@ -55,45 +46,58 @@ Result<void> refuse_writable_disks(Qmp& qmp) {
   return {};
 }
 
-Result<void> set_capability(Qmp& qmp, const char* name, bool on) {
-  const auto done =
-      qmp.execute("migrate-set-capabilities",
-                  {{"capabilities", Json::array({{{"capability", name}, {"state", on}}})}});
-  if (!done) return std::unexpected(done.error());
-  return {};
+constexpr const char* kPostcopy = "postcopy-ram";  // on in clones, and bars any other way
+
+Json capability(const char* name, bool on) { return {{"capability", name}, {"state", on}}; }
+
+Result<bool> is_capable(Qmp& qmp, const char* name) {
+  const auto all = qmp.execute("query-migrate-capabilities");
+  if (!all) return std::unexpected(all.error());
+  return std::ranges::find(*all, capability(name, true)) != all->end();
 }
 
 /// A migration capability for the time of a freeze; the parent is as before, whatever happens.
 class MigrationMode {
  public:
-  static Result<MigrationMode> begin(Qmp& qmp, const char* capability) {
+  static Result<MigrationMode> begin(Qmp& qmp, const char* name) {
     const auto before = qmp.execute("query-migrate-parameters");
     if (!before) return std::unexpected(before.error());
-    if (auto ok = set_capability(qmp, capability, true); !ok) return std::unexpected(ok.error());
-    MigrationMode mode{qmp, capability, number_of(*before, "max-bandwidth")};
+    const auto postcopy = is_capable(qmp, kPostcopy);
+    if (!postcopy) return std::unexpected(postcopy.error());
+    MigrationMode mode{qmp, name, *postcopy, number_of(*before, "max-bandwidth")};
+    if (auto ok = mode.set(true); !ok) return std::unexpected(ok.error());
     if (auto ok = qmp.execute("migrate-set-parameters", {{"max-bandwidth", kUnlimited}}); !ok)
       return std::unexpected(ok.error());
     return mode;
   }
   MigrationMode(MigrationMode&& from) noexcept
       : qmp_{std::exchange(from.qmp_, nullptr)},
-        capability_{from.capability_},
+        name_{from.name_},
+        postcopy_{from.postcopy_},
         bandwidth_{from.bandwidth_} {}
   MigrationMode& operator=(MigrationMode&&) = delete;
   ~MigrationMode() {
     if (qmp_ == nullptr) return;
     // If QEMU is gone there is nothing to set back.
-    [[maybe_unused]] const auto off = set_capability(*qmp_, capability_, false);
+    [[maybe_unused]] const auto off = set(false);
     if (bandwidth_ == 0) return;
     [[maybe_unused]] const auto set =
         qmp_->execute("migrate-set-parameters", {{"max-bandwidth", bandwidth_}});
   }
 
  private:
-  MigrationMode(Qmp& qmp, const char* capability, std::uint64_t bandwidth)
-      : qmp_{&qmp}, capability_{capability}, bandwidth_{bandwidth} {}
+  MigrationMode(Qmp& qmp, const char* name, bool postcopy, std::uint64_t bandwidth)
+      : qmp_{&qmp}, name_{name}, postcopy_{postcopy}, bandwidth_{bandwidth} {}
+  Result<void> set(bool on) {
+    Json all = Json::array({capability(name_, on)});
+    if (postcopy_) all.push_back(capability(kPostcopy, !on));
+    const auto done = qmp_->execute("migrate-set-capabilities", {{"capabilities", all}});
+    if (!done) return std::unexpected(done.error());
+    return {};
+  }
   Qmp* qmp_;
-  const char* capability_;
+  const char* name_;
+  bool postcopy_;  // was on before
   std::uint64_t bandwidth_;
 };
 
@@ -165,19 +169,6 @@ std::array<std::uint8_t, 16> parse_uuid(std::string_view text) {
     ++nb_digits;
   }
   return uuid;
-}
-
-/// Of /proc/PID/cmdline and the like: strings that end with NUL.
-std::vector<std::string> strings_of(pid_t pid, std::string_view what) {
-  std::ifstream file{fmt::format("/proc/{}/{}", pid, what), std::ios::binary};
-  const std::string all{std::istreambuf_iterator<char>{file}, {}};
-  std::vector<std::string> strings;
-  for (std::size_t at = 0; at < all.size();) {
-    const std::size_t end = std::min(all.find('\0', at), all.size());
-    strings.push_back(all.substr(at, end - at));
-    at = end + 1;
-  }
-  return strings;
 }
 
 Result<void> describe_parent(Qmp& qmp, Descriptor& descriptor) {
@@ -256,7 +247,7 @@ FrozenParent complete(FrozenMemory memory, std::shared_ptr<CowMemory> live,
 Result<FrozenParent> freeze_by_snapshot(Qmp& qmp, const QemuFreezeOptions& options,
                                         Descriptor descriptor) {
   const auto mode = MigrationMode::begin(qmp, "background-snapshot");
-  if (!mode) return std::unexpected(mode.error());
+  if (!mode) return std::unexpected(explained(mode.error(), qmp.pid()));
   const auto began = Clock::now();
   descriptor.frozen_at_ns = wall_clock_ns();
   auto migrated = migrate(qmp, 0, options.progress_fd);
@@ -282,8 +273,8 @@ Result<FreeMemory> ask_free_memory(Qmp& qmp, const QemuFreezeOptions& options,
   if (options.free_pages_path.empty()) return {};
   auto spans = ask_ram_spans(qmp);
   if (!spans) return std::unexpected(spans.error());
-  auto frames = ask_free_frames(options.free_pages_path, live.nb_pages(),
-                                patience_with(live.nb_pages()));
+  auto frames =
+      ask_free_frames(options.free_pages_path, live.nb_pages(), patience_with(live.nb_pages()));
   if (!frames) return std::unexpected(frames.error());
   return FreeMemory{std::move(*frames), std::move(*spans)};
 }
@@ -332,12 +323,14 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
   return parent;
 }
 
-/// Where the parent's preload library listens, by its environment; empty: it has none.
-std::string shim_socket_of(pid_t pid) {
-  constexpr std::string_view kName = "SF_SHIM_SOCKET=";
-  for (const std::string& variable : strings_of(pid, "environ"))
-    if (variable.starts_with(kName)) return variable.substr(kName.size());
-  return {};
+/// A VM that is a clone itself is frozen like any other once it has all its memory.
+Result<void> complete_first(Qmp& qmp, const QemuFreezeOptions& options,
+                            const std::atomic<bool>& stop) {
+  if (!options.memtap_path.empty()) {
+    const auto known = complete_clone(options.memtap_path, qmp.pid(), stop, options.progress_fd);
+    if (!known) return std::unexpected(known.error());
+  }
+  return refuse_incomplete_clones(qmp);
 }
 
 }  // namespace
@@ -356,13 +349,14 @@ Result<Image> FrozenParent::open_image(std::optional<int> progress_fd,
                                      .stop = &stop});
 }
 
-Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options) {
+Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options, const std::atomic<bool>& stop) {
   auto qmp = Qmp::connect(options.qmp_path);
   if (!qmp) return std::unexpected(qmp.error());
   if (auto ok = refuse_writable_disks(*qmp); !ok) return std::unexpected(ok.error());
+  if (auto ok = complete_first(*qmp, options, stop); !ok) return std::unexpected(ok.error());
   Descriptor descriptor;
   if (auto ok = describe_parent(*qmp, descriptor); !ok) return std::unexpected(ok.error());
-  const std::string shim = shim_socket_of(qmp->pid());
+  const std::string shim = variable_of(qmp->pid(), "SF_SHIM_SOCKET");  // of its preload library
   if (shim.empty()) return freeze_by_snapshot(*qmp, options, std::move(descriptor));
   auto memory = CowMemory::attach(shim);
   if (memory) return freeze_by_shim(*qmp, std::move(*memory), options, std::move(descriptor));

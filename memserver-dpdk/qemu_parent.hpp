@@ -24,6 +24,9 @@ struct QemuFreezeOptions {
   std::optional<int> progress_fd{};
   /// The host's end of the port at which the guest says what is free; empty: it is not asked.
   std::string free_pages_path{};
+  /// Socket of the memtap that serves the parent, if that is a clone itself; empty: it is none, or
+  /// has all its memory.
+  std::string memtap_path{};
 };
 
 enum class FreezeKind : std::uint8_t {
@@ -56,8 +59,10 @@ struct FrozenParent {
 /// works, else by its own background snapshot, which takes seconds. Nothing of the parent's
 /// settings is changed for longer than the call. Control path. On all CPUs, like
 /// CowMemory::attach.
-/// @return EROFS: the VM has a writable disk, which is not frozen; EREMOTEIO: QEMU refused, with
+/// @return EROFS: the VM has a writable disk, which is not frozen; EBUSY: a clone without all its
+///         memory, or memory that another memserver holds; EREMOTEIO: QEMU refused, with
 ///         its words; ENOTSUP: a RAM that QEMU cannot write-protect; as Qmp and the stream reader
-[[nodiscard]] Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options);
+[[nodiscard]] Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options,
+                                               const std::atomic<bool>& stop);
 
 }  // namespace snowfabric

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 #include <chrono>
+#include <cstdint>
 #include <string>
 
 #include <nlohmann/json.hpp>
@@ -43,5 +44,9 @@ class Qmp {
   std::string path_;
   std::string buffer_;  // received, and not a whole line yet
 };
+
+/// A member of what QEMU says; empty, or 0: it has none of that kind.
+[[nodiscard]] std::string text_of(const Qmp::Json& object, const char* key);
+[[nodiscard]] std::uint64_t number_of(const Qmp::Json& object, const char* key);
 
 }  // namespace snowfabric

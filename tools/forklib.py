@@ -45,7 +45,7 @@ class Clone:
     def __init__(self, vm, identity, host):
         self.vm, self.identity, self.host = vm, identity, host
         self.spawned, self.tap, self.times_ms, self.answer = None, None, {}, {}
-        self.postcopy = True
+        self.postcopy, self.freezer = True, None
         self.starting = threading.Lock()  # held while QEMU is started: what has half begun cannot be stopped
 
     def mark(self, what):
@@ -71,6 +71,7 @@ class Family:
         self.parent_machine = vmlib.machine_args(mb, cpus, shared=shim)
         self.descriptor = fleet.dir / f"family{number}.descriptor"
         self.parent, self.clones = None, []
+        self.freezer = self.memtap = None  # sockets: the parent's monitor for memserver, the memtap of one that is a clone
         self.pool = ThreadPoolExecutor()
         self.ending, self.requests = False, set()
 
@@ -115,9 +116,9 @@ class Family:
         self.parent.ask_fork(nb_clones)
         self.descriptor.unlink(missing_ok=True)
         # Only write protection knows what the guest writes after it said what is free.
-        free = ("--free-pages", self.parent.dir / "free.sock") if self.shim else ()
+        more = ("--free-pages", self.parent.dir / "free.sock") if self.shim else ()
         try:
-            server = self.fleet.launch_server(("--qemu", self.freezer, "--descriptor", self.descriptor, *free))
+            server = self.launch_server(more)
             self.fleet.wait_for(server, self.descriptor.exists, "frozen", timeout_s, host=0)
         except fleetlib.FleetError as error:
             with contextlib.suppress(VmError):  # of a parent that is gone the memserver says more
@@ -126,19 +127,27 @@ class Family:
         self.fleet.info = {"descriptor": str(self.descriptor)}  # all that memtaps need
         self.parent.go_on()
 
-    def spawn(self, clone_id, host, postcopy=True):
+    def launch_server(self, extra=()):
+        """Starts the memserver that freezes the parent."""
+        memtap = ("--memtap", self.memtap) if self.memtap else ()
+        return self.fleet.launch_server(("--qemu", self.freezer, "--descriptor", self.descriptor, *memtap, *extra))
+
+    def spawn(self, clone_id, host, postcopy=True, forkable=False):
         """Starts one clone on a host whose memtap runs; returns at once.
+        @param forkable  it has a monitor for a memserver, that it can be a parent itself
         @param postcopy  its memory comes by migration; else it maps memtap's image, shared with the other such clones
                          of the host, and faults by userfaultfd"""
         memtap, name = self.fleet.socket_path(host).absolute(), f"clone{self.number}-{clone_id}"
+        freezer = self.fleet.dir / f"freezer-{name}.sock" if forkable else None
+        extra = ["-qmp", f"unix:{freezer},server=on,wait=off"] if forkable else []
         if postcopy:
-            vm = vmlib.Vm(name, self.fleet.dir, self.machine, nic=self._nic(clone_id))
+            vm = vmlib.Vm(name, self.fleet.dir, self.machine, nic=self._nic(clone_id), extra=extra)
         else:
             preload = ["env", f"LD_PRELOAD={(self.fleet.opt.build / CLONE_SHIM).absolute()}", f"SF_CLONE_SOCKET={memtap}"]
             vm = vmlib.Vm(name, self.fleet.dir, vmlib.machine_args(self.mb, self.cpus, image=f"{memtap}.image"),
-                          nic=self._nic(clone_id), prefix=preload, postcopy=False)
+                          nic=self._nic(clone_id), prefix=preload, postcopy=False, extra=extra)
         clone = Clone(vm, self.identity(clone_id), host)
-        clone.postcopy = postcopy
+        clone.postcopy, clone.freezer = postcopy, freezer
         self.clones.append(clone)
         clone.spawned = time.monotonic()
         with clone.starting:

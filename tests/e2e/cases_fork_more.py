@@ -74,7 +74,7 @@ def fork_parent_rewrites_everything_while_clones_read_it(context):
 def stop_at(vms, came_so_far, extra=()):
     """Starts to fork and stops memserver when `came_so_far` says so of it. @return what it logged"""
     vms.parent.ask_fork(1)
-    server = vms.fleet.launch_server(("--qemu", vms.freezer, "--descriptor", vms.descriptor, *extra))
+    server = vms.launch_server(extra)
     wait_until(lambda: came_so_far(server), "memserver is at work", 60.0)
     complaint = server.stop()
     check(not complaint and server.status() == 0, f"memserver: {complaint or server.status()}")

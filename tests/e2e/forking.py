@@ -45,11 +45,15 @@ def parent_in(lab, context, *, number=0, mb=VM_MB, cpus=1, shim=True, **options)
 
 
 @contextlib.contextmanager
-def second_fleet_of(vms, context, **options):
-    """A family whose parent is that of `vms`, with a memserver and memtaps of its own. @param options  of the fleet"""
+def second_fleet_of(vms, context, clone=None, **options):
+    """A family whose parent is that of `vms`, with a memserver and memtaps of its own.
+    @param clone  the parent is this clone, spawned forkable; options: of the fleet"""
     options = fleetlib.Options(context.build, None, seed=context.seed, name="second", **options)
     with fleetlib.Fleet(vms.lab, options) as fleet, forklib.Family(vms.lab, fleet, mb=vms.mb, cpus=vms.cpus) as second:
-        second.parent, second.freezer = vms.parent, vms.freezer
+        second.parent, second.freezer, second.shim = vms.parent, vms.freezer, vms.shim
+        if clone:
+            second.parent, second.freezer, second.shim = clone.vm, clone.freezer, False
+            second.memtap = vms.fleet.socket_path(clone.host)
         try:
             yield second
         finally:

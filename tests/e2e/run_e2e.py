@@ -13,6 +13,7 @@ import lib  # noqa: E402  (finds tools/)
 import cases_basic  # noqa: E402,F401  (registers)
 import cases_death  # noqa: E402,F401
 import cases_fork  # noqa: E402,F401
+import cases_fork_chain  # noqa: E402,F401
 import cases_fork_more  # noqa: E402,F401
 import cases_working_set  # noqa: E402,F401
 import cases_kill  # noqa: E402,F401

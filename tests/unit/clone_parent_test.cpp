@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/clone_parent.hpp"
+
+#include <gmock/gmock.h>
+
+#include "tests/unit/fake_server.hpp"
+
+namespace snowfabric::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr pid_t kClone = 4711;
+
+/// What is made of a memtap that answers so.
+Result<bool> asked(const std::string& answer) {
+  FakeServer memtap{[&](FakeServer& m) {
+    EXPECT_EQ(m.hear().first, "[{\"complete\": 4711}]");
+    m.say(answer);
+  }};
+  const std::atomic<bool> stop{false};
+  return complete_clone(memtap.path(), kClone, stop, {});
+}
+
+Error error_of(const std::string& answer) {
+  const auto known = asked(answer);
+  return known ? Error{0, "no error"} : known.error();
+}
+
+TEST(CloneParent, AMemtapThatCompletesItIsWaitedFor) {
+  EXPECT_TRUE(asked("{\"missing\": 100}\n{\"missing\": 3}\n{\"complete\": true}\n").value());
+  EXPECT_TRUE(asked("{\"complete\": true}\n").value());
+}
+
+TEST(CloneParent, OneThatDoesNotKnowItHasNothingToComplete) {
+  EXPECT_FALSE(asked("{\"unknown\": true}\n").value());
+}
+
+TEST(CloneParent, WhyItCannotIsSaidInItsWords) {
+  const Error error = error_of("{\"missing\": 9}\n{\"error\": \"no \\u001b way\"}\n");
+  EXPECT_EQ(error.errnum, EREMOTEIO);
+  EXPECT_THAT(error.what, HasSubstr("process 4711"));
+  EXPECT_THAT(error.what, HasSubstr("no ? way"));
+}
+
+TEST(CloneParent, AMemtapThatEndsIsAnError) {
+  for (const char* before : {"", "{\"missing\": 9}\n", "{\"complete\": true}", "hello\n", "[]\n"})
+    EXPECT_EQ(error_of(before).errnum, ECONNRESET) << before;
+}
+
+TEST(CloneParent, ASignalEndsTheWait) {
+  std::atomic<bool> stop{false};
+  FakeServer memtap{[&](FakeServer& m) {
+    m.hear();
+    stop = true;
+    m.say("{\"missing\": 9}\n");
+    m.hear();
+  }};
+  EXPECT_EQ(complete_clone(memtap.path(), kClone, stop, {}).error().errnum, ECANCELED);
+}
+
+TEST(CloneParent, ASocketWithoutAMemtapIsAnError) {
+  const std::atomic<bool> stop{false};
+  EXPECT_EQ(complete_clone("/nonexistent/memtap", kClone, stop, {}).error().errnum, ENOENT);
+}
+
+}  // namespace
+}  // namespace snowfabric::testing
