@@ -62,10 +62,9 @@ class CommandLineTest(unittest.TestCase):
         with self.assertRaisesRegex(VmError, "has no network card, so a Nic is not possible"):
             self.vm("c", machine=vmlib.machine_args(nic=False), nic=NIC)
 
-    def test_memory_has_limits(self):
-        for mb in (vmlib.MIN_MB - 1, vmlib.MAX_MB + 1):
-            with self.assertRaisesRegex(VmError, f"{mb} MiB"):
-                vmlib.machine_args(mb)
+    def test_less_memory_than_the_guest_needs_is_refused(self):
+        with self.assertRaisesRegex(VmError, f"{vmlib.MIN_MB - 1} MiB"):
+            vmlib.machine_args(vmlib.MIN_MB - 1)
 
 
 class IdentityTest(unittest.TestCase):
