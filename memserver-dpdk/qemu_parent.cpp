@@ -323,6 +323,20 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
   return parent;
 }
 
+/// RAM that can stay in place. A page that the guest gives back is gone from shared RAM although
+/// nobody writes it: an image would lose it.
+Result<std::unique_ptr<CowMemory>> memory_in_place(Qmp& qmp, const std::string& shim) {
+  constexpr const char* kWhy = "takes pages out of RAM behind the library's back";
+  if (qmp.execute("query-balloon"))  // else it has none
+    return fail(ENOTSUP, fmt::format("the VM's balloon {}", kWhy));
+  const auto devices = qmp.execute("query-memory-devices");
+  if (!devices) return std::unexpected(devices.error());
+  for (const Json& device : *devices)
+    if (text_of(device, "type") == "virtio-mem")
+      return fail(ENOTSUP, fmt::format("the VM's virtio-mem device {}", kWhy));
+  return CowMemory::attach(shim);
+}
+
 /// A VM that is a clone itself is frozen like any other once it has all its memory.
 Result<void> complete_first(Qmp& qmp, const QemuFreezeOptions& options,
                             const std::atomic<bool>& stop) {
@@ -358,7 +372,7 @@ Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options, const std::at
   if (auto ok = describe_parent(*qmp, descriptor); !ok) return std::unexpected(ok.error());
   const std::string shim = variable_of(qmp->pid(), "SF_SHIM_SOCKET");  // of its preload library
   if (shim.empty()) return freeze_by_snapshot(*qmp, options, std::move(descriptor));
-  auto memory = CowMemory::attach(shim);
+  auto memory = memory_in_place(*qmp, shim);
   if (memory) return freeze_by_shim(*qmp, std::move(*memory), options, std::move(descriptor));
   if (memory.error().errnum == EBUSY)
     return std::unexpected(memory.error());  // QEMU could not either

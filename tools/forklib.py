@@ -63,12 +63,14 @@ class Family:
     """Use with `with`, inside a lab that is up and a fleet without an image. All VMs' network cards meet in a bridge of
     their own, in which this machine has an address."""
 
-    def __init__(self, lab, fleet, *, number=0, mb=192, cpus=1, kernel=None, shim=True):
-        """@param shim  start the parent with the preload library, to freeze it by write protection"""
+    def __init__(self, lab, fleet, *, number=0, mb=192, cpus=1, kernel=None, shim=True, devices=()):
+        """@param shim  start the parent with the preload library, to freeze it by write protection
+        @param devices  that each VM has beside the usual ones"""
         self.lab, self.fleet, self.number, self.shim = lab, fleet, number, shim
         self.kernel = kernel or bootlib.fetch_kernel()
-        self.mb, self.cpus, self.machine = mb, cpus, vmlib.machine_args(mb, cpus)
-        self.parent_machine = vmlib.machine_args(mb, cpus, shared=shim)
+        self.mb, self.cpus, self.devices = mb, cpus, devices
+        self.machine = vmlib.machine_args(mb, cpus, devices=devices)
+        self.parent_machine = vmlib.machine_args(mb, cpus, shared=shim, devices=devices)
         self.descriptor = fleet.dir / f"family{number}.descriptor"
         self.parent, self.clones = None, []
         self.freezer = self.memtap = None  # sockets: the parent's monitor for memserver, the memtap of one that is a clone
@@ -144,7 +146,8 @@ class Family:
             vm = vmlib.Vm(name, self.fleet.dir, self.machine, nic=self._nic(clone_id), extra=extra)
         else:
             preload = ["env", f"LD_PRELOAD={(self.fleet.opt.build / CLONE_SHIM).absolute()}", f"SF_CLONE_SOCKET={memtap}"]
-            vm = vmlib.Vm(name, self.fleet.dir, vmlib.machine_args(self.mb, self.cpus, image=f"{memtap}.image"),
+            vm = vmlib.Vm(name, self.fleet.dir, vmlib.machine_args(self.mb, self.cpus, image=f"{memtap}.image",
+                                                                       devices=self.devices),
                           nic=self._nic(clone_id), prefix=preload, postcopy=False, extra=extra)
         clone = Clone(vm, self.identity(clone_id), host)
         clone.postcopy, clone.freezer = postcopy, freezer

@@ -90,11 +90,12 @@ class Nic:
         return ["ip", "netns", "exec", self.netns] if self.netns else []
 
 
-def machine_args(mb=192, cpus=1, nic=True, shared=False, image=None):
+def machine_args(mb=192, cpus=1, nic=True, shared=False, image=None, devices=()):
     """The machine, without a disk: what parent and clones have in common, to the letter.
     @param shared  its RAM is a memory file: a parent's, so that it can be frozen by write protection. To a clone the
                    machine is the same without.
-    @param image  the RAM of a clone is this file of memtap's, mapped privately"""
+    @param image  the RAM of a clone is this file of memtap's, mapped privately
+    @param devices  more of them, as QEMU's -device takes them"""
     if mb < MIN_MB:
         raise VmError(f"{mb} MiB of memory: the guest needs {MIN_MB}")
     ram = (["-object", f"memory-backend-memfd,id=pc.ram,size={mb}M,share=on"] if shared else
@@ -108,6 +109,8 @@ def machine_args(mb=192, cpus=1, nic=True, shared=False, image=None):
             "-device", f"virtserialport,chardev={FREE},name={FREE_PORT_NAME}"]
     if nic:
         args += ["-device", f"virtio-net-pci,addr=0x4,netdev={NETDEV},romfile="]
+    for device in devices:
+        args += ["-device", device]
     return args
 
 

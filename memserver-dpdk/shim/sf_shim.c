@@ -264,6 +264,26 @@ EXPORT int munmap(void* base, size_t size) {
   return (int)syscall(SYS_munmap, base, size);
 }
 
+/// @pre locked
+static bool in_ram(const void* base, size_t size) {
+  for (size_t i = 0; i < nb_regions; ++i) {
+    const uintptr_t start = (uintptr_t)regions[i].base;
+    if (start < (uintptr_t)base + size && (uintptr_t)base < start + regions[i].size) return true;
+  }
+  return false;
+}
+
+/// QEMU asks for huge pages after mmap().
+EXPORT int madvise(void* base, size_t size, int advice) {
+  if (socket_path != NULL && advice == MADV_HUGEPAGE) {
+    pthread_mutex_lock(&lock);
+    const bool ram = in_ram(base, size);
+    pthread_mutex_unlock(&lock);
+    if (ram) return 0;
+  }
+  return (int)syscall(SYS_madvise, base, size, advice);
+}
+
 __attribute__((constructor)) static void enter(void) {
   const char* path = getenv("SF_SHIM_SOCKET");
   const char* bytes = getenv("SF_SHIM_RAM_BYTES");

@@ -119,6 +119,17 @@ def fork_without_the_shim_takes_a_snapshot(context):
         check_parent(vms)
 
 
+@case(240)
+def fork_a_vm_with_a_balloon_takes_a_snapshot(context):
+    """What the balloon gives back would be gone from memory that stays in place."""
+    with family(context, devices=("virtio-balloon-pci,addr=0x5",)) as vms:
+        for clone in fork(vms, 1):
+            check(vms.fleet.info["freeze"]["by_shim"] == 0, "frozen by write protection")
+            check_memory(clone.vm)
+        check("balloon" in vms.fleet.server.log.read_text(), "memserver does not say why")
+        check_parent(vms)
+
+
 def thread_cpus(process, name):
     """The CPUs on which each thread of that name may run, by thread id."""
     tasks = pathlib.Path(f"/proc/{process.pid}/task").iterdir()

@@ -24,14 +24,14 @@ def vm_lab(nb_hosts=2, mtu=9000):
 
 
 @contextlib.contextmanager
-def parent_in(lab, context, *, number=0, mb=VM_MB, cpus=1, shim=True, **options):
+def parent_in(lab, context, *, number=0, mb=VM_MB, cpus=1, shim=True, devices=(), **options):
     """A booted parent with a pattern in its memory, which it goes on rewriting. Several with different numbers may be
     in one lab.
     @param options  of the fleet"""
     options = fleetlib.Options(context.build, None, seed=context.seed, name=f"f{number}", **options)
     with fleetlib.Fleet(lab, options) as fleet:
         try:
-            with forklib.Family(lab, fleet, number=number, mb=mb, cpus=cpus, shim=shim) as vms:
+            with forklib.Family(lab, fleet, number=number, mb=mb, cpus=cpus, shim=shim, devices=devices) as vms:
                 boot(vms)
                 yield vms
             complaints = fleet.stop()

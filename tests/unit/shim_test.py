@@ -309,6 +309,15 @@ class Neighbour(ShimTest):
         self.assertEqual(parent.end(), "")
         self.assertFalse(self.path.exists())
 
+    def test_huge_pages_stay_off_though_the_program_asks_for_them(self):
+        parent = self.parent()
+        base = parent.do(f"map({16 * MIB})")
+        small = parent.do(f"map({4 * MIB})")
+        for start, size in ((base, 16 * MIB), (small, 4 * MIB)):
+            self.assertEqual(parent.do(f"libc.madvise(ctypes.c_void_p({start}), ctypes.c_size_t({size}), 14)"), 0)  # MADV_HUGEPAGE
+        self.assertTrue(parent.do(f"huge_pages_off({base})"))
+        self.assertFalse(parent.do(f"huge_pages_off({small})"))
+
     def test_its_children_inherit_nothing(self):
         parent = self.parent()
         before = parent.do("child_fds()")
