@@ -7,7 +7,6 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
-#include "descriptor/page_list.hpp"
 #include "fabric/base/parse_number.hpp"
 
 namespace snowfabric {
@@ -66,7 +65,7 @@ GuestControl::GuestControl(const TapOptions& options, const TapImage& image, Cli
 
 void GuestControl::shut_down() {
   if (!listener_) return;
-  write_record();
+  keep_house();
   for (const auto& guest : listener_->guests()) {
     if (guest->gone() || guest->survives_memtap() || complete(*guest)) continue;
     spdlog::warn("guest {} (process {}) is killed: its memory is not complete", guest->id(),
@@ -82,9 +81,7 @@ void GuestControl::step(Nanos now) {
   if (!listener_ && engine_.state() == ClientState::kJoined) open_listener(now);
   if (listener_) look_at_guests(now);
   if (now >= next_second_) {
-    write_record();
-    if (kept_ && std::exchange(nb_mapped_, kept_->nb_kept()) != kept_->nb_kept())
-      kept_->unmap_pages();
+    keep_house();
     next_second_ = now + std::chrono::seconds{1};
   }
   sum_counters();
@@ -177,6 +174,7 @@ void GuestControl::open_listener(Nanos now) {
     if (auto ok = kept_->publish(options_.socket + ".image"); !ok)
       spdlog::warn("no clone can map the image: {}: {}", ok.error().what,
                    std::strerror(ok.error().errnum));
+  housekeeping_ = std::make_unique<Housekeeping>(options_.record, kept_.get());
   host_ = std::make_unique<Host>(engine_, host_stats_, options_.prefetch_pages,
                                  options_.buffer_pages, kept_.get());
   host_->load(image_.working_set, now + kGatherTime);
@@ -196,12 +194,13 @@ void GuestControl::keep_pages(const ImageGeometry& geometry) {
                  std::strerror(kept.error().errnum));
 }
 
-void GuestControl::write_record() {
-  const std::uint64_t nb_pages = host_stats_.recorded_pages.read();
-  if (options_.record.empty() || !host_ || nb_pages == nb_written_) return;
-  nb_written_ = nb_pages;
-  if (auto ok = write_file(options_.record, to_page_list(host_->recorded())); !ok)
-    spdlog::error("{}: {}", ok.error().what, std::strerror(ok.error().errnum));
+void GuestControl::keep_house() {
+  if (!host_) return;
+  if (kept_ && std::exchange(nb_mapped_, kept_->nb_kept()) != kept_->nb_kept())
+    housekeeping_->unmap_kept();
+  const std::uint64_t nb_recorded = host_stats_.recorded_pages.read();
+  if (!options_.record.empty() && std::exchange(nb_written_, nb_recorded) != nb_recorded)
+    housekeeping_->write(host_->recorded());
 }
 
 void GuestControl::greet(ProcessGuest& guest) {
@@ -243,6 +242,12 @@ void GuestControl::look_at_guests(Nanos now) {
     quiet_until_ = now + std::chrono::seconds{1};
     spdlog::warn("guest refused: {}: {}", error.what, std::strerror(error.errnum));
   }
+  if (const auto overwrote = host_stats_.keep_overwrote.read();
+      std::exchange(last_overwrote_, overwrote) != overwrote)
+    spdlog::error(
+        "{} pages of {}.image were zeros in the file before they came: a process maps it without "
+        "libsf-clone.so, and clones that read them until now have wrong memory",
+        overwrote, options_.socket);
   for (const auto& guest : listener_->guests())
     if (!guest->trouble().empty() && !guest->gone()) {
       const bool killed = guest->kill();

@@ -12,6 +12,7 @@
 #include "fabric/base/result.hpp"
 #include "memtap-dpdk/completions.hpp"
 #include "memtap-dpdk/guest_listener.hpp"
+#include "memtap-dpdk/housekeeping.hpp"
 #include "memtap-dpdk/kept_image.hpp"
 #include "memtap-dpdk/options.hpp"
 #include "memtap-dpdk/worker.hpp"
@@ -47,7 +48,7 @@ class GuestControl {
   [[nodiscard]] bool waits_for_welcome(Nanos now);
   void look_at_guests(Nanos now);
   void keep_pages(const ImageGeometry& geometry);
-  void write_record();
+  void keep_house();
   void greet(ProcessGuest& guest);
   void bury(const ProcessGuest& guest);
   void stop_with(int errnum, std::string what);
@@ -63,6 +64,7 @@ class GuestControl {
   std::unique_ptr<GuestListener> listener_;
   std::unique_ptr<Host> host_;
   Completions completions_;
+  std::unique_ptr<Housekeeping> housekeeping_;
   std::uint64_t nb_written_ = 0;  // pages of the working set
   std::uint64_t nb_mapped_ = 0;   // pages kept when they were last unmapped
   Nanos next_second_{0};
@@ -71,7 +73,7 @@ class GuestControl {
   ClientState last_state_ = ClientState::kJoining;
   Nanos join_began_ = kNever, next_wait_log_ = kNever;
   bool was_refused_ = false;
-  std::uint64_t last_failed_ = 0;
+  std::uint64_t last_failed_ = 0, last_overwrote_ = 0;
   Nanos next_failed_log_ = kNever;
   Nanos quiet_until_ = kNever;  // a refusal that repeats is logged once a second
   Result<void> verdict_;

@@ -12,9 +12,8 @@ constexpr std::size_t kMaxDeferred = 4096;
 constexpr Nanos kRetryPause = std::chrono::milliseconds{5};  // after an install was put off
 constexpr std::size_t kListInFlight = 512;  // a list leaves most of the request table to faults
 constexpr std::size_t kListStep = 4096;     // pages of a list looked at in one turn
-constexpr std::size_t kLoadStep = 256;      // pages given to one guest in one turn
+constexpr std::size_t kLoadStep = 256;      // pages given to guests in one turn
 constexpr std::size_t kMaxTimed = 64;       // faults under way whose time is taken
-constexpr std::size_t kMaxRecorded = std::size_t{1} << 16U;  // ranges of a working set
 
 }  // namespace
 
@@ -56,7 +55,10 @@ void Host::detach(const GuestAdapter& guest) noexcept {
 unsigned Host::poll_faults(Nanos now) noexcept {
   retry_deferred(now);
   if (!list_.empty() && (now >= fetch_at_ || !guests_.empty())) prefetch_from_list(now);
-  for (Load& load : loads_) load_some(load);
+  const auto nb_loading =
+      std::ranges::count_if(loads_, [](const Load& l) { return !l.rest.empty(); });
+  for (Load& load : loads_)
+    load_some(load, kLoadStep / static_cast<std::size_t>(nb_loading + 1) + 1);
   std::erase_if(completions_, [&](Completion& c) { return complete_some(c, now); });
   if (!waits_.empty()) time_answered(now);
   unsigned nb_seen = 0;
@@ -152,8 +154,8 @@ void Host::load(std::span<const PageRange> working_set, Nanos fetch_at) {
 }
 
 /// What is not known yet goes to every guest when it comes.
-void Host::load_some(Load& load) noexcept {
-  for (std::size_t i = 0; i < kLoadStep && !load.rest.empty(); ++i) {
+void Host::load_some(Load& load, std::size_t most) noexcept {
+  for (std::size_t i = 0; i < most && !load.rest.empty(); ++i) {
     const PageRange& range = load.rest.front();
     const Gfn page{range.first.value + load.nb_done};
     if (kept_->knows(page) && load.guest->presence().absent(page)) {
@@ -222,12 +224,14 @@ void Host::record(PageRange pages) noexcept {
   if (is_recorded_.empty()) is_recorded_.resize(engine_.nb_pages());  // known since the join
   for (std::uint64_t p = pages.first.value; p < pages.first.value + pages.nb_pages; ++p) {
     if (is_recorded_[p]) continue;
-    is_recorded_[p] = true;
-    stats_.recorded_pages.add(1);
     if (!recorded_.empty() && recorded_.back().first.value + recorded_.back().nb_pages == p)
       ++recorded_.back().nb_pages;
     else if (recorded_.size() < kMaxRecorded)
       recorded_.push_back({Gfn{p}, 1});
+    else
+      return;  // full: the first touches matter most
+    is_recorded_[p] = true;
+    stats_.recorded_pages.add(1);
   }
 }
 
@@ -309,6 +313,7 @@ void Host::install(Gfn first, std::span<const std::byte> pages, Nanos now) noexc
   if (kept_ != nullptr) {
     stats_.keep_failed.add(kept_->put(first, pages));
     stats_.kept_pages.set(kept_->nb_kept());
+    stats_.keep_overwrote.set(kept_->nb_overwritten());
   }
   if (!guests_.empty()) record(range);
   for (GuestAdapter* guest : guests_)

@@ -16,7 +16,7 @@ namespace snowfabric {
 struct alignas(kCacheLine) HostStats {
   Counter guests, guests_attached, guests_rejected, guests_gone, guests_killed;
   Counter fault_hits_buffer, prefetch_wanted, wants_deferred, bursts, burst_pages, refetched_pages;
-  Counter failed_pages, kept_pages, keep_failed, fault_hits_kept, loaded_pages;
+  Counter failed_pages, kept_pages, keep_failed, keep_overwrote, fault_hits_kept, loaded_pages;
   Counter recorded_pages;
 };
 inline constexpr std::array kHostCounters{
@@ -43,6 +43,8 @@ inline constexpr std::array kHostCounters{
                            "pages kept on this host for later clones now"},
     CounterInfo<HostStats>{"keep_failed", &HostStats::keep_failed,
                            "pages not kept because the host is short of memory"},
+    CounterInfo<HostStats>{"keep_overwrote", &HostStats::keep_overwrote,
+                           "pages that a stranger had put into the kept file as zeros"},
     CounterInfo<HostStats>{"fault_hits_kept", &HostStats::fault_hits_kept,
                            "faults answered from the pages kept here"},
     CounterInfo<HostStats>{"loaded_pages", &HostStats::loaded_pages,
@@ -82,6 +84,7 @@ class Host {
   void complete(GuestAdapter& guest);
   /// Until it has all.
   [[nodiscard]] bool completing(const GuestAdapter& guest) const noexcept;
+  static constexpr std::size_t kMaxRecorded = std::size_t{1} << 16U;  ///< ranges
   /// For load() of a later memtap: the working set loaded here, then the pages that clones of this
   /// host had beyond it, in the order in which one first had them.
   [[nodiscard]] std::span<const PageRange> recorded() const noexcept { return recorded_; }
@@ -120,7 +123,7 @@ class Host {
   void time_answered(Nanos now) noexcept;
   void retry_deferred(Nanos now) noexcept;
   void give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
-  void load_some(Load& load) noexcept;
+  void load_some(Load& load, std::size_t most) noexcept;
   void load_again(const GuestAdapter& guest) noexcept;
   bool complete_some(Completion& completion, Nanos now) noexcept;
   bool complete_page(GuestAdapter& guest, Gfn page, Nanos now) noexcept;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include <fmt/format.h>
@@ -109,13 +110,17 @@ std::uint64_t KeptImage::put(Gfn first, std::span<const std::byte> pages) noexce
       continue;
     }
     const auto address = reinterpret_cast<std::uintptr_t>(memory_.data() + at * kPageSize);
-    const std::uint64_t nb_done =
-        uffd::copy(uffd_.get(), address, pages.data() + (at - first.value) * kPageSize, to - at)
-            .nb_pages;
-    for (std::uint64_t i = 0; i < nb_done; ++i) set(kept_, Gfn{at + i});
-    nb_kept_ += nb_done;
-    at += nb_done;
-    if (nb_done > 0) continue;
+    const std::byte* bytes = pages.data() + (at - first.value) * kPageSize;
+    uffd::Filled done = uffd::copy(uffd_.get(), address, bytes, to - at);
+    if (done.errnum == EEXIST) {  // zeros, by a stranger's touch: see nb_overwritten()
+      std::memcpy(memory_.data() + at * kPageSize, bytes, kPageSize);
+      done.nb_pages = 1;
+      ++nb_overwritten_;
+    }
+    for (std::uint64_t i = 0; i < done.nb_pages; ++i) set(kept_, Gfn{at + i});
+    nb_kept_ += done.nb_pages;
+    at += done.nb_pages;
+    if (done.nb_pages > 0) continue;
     ++nb_failed;
     ++at;
   }
@@ -127,7 +132,11 @@ void KeptImage::put_zeros(PageRange pages) noexcept {
   for (std::uint64_t at = pages.first.value; at < end; ++at) set(zero_, Gfn{at});
 }
 
-void KeptImage::unmap_pages() noexcept { madvise(memory_.data(), memory_.size(), MADV_DONTNEED); }
+void KeptImage::unmap_pages() const noexcept {
+  constexpr std::size_t kStep = std::size_t{64} << 20U;  // a call; others get in between
+  for (std::size_t at = 0; at < memory_.size(); at += kStep)
+    madvise(memory_.data() + at, std::min(kStep, memory_.size() - at), MADV_DONTNEED);
+}
 
 PageRange KeptImage::zero_run(Gfn page) const noexcept {
   std::uint64_t first = page.value, end = page.value + 1;

@@ -62,10 +62,13 @@ class KeptImage {
   static constexpr std::uint64_t kMaxZeroRun = 512;
 
   /// Takes the pages out of our own page tables: they stay in the file, and the clones that map it
-  /// are charged for them alone. Control path.
-  void unmap_pages() noexcept;
+  /// are charged for them alone. Takes its time; any thread.
+  void unmap_pages() const noexcept;
 
   [[nodiscard]] std::uint64_t nb_kept() const noexcept { return nb_kept_; }
+  /// Pages that were in the file before they came: somebody maps it without the preload library
+  /// and touched them. Clones that read them until then had zeros.
+  [[nodiscard]] std::uint64_t nb_overwritten() const noexcept { return nb_overwritten_; }
   [[nodiscard]] std::uint64_t nb_pages() const noexcept { return memory_.size() / kPageSize; }
   [[nodiscard]] int file() const noexcept { return file_.get(); }
   /// Of the file: by it a guest says that it maps this one.
@@ -87,7 +90,7 @@ class KeptImage {
   std::span<std::byte> memory_;
   std::string link_;  // made by publish()
   Bits kept_, zero_;
-  std::uint64_t nb_kept_ = 0, inode_;
+  std::uint64_t nb_kept_ = 0, nb_overwritten_ = 0, inode_;
 };
 
 }  // namespace snowfabric

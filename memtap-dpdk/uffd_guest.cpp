@@ -61,7 +61,7 @@ UffdGuest::UffdGuest(std::uint32_t id, Attachment attachment, PresenceFile prese
 std::size_t UffdGuest::poll_faults(std::span<Gfn> out) noexcept {
   std::array<uffd_msg, kEventBurst> messages;
   const std::size_t wanted = std::min(out.size(), messages.size());
-  const ssize_t n = read(uffd(), messages.data(), wanted * sizeof(uffd_msg));
+  const ssize_t n = uffd::read(uffd(), std::span{messages}.first(wanted));
   if (n <= 0) return 0;
   std::size_t nb_faults = 0;
   for (std::size_t i = 0; i < static_cast<std::size_t>(n) / sizeof(uffd_msg); ++i)

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <unistd.h>
+
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
+#include <sys/uio.h>
 
 #include "fabric/base/frame_number.hpp"
 
@@ -24,6 +28,16 @@ inline Filled filled(int rc, std::int64_t done, std::uint64_t wanted_pages) noex
   if (rc == 0) return {wanted_pages, 0};
   if (done > 0) return {static_cast<std::uint64_t>(done) / kPageSize, 0};
   return {0, errno};
+}
+
+/// Takes in events without waiting, though the guest may clear the O_NONBLOCK that we share with
+/// it. Before Linux 6.8 that cannot be had: there a guest that does so stops us.
+/// @return bytes, whole messages; or as read(2)
+inline ssize_t read(int fd, std::span<uffd_msg> messages) noexcept {
+  const iovec part{messages.data(), messages.size_bytes()};
+  const ssize_t n = preadv2(fd, &part, 1, -1, RWF_NOWAIT);
+  if (n >= 0 || errno != EOPNOTSUPP) return n;
+  return ::read(fd, messages.data(), messages.size_bytes());
 }
 
 /// Copies pages in, atomically each, and wakes who waits.

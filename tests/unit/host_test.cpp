@@ -371,6 +371,18 @@ TEST_F(HostTest, AnAbsentRangeThatReachesBeyondTheImageIsCutAtItsEnd) {
   EXPECT_THAT(a.failed, ElementsAre(kPages - 1));
 }
 
+TEST(HostRecord, HasNoMoreRangesThanItHasRoomForAndCountsTheseAlone) {
+  test::TestClient client;
+  client.join(3 * Host::kMaxRecorded);
+  HostStats stats;
+  Host host{client.engine, stats, 0, 4};
+  std::vector<PageRange> list;
+  for (std::uint64_t i = 0; i < Host::kMaxRecorded + 10; ++i) list.push_back({Gfn{2 * i}, 1});
+  host.load(list, client.now);
+  EXPECT_THAT(host.recorded(), SizeIs(Host::kMaxRecorded));
+  EXPECT_EQ(stats.recorded_pages.read(), Host::kMaxRecorded);
+}
+
 // --- completion --------------------------------------------------------------------------------
 
 TEST_F(HostTest, AGuestThatIsCompletedGetsWhatItLacksAndNoMore) {

@@ -82,6 +82,21 @@ TEST_F(KeptImageTest, ACloneMapsTheFileAndSeesWhatComesLater) {
   munmap(base, kPages * kPageSize);
 }
 
+TEST_F(KeptImageTest, WhatAStrangerTouchedIsOverwrittenAndCounted) {
+  const UniqueFd file{open((dir / "image").c_str(), O_RDWR | O_CLOEXEC)};
+  ASSERT_TRUE(file) << std::strerror(errno);
+  void* base =
+      mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE, file.get(), 0);
+  ASSERT_NE(base, MAP_FAILED);
+  auto* bytes = static_cast<std::byte*>(base);
+  EXPECT_EQ(bytes[3 * kPageSize], std::byte{0});
+  EXPECT_EQ(image->put(Gfn{2}, pages_of(std::byte{9}, 3)), 0U);
+  EXPECT_EQ(image->nb_overwritten(), 1U);
+  EXPECT_EQ(image->nb_kept(), 3U);
+  for (const std::size_t page : {2U, 3U, 4U}) EXPECT_EQ(bytes[page * kPageSize], std::byte{9});
+  munmap(base, kPages * kPageSize);
+}
+
 TEST_F(KeptImageTest, ACloneCannotChangeWhatTheOthersRead) {
   const UniqueFd file{open((dir / "image").c_str(), O_RDWR | O_CLOEXEC)};
   ASSERT_TRUE(file);

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include <fcntl.h>
+
 #include <map>
 #include <thread>
 #include <vector>
 
 #include <gmock/gmock.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 
 #include "memtap-dpdk/uffd_ioctl.hpp"
 #include "tests/unit/uffd_fixture.hpp"
@@ -187,6 +190,20 @@ TEST_F(UffdTest, AFaultOutsideTheRegionsIsTrouble) {
   EXPECT_EQ(guest->counters().faults_outside.read(), 1U);
   EXPECT_EQ(uffd::zero(memory.fd(), memory.base() + 20 * kPageSize, 1).nb_pages, 1U);
   vcpu.join();
+}
+
+TEST_F(UffdTest, AGuestThatMakesTheUserfaultfdBlockingDoesNotStopMemtap) {
+  const UffdMemory memory{kPages};
+  UffdGuest* guest = attach(memory);
+  ASSERT_NE(guest, nullptr);
+  std::array<uffd_msg, 1> message;
+  if (uffd::read(memory.fd(), message) < 0 && errno != EAGAIN) FAIL() << std::strerror(errno);
+  const iovec part{message.data(), sizeof message};
+  if (preadv2(memory.fd(), &part, 1, -1, RWF_NOWAIT) < 0 && errno == EOPNOTSUPP)
+    GTEST_SKIP() << "this kernel (before Linux 6.8) has no RWF_NOWAIT for userfaultfd";
+  ASSERT_EQ(fcntl(memory.fd(), F_SETFL, 0), 0);
+  std::array<Gfn, 1> faults;
+  EXPECT_EQ(guest->poll_faults(faults), 0U);
 }
 
 }  // namespace
