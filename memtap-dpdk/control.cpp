@@ -187,11 +187,13 @@ void GuestControl::open_listener(Nanos now) {
 void GuestControl::keep_pages(const ImageGeometry& geometry) {
   if (!options_.keep) return;
   auto kept = KeptImage::create(geometry);
-  if (kept)
-    kept_ = std::move(*kept);
-  else
+  if (!kept) {
     spdlog::warn("no pages are kept for later clones: {}: {}", kept.error().what,
                  std::strerror(kept.error().errnum));
+    return;
+  }
+  kept_ = std::move(*kept);
+  for (const PageRange& range : image_.zeros) kept_->put_zeros(range);
 }
 
 void GuestControl::keep_house() {

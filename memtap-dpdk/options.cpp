@@ -20,7 +20,10 @@ Result<TapImage> image_of_descriptor(const std::string& path) {
                  .epoch = descriptor->epoch,
                  .server = std::nullopt,
                  .nb_pages = descriptor->spaces.front().nb_pages,
-                 .working_set = descriptor->working_set};
+                 .working_set = descriptor->working_set,
+                 .zeros = descriptor->zero_pages};
+  image.zeros.insert(image.zeros.end(), descriptor->absent_pages.begin(),
+                     descriptor->absent_pages.end());
   if (descriptor->server != MacAddr{}) image.server = descriptor->server;
   if (descriptor->find(SectionType::kQemuDevices) != nullptr) {
     auto seed = QemuSeed::from(*descriptor);

@@ -42,6 +42,7 @@ struct TapImage {
   std::uint64_t nb_pages = 0;      ///< 0: the memserver says it
   std::optional<QemuSeed> qemu{};  ///< for clones that are QEMUs
   std::vector<PageRange> prefetch{}, working_set{};
+  std::vector<PageRange> zeros{};  ///< known to be zero, or to be read as such, before anybody asks
 };
 
 /// @return EINVAL: an option is wrong or missing; or as read_descriptor
