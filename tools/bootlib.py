@@ -46,26 +46,27 @@ def cache_dir():
     return path
 
 
-def kernel_package():
+def kernel_package(meta):
     """The package behind the meta package, by the apt lists; refreshes them if they do not know it."""
     for refresh in (False, True):
         if refresh:
             run(["apt-get", "-qq", "-o", "Acquire::Retries=3", "update"])
-        depends = subprocess.run(["apt-cache", "depends", KERNEL_META], capture_output=True, text=True).stdout
-        found = re.search(r"Depends: (linux-image-\S+-cloud-amd64)", depends)
+        depends = subprocess.run(["apt-cache", "depends", meta], capture_output=True, text=True).stdout
+        found = re.search(r"Depends: (linux-image-\d\S+)", depends)
         if found:
             return found.group(1)
-    raise VmError(f"apt knows no {KERNEL_META}; is there a Debian mirror in /etc/apt? Or give --kernel DIR")
+    raise VmError(f"apt knows no {meta}; is there a Debian mirror in /etc/apt? Or give --kernel DIR")
 
 
-def fetch_kernel():
-    """Folder with Debian's kernel unpacked as files: nothing is installed, the host's boot is not touched."""
-    cache = cache_dir()
+def fetch_kernel(meta=KERNEL_META, cache=None):
+    """Folder with Debian's kernel unpacked as files: nothing is installed, the host's boot is not touched.
+    @param cache  folder for kernels of this meta package alone"""
+    cache = cache or cache_dir()
     ready = sorted(cache.glob("kernel-*/boot/vmlinuz-*"))
     if ready:
         return ready[-1].parent.parent
     with tempfile.TemporaryDirectory(dir=cache) as tmp:
-        download_deb(kernel_package(), tmp)
+        download_deb(kernel_package(meta), tmp)
         deb = next(pathlib.Path(tmp).glob("*.deb"))
         tree = pathlib.Path(tmp) / "tree"
         run(["dpkg", "-x", deb, tree])
