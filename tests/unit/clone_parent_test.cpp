@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memserver-dpdk/clone_parent.hpp"
 
+#include <optional>
+
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include "tests/unit/fake_server.hpp"
@@ -62,6 +65,37 @@ TEST(CloneParent, ASignalEndsTheWait) {
 TEST(CloneParent, ASocketWithoutAMemtapIsAnError) {
   const std::atomic<bool> stop{false};
   EXPECT_EQ(complete_clone("/nonexistent/memtap", kClone, stop, {}).error().errnum, ENOENT);
+}
+
+/// What becomes of a QEMU that says this of its run state and of its migration.
+std::optional<Error> refusal_of(const std::string& run, const std::string& migration) {
+  FakeServer qemu{[&](FakeServer& q) {
+    q.say("{\"QMP\": {}}\n");
+    for (const std::string& answer : {std::string{"{}"}, run, migration}) {
+      q.hear();
+      q.say("{\"return\": " + answer + "}\n");
+    }
+  }};
+  auto qmp = Qmp::connect(qemu.path());
+  EXPECT_TRUE(qmp) << qmp.error().what;
+  const auto ok = refuse_incomplete_clones(*qmp);
+  return ok ? std::nullopt : std::optional{ok.error()};
+}
+
+TEST(CloneParent, OneWhoseMigrationHasNotEndedIsRefused) {
+  const std::string running = R"({"status": "running"})";
+  for (const char* status : {"postcopy-active", "postcopy-paused", "postcopy-recover"}) {
+    const auto error = refusal_of(running, fmt::format(R"({{"status": "{}"}})", status));
+    ASSERT_TRUE(error) << status;
+    EXPECT_EQ(error->errnum, EBUSY);
+    EXPECT_THAT(error->what, HasSubstr("--memtap"));
+  }
+  EXPECT_EQ(refusal_of(R"({"status": "inmigrate"})", "{}")->errnum, EBUSY);
+}
+
+TEST(CloneParent, AVmThatIsNoCloneOrACompleteOneIsNot) {
+  EXPECT_FALSE(refusal_of(R"({"status": "running"})", "{}"));
+  EXPECT_FALSE(refusal_of(R"({"status": "paused"})", R"({"status": "completed"})"));
 }
 
 }  // namespace
