@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the rest of xen-glue/ takes for granted of Xen. Linked once with the fake and once with the
+// real libraries: see bed.hpp.
+#include <poll.h>
+
+#include <cerrno>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "tests/xen-glue/bed.hpp"
+#include "xen-glue/domain.hpp"
+#include "xen-glue/domain_pager.hpp"
+
+namespace snowfabric::xen::test {
+namespace {
+
+constexpr std::uint32_t kNbPages = 64;
+
+class XenContract : public testing::Test {
+ protected:
+  Bed bed = make_bed();
+  XenCalls& xen = bed.calls;
+  Domain domain{xen, bed.domain};
+  alignas(kPageSize) std::byte buffer[kPageSize];
+
+  [[nodiscard]] Gfn at(std::uint64_t index) const { return {bed.first.value + index}; }
+  [[nodiscard]] std::vector<Gfn> some(std::uint64_t nb_pages) const {
+    std::vector<Gfn> pages;
+    for (std::uint64_t i = 0; i < nb_pages; ++i) pages.push_back(at(i));
+    return pages;
+  }
+  void fill(Gfn page, int value) const {
+    const auto mapped = domain.map_page(page, Access::kReadWrite);
+    ASSERT_TRUE(mapped) << mapped.error().what;
+    std::memset(mapped->page(0).data(), value, kPageSize);
+  }
+  [[nodiscard]] int value_of(Gfn page) const {
+    const auto mapped = domain.map_page(page, Access::kRead);
+    return mapped ? std::to_integer<int>(mapped->page(0)[kPageSize - 1]) : -1;
+  }
+  [[nodiscard]] std::uint64_t nb_paged() const { return domain.info()->nb_paged_pages; }
+};
+
+TEST_F(XenContract, InfoTellsWhatTheDomainIs) {
+  const auto info = domain.info();
+  ASSERT_TRUE(info) << info.error().what;
+  EXPECT_TRUE(info->hvm);
+  EXPECT_TRUE(info->hap);
+  EXPECT_TRUE(info->paused);
+  EXPECT_FALSE(info->suspended);
+  EXPECT_GE(info->nb_pages, 64U * 256);
+  EXPECT_GE(info->nb_vcpus, 1U);
+}
+
+TEST_F(XenContract, NobodysCallsAreESRCH) {
+  std::byte* first;
+  std::uint32_t port;
+  Gfn page = at(0);
+  DomainInfo info;
+  TscInfo tsc;
+  std::vector<std::byte> context(16);
+  std::vector<int> errors(1);
+  EXPECT_EQ(xen.info(bed.nobody, info), ESRCH);
+  EXPECT_EQ(xen.pause(bed.nobody), ESRCH);
+  EXPECT_EQ(xen.unpause(bed.nobody), ESRCH);
+  EXPECT_EQ(xen.destroy(bed.nobody), ESRCH);
+  EXPECT_EQ(xen.paging_enable(bed.nobody, port), ESRCH);
+  EXPECT_EQ(xen.paging_disable(bed.nobody), ESRCH);
+  EXPECT_EQ(xen.paging_nominate(bed.nobody, page), ESRCH);
+  EXPECT_EQ(xen.paging_evict(bed.nobody, page), ESRCH);
+  EXPECT_EQ(xen.paging_load(bed.nobody, page, buffer), ESRCH);
+  EXPECT_EQ(xen.paging_ring_page(bed.nobody, page), ESRCH);
+  EXPECT_EQ(xen.get_context(bed.nobody, context), ESRCH);
+  EXPECT_EQ(xen.set_context(bed.nobody, context), ESRCH);
+  EXPECT_EQ(xen.get_tsc(bed.nobody, tsc), ESRCH);
+  EXPECT_EQ(xen.set_tsc(bed.nobody, tsc), ESRCH);
+  EXPECT_EQ(xen.map(bed.nobody, Access::kRead, {&page, 1}, errors, first), ESRCH);
+}
+
+TEST_F(XenContract, AMappingSeesWhatAnotherOneWrote) {
+  const auto pages = some(kNbPages);
+  for (std::uint64_t i = 0; i < kNbPages; ++i) fill(at(i), static_cast<int>(i + 1));
+  const auto mapped = domain.map(pages, Access::kRead);
+  ASSERT_TRUE(mapped) << mapped.error().what;
+  ASSERT_EQ(mapped->nb_pages(), kNbPages);
+  for (std::uint64_t i = 0; i < kNbPages; ++i) {
+    ASSERT_EQ(mapped->error(i), 0);
+    EXPECT_EQ(std::to_integer<std::uint64_t>(mapped->page(i)[17]), i + 1);
+  }
+}
+
+TEST_F(XenContract, AHoleIsAnErrorOfThatPageAlone) {
+  const std::vector<Gfn> pages{at(0), bed.hole, at(1)};
+  const auto mapped = domain.map(pages, Access::kRead);
+  ASSERT_TRUE(mapped) << mapped.error().what;
+  EXPECT_EQ(mapped->error(0), 0);
+  EXPECT_EQ(mapped->error(1), EINVAL);
+  EXPECT_EQ(mapped->error(2), 0);
+}
+
+TEST_F(XenContract, ReadNamesTheHoles) {
+  fill(at(0), 3);
+  fill(at(1), 4);
+  const std::vector<Gfn> pages{at(0), bed.hole, at(1)};
+  std::vector<std::byte> out(3 * kPageSize, std::byte{9});
+  std::vector<Gfn> missing;
+  const auto ok = domain.read(pages, out, missing);
+  ASSERT_TRUE(ok) << ok.error().what;
+  EXPECT_EQ(missing, std::vector{bed.hole});
+  EXPECT_EQ(out[0], std::byte{3});
+  EXPECT_EQ(out[kPageSize], std::byte{9});
+  EXPECT_EQ(out[2 * kPageSize], std::byte{4});
+}
+
+TEST_F(XenContract, AnEvictedPageIsLoadedOnce) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what << ": " << std::strerror(pager.error().errnum);
+  const auto before = nb_paged();
+  std::vector<Gfn> kept;
+  const auto ok = (*pager)->evict({at(0), kNbPages}, kept);
+  ASSERT_TRUE(ok) << ok.error().what;
+  EXPECT_TRUE(kept.empty());
+  EXPECT_EQ(nb_paged(), before + kNbPages);
+  for (std::uint64_t i = 0; i < kNbPages; ++i) {
+    std::memset(buffer, static_cast<int>(i + 100), kPageSize);
+    EXPECT_EQ((*pager)->load(at(i), buffer), 0);
+    EXPECT_EQ((*pager)->load(at(i), buffer), ENOENT);
+  }
+  EXPECT_EQ(nb_paged(), before);
+  for (std::uint64_t i = 0; i < kNbPages; ++i)
+    EXPECT_EQ(value_of(at(i)), static_cast<int>(i + 100));
+}
+
+TEST_F(XenContract, APageThatIsPopulatedWhileEvictedIsNotLoaded) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  std::vector<Gfn> kept;
+  ASSERT_TRUE((*pager)->evict({at(0), kNbPages}, kept));
+  const auto pages = some(kNbPages);
+  const auto ok = domain.populate(pages);
+  ASSERT_TRUE(ok) << ok.error().what;
+  EXPECT_EQ((*pager)->load(at(0), buffer), ENOENT);
+  EXPECT_EQ(nb_paged(), 0U);
+}
+
+TEST_F(XenContract, AMisalignedBufferIsRefused) {
+  alignas(kPageSize) std::byte two[2 * kPageSize] = {};
+  EXPECT_EQ(xen.paging_load(bed.domain, at(0), two + 8), EINVAL);
+}
+
+TEST_F(XenContract, ASecondPagerIsRefusedUntilTheFirstIsGone) {
+  for (int round = 0; round < 2; ++round) {
+    const auto pager = DomainPager::enable(domain);
+    ASSERT_TRUE(pager) << pager.error().what << ": " << std::strerror(pager.error().errnum);
+    std::uint32_t port;
+    EXPECT_EQ(xen.paging_enable(bed.domain, port), EBUSY);
+  }
+}
+
+TEST_F(XenContract, APagerWithNothingToDoIsSilent) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  DomainPager::Fault fault;
+  (*pager)->acknowledge();
+  (*pager)->acknowledge();  // does not block
+  EXPECT_EQ((*pager)->take(fault), PagingRing::Take::kNone);
+  pollfd ready{(*pager)->fd(), POLLIN, 0};
+  EXPECT_EQ(poll(&ready, 1, 0), 0);
+}
+
+TEST_F(XenContract, OnlyWhatIsThereIsNominated) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  EXPECT_NE(xen.paging_nominate(bed.domain, bed.hole), 0);
+  EXPECT_EQ(xen.paging_evict(bed.domain, at(0)), EBUSY);  // not nominated
+}
+
+TEST_F(XenContract, PausesAreCounted) {
+  ASSERT_TRUE(domain.pause());
+  ASSERT_TRUE(domain.unpause());
+  EXPECT_TRUE(domain.info()->paused);
+}
+
+TEST_F(XenContract, ContextAndTscComeBackAsTheyWereSet) {
+  const auto context = domain.context();
+  ASSERT_TRUE(context) << context.error().what;
+  EXPECT_GT(context->size(), 500U);
+  EXPECT_TRUE(domain.set_context(*context));
+  const auto tsc = domain.tsc();
+  ASSERT_TRUE(tsc) << tsc.error().what;
+  EXPECT_GT(tsc->khz, 0U);
+  EXPECT_TRUE(domain.set_tsc(*tsc));
+  const std::vector<std::byte> junk(16);
+  EXPECT_FALSE(domain.set_context(junk));
+}
+
+}  // namespace
+}  // namespace snowfabric::xen::test

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "xen-glue/domain_pager.hpp"
+
+#include <poll.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include <gtest/gtest.h>
+
+#include "tests/xen-glue/fake_xen.hpp"
+
+namespace snowfabric::xen::test {
+namespace {
+
+constexpr DomId kDom{4};
+constexpr std::uint32_t kNbVcpus = 12;
+
+class DomainPagerTest : public testing::Test {
+ protected:
+  FakeXen xen;
+  FakeDomain& guest = xen.add(kDom, 64, kNbVcpus);
+  Domain domain{xen, kDom};
+  alignas(kPageSize) std::byte bytes[kPageSize] = {std::byte{5}};
+
+  std::unique_ptr<DomainPager> evicted() {
+    auto pager = DomainPager::enable(domain);
+    EXPECT_TRUE(pager) << pager.error().what;
+    std::vector<Gfn> kept;
+    EXPECT_TRUE((*pager)->evict({Gfn{0}, 64}, kept));
+    EXPECT_EQ(xen.unpause(kDom), 0);
+    return std::move(*pager);
+  }
+  static bool readable(const DomainPager& pager) {
+    pollfd ready{pager.fd(), POLLIN, 0};
+    return poll(&ready, 1, 0) == 1;
+  }
+};
+
+TEST_F(DomainPagerTest, AFaultIsHeardLoadedAndAnswered) {
+  const auto pager = evicted();
+  EXPECT_FALSE(readable(*pager));
+  EXPECT_FALSE(guest.touch(0, Gfn{7}));
+  EXPECT_TRUE(readable(*pager));
+  pager->acknowledge();
+  EXPECT_FALSE(readable(*pager));
+  DomainPager::Fault fault;
+  ASSERT_EQ(pager->take(fault), PagingRing::Take::kRequest);
+  EXPECT_EQ(fault.request.page, Gfn{7});
+  EXPECT_FALSE(fault.repeated);
+  EXPECT_TRUE(pager->waits(Gfn{7}));
+  ASSERT_EQ(pager->load(Gfn{7}, bytes), 0);
+  EXPECT_EQ(pager->answer(Gfn{7}), 1U);
+  EXPECT_TRUE(guest.vcpu_waits(0));  // until Xen is told
+  pager->notify();
+  EXPECT_FALSE(guest.anybody_waits());
+  EXPECT_FALSE(pager->waits(Gfn{7}));
+  EXPECT_EQ(guest.page(Gfn{7})[0], std::byte{5});
+}
+
+TEST_F(DomainPagerTest, EverybodyWhoWaitsForAPageIsAnsweredAtOnce) {
+  const auto pager = evicted();
+  for (std::uint32_t vcpu = 0; vcpu < 4; ++vcpu) guest.touch(vcpu, Gfn{7});
+  DomainPager::Fault fault;
+  for (std::uint32_t vcpu = 0; vcpu < 4; ++vcpu) {
+    ASSERT_EQ(pager->take(fault), PagingRing::Take::kRequest);
+    EXPECT_EQ(fault.repeated, vcpu > 0);
+  }
+  ASSERT_EQ(pager->load(Gfn{7}, bytes), 0);
+  EXPECT_EQ(pager->answer(Gfn{7}), 4U);
+  pager->notify();
+  EXPECT_FALSE(guest.anybody_waits());
+}
+
+TEST_F(DomainPagerTest, MoreFaultsThanSlotsAreServedInTurn) {
+  const auto pager = evicted();
+  for (std::uint32_t vcpu = 0; vcpu < kNbVcpus; ++vcpu) guest.touch(vcpu, Gfn{vcpu});
+  std::size_t nb_served = 0;
+  for (DomainPager::Fault fault; guest.anybody_waits(); ++nb_served) {
+    ASSERT_EQ(pager->take(fault), PagingRing::Take::kRequest);
+    ASSERT_EQ(pager->load(fault.request.page, bytes), 0);
+    pager->answer(fault.request.page);
+    pager->notify();
+  }
+  EXPECT_EQ(nb_served, kNbVcpus);
+}
+
+TEST_F(DomainPagerTest, TheEndLeavesNobodyWaitingWhenAllPagesAreIn) {
+  auto pager = evicted();
+  for (std::uint32_t vcpu = 0; vcpu < kNbVcpus; ++vcpu) guest.touch(vcpu, Gfn{vcpu});
+  DomainPager::Fault fault;
+  ASSERT_EQ(pager->take(fault), PagingRing::Take::kRequest);  // one taken, seven not, four blocked
+  for (std::uint64_t i = 0; i < 64; ++i) ASSERT_EQ(pager->load(Gfn{i}, bytes), 0);
+  pager.reset();
+  EXPECT_EQ(guest.nb_pauses, 0U);
+  EXPECT_FALSE(guest.anybody_waits());
+  EXPECT_FALSE(guest.crashed);
+}
+
+TEST_F(DomainPagerTest, TheEndPausesADomainThatLacksPages) {
+  auto pager = evicted();
+  guest.touch(0, Gfn{3});
+  pager.reset();
+  EXPECT_EQ(guest.nb_pauses, 1U);
+  EXPECT_FALSE(guest.crashed);
+}
+
+TEST_F(DomainPagerTest, ADomainThatIsGoneEndsInPeace) {
+  auto pager = evicted();
+  guest.touch(0, Gfn{3});
+  DomainPager::Fault fault;
+  ASSERT_EQ(pager->take(fault), PagingRing::Take::kRequest);
+  xen.remove(kDom);
+  EXPECT_EQ(pager->load(Gfn{3}, bytes), ESRCH);
+  pager.reset();
+  EXPECT_EQ(xen.nb_mapped, 0U);
+}
+
+TEST_F(DomainPagerTest, PagesThatOthersReferToAreKept) {
+  guest.referred = {Gfn{3}, Gfn{60}};
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager);
+  std::vector<Gfn> kept;
+  ASSERT_TRUE((*pager)->evict({Gfn{0}, 64}, kept));
+  EXPECT_EQ(kept, (std::vector{Gfn{3}, Gfn{60}}));
+  EXPECT_EQ(guest.info.nb_paged_pages, 62U);
+}
+
+TEST_F(DomainPagerTest, ADropIsHeard) {
+  const auto pager = evicted();
+  guest.drop(Gfn{9});
+  DomainPager::Fault fault;
+  ASSERT_EQ(pager->take(fault), PagingRing::Take::kRequest);
+  EXPECT_TRUE(fault.request.dropped());
+  EXPECT_EQ(fault.request.page, Gfn{9});
+}
+
+TEST_F(DomainPagerTest, ARunningDomainIsRefused) {
+  ASSERT_EQ(xen.unpause(kDom), 0);
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_FALSE(pager);
+  EXPECT_EQ(pager.error().errnum, EINVAL);
+  EXPECT_EQ(pager.error().what, "paging of domain 4: it is not paused");
+}
+
+struct Failing {
+  Call call;
+  int errnum;
+  const char* what;
+};
+
+class DomainPagerError : public DomainPagerTest, public testing::WithParamInterface<Failing> {};
+
+TEST_P(DomainPagerError, NamesTheCallAndTheDomainAndLeavesNothingBehind) {
+  xen.fail(GetParam().call, GetParam().errnum);
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_FALSE(pager);
+  EXPECT_EQ(pager.error().errnum, GetParam().errnum);
+  EXPECT_EQ(pager.error().what, GetParam().what);
+  EXPECT_EQ(xen.nb_mapped, 0U);
+  EXPECT_EQ(guest.nb_pauses, 1U);
+  EXPECT_TRUE(DomainPager::enable(domain));  // nothing of the first is in the way
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    EveryCall, DomainPagerError,
+    testing::Values(Failing{Call::kInfo, EPERM, "info of domain 4"},
+                    Failing{Call::kRingPage, EINVAL, "look up the paging ring of domain 4"},
+                    Failing{Call::kEnable, ENOSYS, "enable memory paging of domain 4"},
+                    Failing{Call::kBind, ENOSPC, "bind the paging event channel of domain 4"},
+                    Failing{Call::kDepopulate, EBUSY,
+                            "take away the paging ring of domain 4, gfn 0xfeff8"}));
+
+TEST_F(DomainPagerTest, ARingThatIsGoneIsPopulatedAnew) {
+  {
+    ASSERT_TRUE(DomainPager::enable(domain));
+  }
+  xen.fail(Call::kPopulate, ENOMEM);
+  const auto refused = DomainPager::enable(domain);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().what, "populate of domain 4, gfn 0xfeff8");
+  EXPECT_TRUE(DomainPager::enable(domain));
+}
+
+TEST_F(DomainPagerTest, EvictionStopsAtAnErrorThatIsNoRefusal) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager);
+  xen.fail(Call::kNominate, ENOMEM, 2);
+  std::vector<Gfn> kept;
+  const auto ok = (*pager)->evict({Gfn{0}, 64}, kept);
+  ASSERT_FALSE(ok);
+  EXPECT_EQ(ok.error().errnum, ENOMEM);
+  EXPECT_EQ(ok.error().what, "evict a page of domain 4, gfn 0x2");
+}
+
+}  // namespace
+}  // namespace snowfabric::xen::test

@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "tests/xen-glue/fake_xen.hpp"
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+
+namespace snowfabric::xen::test {
+namespace {
+
+constexpr std::uint32_t kPort = 7;
+
+std::uint32_t& ring_word(std::span<std::byte> page, std::size_t index) {
+  return reinterpret_cast<std::uint32_t*>(page.data())[index];
+}
+
+}  // namespace
+
+// --- a domain ---------------------------------------------------------------------------------
+
+FakeDomain::FakeDomain(std::uint64_t nb_pages, std::uint32_t nb_vcpus)
+    : info{.nb_pages = nb_pages, .nb_vcpus = nb_vcpus, .hvm = true, .hap = true, .paused = true},
+      memory_{memfd_create("fake domain", MFD_CLOEXEC)},
+      p2m_(nb_pages, P2m::kRam),
+      vcpus_(nb_vcpus),
+      event_{eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)} {
+  const auto nb_bytes = (nb_pages + 1) * kPageSize;  // the last is the ring
+  if (ftruncate(memory_.get(), static_cast<off_t>(nb_bytes)) != 0) std::abort();
+  void* mapped = mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory_.get(), 0);
+  if (mapped == MAP_FAILED) std::abort();
+  mapped_ = static_cast<std::byte*>(mapped);
+}
+
+FakeDomain::~FakeDomain() { munmap(mapped_, (p2m_.size() + 1) * kPageSize); }
+
+std::uint64_t FakeDomain::slot(Gfn page) const {
+  return page == kRingPage ? p2m_.size() : page.value;
+}
+FakeDomain::P2m& FakeDomain::state(Gfn page) {
+  return page == kRingPage ? ring_state_ : p2m_[page.value];
+}
+std::byte* FakeDomain::page(Gfn page) noexcept { return mapped_ + slot(page) * kPageSize; }
+std::span<std::byte, kPageSize> FakeDomain::ring() noexcept {
+  return std::span<std::byte, kPageSize>{page(kRingPage), kPageSize};
+}
+bool FakeDomain::anybody_waits() const {
+  return std::ranges::any_of(vcpus_, [](const Vcpu& vcpu) { return vcpu.wants.has_value(); });
+}
+
+void FakeDomain::make_ram(Gfn page) {
+  if (state(page) == P2m::kEvicted) --info.nb_paged_pages;
+  state(page) = P2m::kRam;
+}
+
+bool FakeDomain::touch(std::uint32_t vcpu, Gfn page) {
+  if (p2m_[page.value] == P2m::kNominated) p2m_[page.value] = P2m::kRam;
+  if (p2m_[page.value] == P2m::kRam) return true;
+  vcpus_[vcpu] = {.wants = page, .asked = false};
+  ask();
+  return false;
+}
+
+void FakeDomain::replace(Gfn page) { make_ram(page); }
+
+void FakeDomain::drop(Gfn page) {
+  if (paging_ && state(page) == P2m::kEvicted) put(page, 0, 0, kDropPage);
+  make_ram(page);
+  state(page) = P2m::kNone;
+}
+
+/// Xen's side of a request. @return false: no room
+bool FakeDomain::put(Gfn page, std::uint32_t vcpu, std::uint32_t flags,
+                     std::uint32_t paging_flags) {
+  if (asked_ - heard_ == kRingSlots) return false;
+  const RingSlot request{.version = kVmEventVersion,
+                         .flags = flags,
+                         .reason = kVmEventPaging,
+                         .vcpu = vcpu,
+                         .reserved = 0,
+                         .gfn = page.value,
+                         .p2m_type = 0,
+                         .paging_flags = paging_flags,
+                         .unused = {}};
+  std::memcpy(ring().data() + kRingSlotsAt + asked_ % kRingSlots * kRingSlotBytes, &request,
+              sizeof request);
+  std::atomic_ref{ring_word(ring(), 0)}.store(++asked_, std::memory_order_release);
+  eventfd_write(event_.get(), 1);
+  return true;
+}
+
+/// What the waiting vCPUs do once they run: go on, or ask. One that finds no room is blocked.
+void FakeDomain::ask() {
+  if (nb_pauses > 0) return;
+  for (std::uint32_t i = 0; i < vcpus_.size(); ++i) {
+    Vcpu& vcpu = vcpus_[i];
+    if (!vcpu.wants || vcpu.asked) continue;
+    if (p2m_[vcpu.wants->value] == P2m::kRam)
+      vcpu.wants.reset();
+    else if (paging_)
+      vcpu.asked = put(*vcpu.wants, i, kVcpuPaused, 0);
+    else
+      crashed = true;
+  }
+}
+
+void FakeDomain::on_notify() {
+  const auto answered = std::atomic_ref{ring_word(ring(), 2)}.load(std::memory_order_acquire);
+  for (; heard_ != answered; ++heard_) {
+    RingSlot answer;
+    std::memcpy(&answer, ring().data() + kRingSlotsAt + heard_ % kRingSlots * kRingSlotBytes,
+                sizeof answer);
+    if ((answer.flags & kVcpuPaused) != 0) vcpus_[answer.vcpu].asked = false;
+  }
+  ask();
+}
+
+void FakeDomain::enable() {
+  paging_ = true;
+  asked_ = heard_ = 0;
+}
+
+class FakePort final : public EventPort {
+ public:
+  FakePort(FakeXen& xen, DomId id, int fd) : xen_{xen}, id_{id}, fd_{dup(fd)} {}
+  [[nodiscard]] int fd() const noexcept override { return fd_.get(); }
+  void acknowledge() noexcept override {
+    eventfd_t count = 0;
+    eventfd_read(fd_.get(), &count);
+  }
+  int notify() noexcept override {
+    FakeDomain* domain = xen_.find(id_);
+    if (domain == nullptr) return ENOTCONN;
+    domain->on_notify();
+    return 0;
+  }
+
+ private:
+  FakeXen& xen_;
+  DomId id_;
+  UniqueFd fd_;
+};
+
+// --- the calls --------------------------------------------------------------------------------
+
+FakeDomain& FakeXen::add(DomId id, std::uint64_t nb_pages, std::uint32_t nb_vcpus) {
+  return *(domains_[id] = std::make_unique<FakeDomain>(nb_pages, nb_vcpus));
+}
+
+FakeDomain* FakeXen::find(DomId id) {
+  const auto found = domains_.find(id);
+  return found == domains_.end() ? nullptr : found->second.get();
+}
+
+void FakeXen::fail(Call call, int errnum, unsigned nb_good) { failures_[call] = {errnum, nb_good}; }
+
+int FakeXen::begin(Call call, DomId id, FakeDomain*& out) {
+  out = find(id);
+  const auto found = failures_.find(call);
+  if (found != failures_.end() && found->second.nb_good-- == 0) {
+    const int errnum = found->second.errnum;
+    failures_.erase(found);
+    return errnum;
+  }
+  return out == nullptr ? ESRCH : 0;
+}
+
+int FakeXen::info(DomId id, DomainInfo& out) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kInfo, id, domain)) return errnum;
+  domain->info.paused = domain->nb_pauses > 0;
+  out = domain->info;
+  return 0;
+}
+
+int FakeXen::pause(DomId id) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kPause, id, domain)) return errnum;
+  ++domain->nb_pauses;
+  return 0;
+}
+
+int FakeXen::unpause(DomId id) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kUnpause, id, domain)) return errnum;
+  if (domain->nb_pauses == 0) return EINVAL;
+  --domain->nb_pauses;
+  domain->ask();
+  return 0;
+}
+
+int FakeXen::resume(DomId id) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kResume, id, domain)) return errnum;
+  domain->info.suspended = false;
+  return 0;
+}
+
+int FakeXen::destroy(DomId id) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kDestroy, id, domain)) return errnum;
+  remove(id);
+  return 0;
+}
+
+int FakeXen::map(DomId id, Access access, std::span<const Gfn> pages, std::span<int> errors,
+                 std::byte*& out) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kMap, id, domain)) return errnum;
+  const int prot = access == Access::kRead ? PROT_READ : PROT_READ | PROT_WRITE;
+  void* first = mmap(nullptr, pages.size() * kPageSize, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (first == MAP_FAILED) return errno;
+  out = static_cast<std::byte*>(first);
+  nb_mapped += pages.size();
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    const bool there = domain->known(pages[i]) && domain->state(pages[i]) != FakeDomain::P2m::kNone;
+    errors[i] = !there ? EINVAL : domain->state(pages[i]) == FakeDomain::P2m::kEvicted ? ENOENT : 0;
+    if (errors[i] != 0) continue;
+    const auto offset = static_cast<off_t>(domain->slot(pages[i]) * kPageSize);
+    if (mmap(out + i * kPageSize, kPageSize, prot, MAP_SHARED | MAP_FIXED, domain->memory_.get(),
+             offset) == MAP_FAILED)
+      errors[i] = errno;
+  }
+  return 0;
+}
+
+void FakeXen::unmap(std::byte* first, std::size_t nb_pages) noexcept {
+  munmap(first, nb_pages * kPageSize);
+  nb_mapped -= nb_pages;
+}
+
+int FakeXen::populate(DomId id, std::span<const Gfn> pages) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kPopulate, id, domain)) return errnum;
+  for (const Gfn page : pages) {
+    if (!domain->known(page)) return EBUSY;
+    domain->make_ram(page);
+    std::memset(domain->page(page), 0, kPageSize);
+  }
+  return 0;
+}
+
+int FakeXen::depopulate(DomId id, Gfn page) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kDepopulate, id, domain)) return errnum;
+  if (!domain->known(page)) return EBUSY;
+  domain->state(page) = FakeDomain::P2m::kNone;
+  return 0;
+}
+
+int FakeXen::paging_ring_page(DomId id, Gfn& out) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kRingPage, id, domain)) return errnum;
+  out = FakeDomain::kRingPage;
+  return 0;
+}
+
+int FakeXen::paging_enable(DomId id, std::uint32_t& port) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kEnable, id, domain)) return errnum;
+  if (domain->paging_) return EBUSY;
+  domain->enable();
+  port = kPort;
+  return 0;
+}
+
+int FakeXen::paging_disable(DomId id) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kDisable, id, domain)) return errnum;
+  domain->paging_ = false;
+  return 0;
+}
+
+int FakeXen::paging_nominate(DomId id, Gfn page) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kNominate, id, domain)) return errnum;
+  if (!domain->known(page) || domain->state(page) != FakeDomain::P2m::kRam) return EINVAL;
+  if (domain->referred.contains(page)) return EBUSY;
+  domain->state(page) = FakeDomain::P2m::kNominated;
+  return 0;
+}
+
+int FakeXen::paging_evict(DomId id, Gfn page) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kEvict, id, domain)) return errnum;
+  if (!domain->known(page) || domain->state(page) != FakeDomain::P2m::kNominated) return EBUSY;
+  domain->state(page) = FakeDomain::P2m::kEvicted;
+  std::memset(domain->page(page), 0xdd, kPageSize);  // the memory is somebody else's now
+  ++domain->info.nb_paged_pages;
+  return 0;
+}
+
+int FakeXen::paging_load(DomId id, Gfn page, const std::byte* bytes) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kLoad, id, domain)) return errnum;
+  if (reinterpret_cast<std::uintptr_t>(bytes) % kPageSize != 0) return EINVAL;
+  if (!domain->known(page) || domain->state(page) != FakeDomain::P2m::kEvicted) return ENOENT;
+  std::memcpy(domain->page(page), bytes, kPageSize);
+  domain->make_ram(page);
+  return 0;
+}
+
+int FakeXen::bind(DomId id, std::uint32_t port, std::unique_ptr<EventPort>& out) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kBind, id, domain)) return errnum;
+  if (port != kPort || !domain->paging_) return EINVAL;
+  out = std::make_unique<FakePort>(*this, id, domain->event_.get());
+  return 0;
+}
+
+int FakeXen::get_context(DomId id, std::vector<std::byte>& out) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kGetContext, id, domain)) return errnum;
+  out = domain->context;
+  return 0;
+}
+
+int FakeXen::set_context(DomId id, std::span<const std::byte> context) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kSetContext, id, domain)) return errnum;
+  if (context.size() != domain->context.size()) return EINVAL;
+  domain->context.assign(context.begin(), context.end());
+  return 0;
+}
+
+int FakeXen::get_tsc(DomId id, TscInfo& out) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kGetTsc, id, domain)) return errnum;
+  out = domain->tsc;
+  return 0;
+}
+
+int FakeXen::set_tsc(DomId id, const TscInfo& tsc) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kSetTsc, id, domain)) return errnum;
+  domain->tsc = tsc;
+  return 0;
+}
+
+}  // namespace snowfabric::xen::test

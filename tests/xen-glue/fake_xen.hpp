@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "fabric/base/unique_fd.hpp"
+#include "xen-glue/paging_ring.hpp"
+#include "xen-glue/xen_calls.hpp"
+
+namespace snowfabric::xen::test {
+
+enum class Call : std::uint8_t {
+  kInfo,
+  kPause,
+  kUnpause,
+  kResume,
+  kDestroy,
+  kMap,
+  kPopulate,
+  kDepopulate,
+  kRingPage,
+  kEnable,
+  kDisable,
+  kNominate,
+  kEvict,
+  kLoad,
+  kBind,
+  kGetContext,
+  kSetContext,
+  kGetTsc,
+  kSetTsc,
+};
+
+/// One domain as Xen sees it: its pages, its vCPUs, and Xen's end of the paging ring.
+class FakeDomain {
+ public:
+  static constexpr Gfn kRingPage{0xfeff8};
+  enum class P2m : std::uint8_t { kNone, kRam, kNominated, kEvicted };
+
+  FakeDomain(std::uint64_t nb_pages, std::uint32_t nb_vcpus);
+  ~FakeDomain();
+  FakeDomain(const FakeDomain&) = delete;
+  FakeDomain& operator=(const FakeDomain&) = delete;
+
+  // --- what a test does ---
+  /// A vCPU reads a page. @return whether it goes on at once; else it waits until it can
+  bool touch(std::uint32_t vcpu, Gfn page);
+  /// The guest puts another page there, as with add_to_physmap: Xen says nothing of it.
+  void replace(Gfn page);
+  /// The guest gives the page back: Xen tells the pager.
+  void drop(Gfn page);
+  [[nodiscard]] bool vcpu_waits(std::uint32_t vcpu) const { return vcpus_[vcpu].wants.has_value(); }
+  [[nodiscard]] bool anybody_waits() const;
+  [[nodiscard]] std::byte* page(Gfn page) noexcept;
+  [[nodiscard]] P2m p2m(Gfn page) const { return p2m_[page.value]; }
+  [[nodiscard]] std::span<std::byte, kPageSize> ring() noexcept;
+
+  DomainInfo info;
+  std::set<Gfn> referred;  ///< nominate refuses these
+  std::vector<std::byte> context{kPageSize};
+  TscInfo tsc{.mode = 1, .elapsed_ns = 5, .khz = 2'000'000, .incarnation = 1};
+  unsigned nb_pauses = 1;  ///< as libxl leaves a domain that is created paused
+  bool crashed = false;    ///< touched an evicted page, and nobody pages the domain
+
+ private:
+  friend class FakeXen;
+  friend class FakePort;
+  struct Vcpu {
+    std::optional<Gfn> wants;
+    bool asked = false;  ///< its request is in the ring, or taken; else there is no room
+  };
+
+  [[nodiscard]] bool known(Gfn page) const { return page.value < p2m_.size() || page == kRingPage; }
+  [[nodiscard]] std::uint64_t slot(Gfn page) const;
+  [[nodiscard]] P2m& state(Gfn page);
+  bool put(Gfn page, std::uint32_t vcpu, std::uint32_t flags, std::uint32_t paging_flags);
+  void ask();
+  void on_notify();
+  void enable();
+  void make_ram(Gfn page);
+
+  UniqueFd memory_;
+  std::byte* mapped_;
+  std::vector<P2m> p2m_;
+  P2m ring_state_ = P2m::kRam;
+  std::vector<Vcpu> vcpus_;
+  UniqueFd event_;
+  bool paging_ = false;
+  std::uint32_t asked_ = 0, heard_ = 0;
+};
+
+/// Xen without a hypervisor: keeps the contract that contract_test.cpp holds the real one to.
+class FakeXen final : public XenCalls {
+ public:
+  FakeDomain& add(DomId id, std::uint64_t nb_pages, std::uint32_t nb_vcpus = 1);
+  void remove(DomId id) { domains_.erase(id); }
+  [[nodiscard]] FakeDomain* find(DomId id);
+  /// The call fails once, after `nb_good` that do not.
+  void fail(Call call, int errnum, unsigned nb_good = 0);
+
+  int info(DomId domain, DomainInfo& out) noexcept override;
+  int pause(DomId domain) noexcept override;
+  int unpause(DomId domain) noexcept override;
+  int resume(DomId domain) noexcept override;
+  int destroy(DomId domain) noexcept override;
+  int map(DomId domain, Access access, std::span<const Gfn> pages, std::span<int> errors,
+          std::byte*& out) noexcept override;
+  void unmap(std::byte* first, std::size_t nb_pages) noexcept override;
+  int populate(DomId domain, std::span<const Gfn> pages) noexcept override;
+  int depopulate(DomId domain, Gfn page) noexcept override;
+  int paging_ring_page(DomId domain, Gfn& out) noexcept override;
+  int paging_enable(DomId domain, std::uint32_t& port) noexcept override;
+  int paging_disable(DomId domain) noexcept override;
+  int paging_nominate(DomId domain, Gfn page) noexcept override;
+  int paging_evict(DomId domain, Gfn page) noexcept override;
+  int paging_load(DomId domain, Gfn page, const std::byte* bytes) noexcept override;
+  int bind(DomId domain, std::uint32_t port, std::unique_ptr<EventPort>& out) noexcept override;
+  int get_context(DomId domain, std::vector<std::byte>& out) noexcept override;
+  int set_context(DomId domain, std::span<const std::byte> context) noexcept override;
+  int get_tsc(DomId domain, TscInfo& out) noexcept override;
+  int set_tsc(DomId domain, const TscInfo& tsc) noexcept override;
+
+  std::size_t nb_mapped = 0;  ///< pages mapped and not unmapped
+
+ private:
+  /// @return 0 with `out` filled, or the errno to report
+  int begin(Call call, DomId id, FakeDomain*& out);
+
+  struct Failure {
+    int errnum;
+    unsigned nb_good;
+  };
+  std::map<DomId, std::unique_ptr<FakeDomain>> domains_;
+  std::map<Call, Failure> failures_;
+};
+
+}  // namespace snowfabric::xen::test

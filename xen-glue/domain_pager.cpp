@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "xen-glue/domain_pager.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace snowfabric::xen {
+namespace {
+
+/// The page for the ring. Whoever paged the domain before has taken it away.
+Result<ForeignPages> map_ring(const Domain& domain, Gfn page) {
+  if (auto mapped = domain.map_page(page, Access::kReadWrite)) return mapped;
+  if (const auto ok = domain.populate({&page, 1}); !ok) return std::unexpected(ok.error());
+  return domain.map_page(page, Access::kReadWrite);
+}
+
+}  // namespace
+
+DomainPager::DomainPager(Domain domain, ForeignPages ring_page)
+    : domain_{domain}, ring_page_{std::move(ring_page)}, ring_{ring_page_.page(0)} {
+  waiting_.reserve(kRingSlots);
+}
+
+Result<std::unique_ptr<DomainPager>> DomainPager::enable(Domain domain) {
+  const auto info = domain.info();
+  if (!info) return std::unexpected(info.error());
+  if (!info->paused)
+    return fail(EINVAL, fmt::format("paging of {}: it is not paused", to_string(domain.id())));
+  Gfn page;
+  if (const auto ok = domain.checked(domain.calls().paging_ring_page(domain.id(), page),
+                                     "look up the paging ring");
+      !ok)
+    return std::unexpected(ok.error());
+  auto mapped = map_ring(domain, page);
+  if (!mapped) return std::unexpected(mapped.error());
+  std::unique_ptr<DomainPager> pager{new DomainPager{domain, std::move(*mapped)}};
+  if (const auto ok = pager->start(page); !ok) return std::unexpected(ok.error());
+  return pager;
+}
+
+Result<void> DomainPager::start(Gfn ring_page) {
+  XenCalls& calls = domain_.calls();
+  std::uint32_t port = 0;
+  if (const auto ok =
+          domain_.checked(calls.paging_enable(domain_.id(), port), "enable memory paging");
+      !ok)
+    return ok;
+  enabled_ = true;
+  if (const auto ok =
+          domain_.checked(calls.bind(domain_.id(), port, port_), "bind the paging event channel");
+      !ok)
+    return ok;
+  // From here on the guest cannot write to the ring.
+  return domain_.checked(calls.depopulate(domain_.id(), ring_page), "take away the paging ring",
+                         ring_page);
+}
+
+DomainPager::~DomainPager() {
+  if (!enabled_) return;
+  XenCalls& calls = domain_.calls();
+  // Nobody may touch a page between the last answer and the end of the ring. A domain that is gone
+  // refuses all this, and needs none of it.
+  calls.pause(domain_.id());
+  answer_all();
+  calls.paging_disable(domain_.id());
+  DomainInfo info;
+  if (calls.info(domain_.id(), info) == 0 && info.nb_paged_pages == 0) calls.unpause(domain_.id());
+}
+
+void DomainPager::answer_all() noexcept {
+  if (port_ == nullptr) return;
+  for (Fault fault; take(fault) == PagingRing::Take::kRequest;) {
+  }
+  for (const PagingRequest& request : waiting_) ring_.answer(request);
+  waiting_.clear();
+  notify();
+}
+
+Result<void> DomainPager::evict(PageRange pages, std::vector<Gfn>& kept) {
+  XenCalls& calls = domain_.calls();
+  for (std::uint32_t i = 0; i < pages.nb_pages; ++i) {
+    const Gfn page{pages.first.value + i};
+    int errnum = calls.paging_nominate(domain_.id(), page);
+    if (errnum == 0) errnum = calls.paging_evict(domain_.id(), page);
+    if (errnum == EBUSY)
+      kept.push_back(page);
+    else if (const auto ok = domain_.checked(errnum, "evict a page", page); !ok)
+      return ok;
+  }
+  return {};
+}
+
+PagingRing::Take DomainPager::take(Fault& out) noexcept {
+  const PagingRing::Take taken = ring_.take(out.request);
+  if (taken != PagingRing::Take::kRequest) return taken;
+  out.repeated = waits(out.request.page);
+  waiting_.push_back(out.request);
+  return taken;
+}
+
+bool DomainPager::waits(Gfn page) const noexcept {
+  return std::ranges::find(waiting_, page, &PagingRequest::page) != waiting_.end();
+}
+
+std::size_t DomainPager::answer(Gfn page) noexcept {
+  return std::erase_if(waiting_, [&](const PagingRequest& request) {
+    if (request.page != page) return false;
+    ring_.answer(request);
+    return true;
+  });
+}
+
+void DomainPager::notify() noexcept {
+  if (ring_.publish()) port_->notify();
+}
+
+}  // namespace snowfabric::xen

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "fabric/base/frame_number.hpp"
+#include "fabric/base/result.hpp"
+#include "xen-glue/domain.hpp"
+#include "xen-glue/paging_ring.hpp"
+
+namespace snowfabric::xen {
+
+/// Memory paging of one domain: evicts its pages, hears which of them its vCPUs touch, loads them.
+/// One thread; nothing but the making, evict() and the end blocks.
+class DomainPager {
+ public:
+  /// What a vCPU touched, or the guest dropped.
+  struct Fault {
+    PagingRequest request;
+    bool repeated = false;  ///< somebody waits for the page already
+  };
+
+  /// @pre the domain is paused, and stays so until its pages are evicted
+  /// @return as XenCalls::paging_enable and the other calls, in words
+  [[nodiscard]] static Result<std::unique_ptr<DomainPager>> enable(Domain domain);
+
+  DomainPager(const DomainPager&) = delete;
+  DomainPager& operator=(const DomainPager&) = delete;
+  /// No vCPU is left waiting for an answer. If pages are missing the domain stays paused: Xen would
+  /// crash it at its first touch of one.
+  ~DomainPager();
+
+  /// @param kept  gets the pages that Xen refused to evict, because more than the guest refers to
+  ///              them: they are as they were
+  [[nodiscard]] Result<void> evict(PageRange pages, std::vector<Gfn>& kept);
+
+  /// Readable when take() has something to do.
+  [[nodiscard]] int fd() const noexcept { return port_->fd(); }
+  /// Before a burst of take(): what comes from now on makes fd() readable again.
+  void acknowledge() noexcept { port_->acknowledge(); }
+  /// The next fault. Who caused it waits for answer().
+  [[nodiscard]] PagingRing::Take take(Fault& out) noexcept;
+  [[nodiscard]] bool waits(Gfn page) const noexcept;
+  /// As XenCalls::paging_load.
+  int load(Gfn page, const std::byte* bytes) noexcept {
+    return domain_.calls().paging_load(domain_.id(), page, bytes);
+  }
+  /// Lets everybody try again who waits for the page, after notify(). @return how many
+  std::size_t answer(Gfn page) noexcept;
+  /// Tells Xen of the answers since the last call, if there were any.
+  void notify() noexcept;
+
+  [[nodiscard]] const Domain& domain() const noexcept { return domain_; }
+
+ private:
+  DomainPager(Domain domain, ForeignPages ring_page);
+  [[nodiscard]] Result<void> start(Gfn ring_page);
+  void answer_all() noexcept;
+
+  Domain domain_;
+  ForeignPages ring_page_;
+  PagingRing ring_;
+  std::unique_ptr<EventPort> port_;
+  std::vector<PagingRequest> waiting_;  // at most kRingSlots
+  bool enabled_ = false;
+};
+
+}  // namespace snowfabric::xen

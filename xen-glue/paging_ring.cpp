@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "xen-glue/paging_ring.hpp"
+
+#include <atomic>
+#include <cstring>
+
+namespace snowfabric::xen {
+namespace {
+
+// Words at the front of the page.
+constexpr std::size_t kRequestsProduced = 0;
+constexpr std::size_t kRequestEvent = 1;
+constexpr std::size_t kAnswersProduced = 2;
+constexpr std::size_t kAnswerEvent = 3;
+
+}  // namespace
+
+PagingRing::PagingRing(std::span<std::byte, kPageSize> page) noexcept : page_{page} {
+  std::memset(page.data(), 0, page.size());
+  word(kRequestEvent) = 1;
+  word(kAnswerEvent) = 1;
+}
+
+std::uint32_t& PagingRing::word(std::size_t index) const noexcept {
+  return reinterpret_cast<std::uint32_t*>(page_.data())[index];
+}
+
+PagingRing::Take PagingRing::take(PagingRequest& out) noexcept {
+  if (broken_) return Take::kBroken;
+  const std::uint32_t produced =
+      std::atomic_ref{word(kRequestsProduced)}.load(std::memory_order_acquire);
+  if (produced == taken_) return Take::kNone;
+  if (produced - taken_ > kRingSlots - nb_unanswered()) {  // also if it went backwards
+    broken_ = true;
+    return Take::kBroken;
+  }
+  RingSlot request;  // checked and used where nobody else writes
+  std::memcpy(&request, slot(taken_), sizeof request);
+  if (request.version != kVmEventVersion || request.reason != kVmEventPaging) {
+    broken_ = true;
+    return Take::kBroken;
+  }
+  ++taken_;
+  std::atomic_ref{word(kRequestEvent)}.store(taken_ + 1, std::memory_order_relaxed);
+  out = {.page = {request.gfn},
+         .vcpu = request.vcpu,
+         .flags = request.flags,
+         .p2m_type = request.p2m_type,
+         .paging_flags = request.paging_flags};
+  return Take::kRequest;
+}
+
+void PagingRing::answer(const PagingRequest& request) noexcept {
+  const RingSlot answer{.version = kVmEventVersion,
+                        .flags = request.flags,
+                        .reason = kVmEventPaging,
+                        .vcpu = request.vcpu,
+                        .reserved = 0,
+                        .gfn = request.page.value,
+                        .p2m_type = request.p2m_type,
+                        .paging_flags = request.paging_flags,
+                        .unused = {}};
+  // An answer takes the slot of the oldest request: that one was taken, so it is copied.
+  std::memcpy(slot(answered_), &answer, sizeof answer);
+  ++answered_;
+}
+
+bool PagingRing::publish() noexcept {
+  if (published_ == answered_) return false;
+  published_ = answered_;
+  std::atomic_ref{word(kAnswersProduced)}.store(answered_, std::memory_order_release);
+  return true;
+}
+
+}  // namespace snowfabric::xen

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "fabric/base/frame_number.hpp"
+
+/// What this project asks of Xen, one function a library call. All else in xen-glue/ stands on this
+/// and knows no header of Xen's, so it is built and tested where there is no Xen.
+namespace snowfabric::xen {
+
+enum class DomId : std::uint16_t {};  ///< domid_t; valid on one host only, never on the wire
+
+/// Source: xc_dominfo_t of xenctrl.h.
+struct DomainInfo {
+  std::uint64_t nb_pages = 0;        ///< populated, special pages among them
+  std::uint64_t nb_paged_pages = 0;  ///< evicted and not loaded again
+  std::uint32_t nb_vcpus = 0;
+  bool hvm = false;  ///< HVM or PVH
+  bool hap = false;  ///< with hardware assisted paging (EPT, NPT)
+  bool paused = false;
+  bool dying = false;
+  bool suspended = false;  ///< shut down, and the reason is suspend
+};
+
+/// Source: xc_domain_get_tsc_info of xenctrl.h.
+struct TscInfo {
+  std::uint32_t mode = 0;
+  std::uint64_t elapsed_ns = 0;
+  std::uint32_t khz = 0;
+  std::uint32_t incarnation = 0;
+  bool operator==(const TscInfo&) const = default;
+};
+
+enum class Access : std::uint8_t { kRead, kReadWrite };
+
+/// One end of an event channel, bound to a domain; unbound with this object.
+class EventPort {
+ public:
+  EventPort() = default;
+  EventPort(const EventPort&) = delete;
+  EventPort& operator=(const EventPort&) = delete;
+  virtual ~EventPort() = default;
+  /// Readable once the other end has notified, until acknowledge().
+  [[nodiscard]] virtual int fd() const noexcept = 0;
+  /// Takes a notification, if there is one, so that the next one is heard. Never blocks.
+  virtual void acknowledge() noexcept = 0;
+  /// @return 0 or errno
+  virtual int notify() noexcept = 0;
+};
+
+/// Every function returns 0 or a positive errno: ESRCH: no such domain; EPERM: this is no dom0;
+/// others by name. One thread at a time.
+class XenCalls {
+ public:
+  XenCalls() = default;
+  XenCalls(const XenCalls&) = delete;
+  XenCalls& operator=(const XenCalls&) = delete;
+  virtual ~XenCalls() = default;
+
+  virtual int info(DomId domain, DomainInfo& out) noexcept = 0;
+  /// Counted: as many unpause() let it run again.
+  virtual int pause(DomId domain) noexcept = 0;
+  virtual int unpause(DomId domain) noexcept = 0;
+  /// Lets a suspended domain go on as if its suspend had been cancelled.
+  virtual int resume(DomId domain) noexcept = 0;
+  /// Ends it: kills the guest and gives its memory back.
+  virtual int destroy(DomId domain) noexcept = 0;
+
+  /// Maps pages in a row. Blocks while one of them is evicted: not for a domain one pages oneself.
+  /// @param errors  of each page, 0 or errno; as many as pages
+  /// @param out     the first page, if 0 is returned; pages with an error are not to be touched
+  virtual int map(DomId domain, Access access, std::span<const Gfn> pages, std::span<int> errors,
+                  std::byte*& out) noexcept = 0;
+  virtual void unmap(std::byte* first, std::size_t nb_pages) noexcept = 0;
+  /// Gives pages to the domain, with any content; evicted pages become present.
+  /// @return EBUSY: not all of them could be had
+  virtual int populate(DomId domain, std::span<const Gfn> pages) noexcept = 0;
+  /// Takes a page from the domain.
+  virtual int depopulate(DomId domain, Gfn page) noexcept = 0;
+
+  /// Where libxl has put the page for the paging ring.
+  virtual int paging_ring_page(DomId domain, Gfn& out) noexcept = 0;
+  /// @param port  of the domain's event channel for the ring
+  /// @return ENOSYS: the hypervisor is built without memory paging; ENODEV: neither HVM nor PVH, or
+  ///         no HAP; EBUSY: somebody pages the domain already; EMLINK: it has an IOMMU; EXDEV: it
+  ///         populates on demand
+  virtual int paging_enable(DomId domain, std::uint32_t& port) noexcept = 0;
+  virtual int paging_disable(DomId domain) noexcept = 0;
+  /// @return EBUSY: more than the guest refers to the page; EINVAL: no page there
+  virtual int paging_nominate(DomId domain, Gfn page) noexcept = 0;
+  /// @return EBUSY: touched since it was nominated
+  virtual int paging_evict(DomId domain, Gfn page) noexcept = 0;
+  /// @param bytes  a page, on a page boundary
+  /// @return ENOENT: it is not evicted; ENOMEM: the host is short of memory; EINVAL: no boundary
+  virtual int paging_load(DomId domain, Gfn page, const std::byte* bytes) noexcept = 0;
+  virtual int bind(DomId domain, std::uint32_t port, std::unique_ptr<EventPort>& out) noexcept = 0;
+
+  /// The HVM save record of all vCPUs and devices.
+  virtual int get_context(DomId domain, std::vector<std::byte>& out) noexcept = 0;
+  /// @return EINVAL: not a record for this domain
+  virtual int set_context(DomId domain, std::span<const std::byte> context) noexcept = 0;
+  virtual int get_tsc(DomId domain, TscInfo& out) noexcept = 0;
+  virtual int set_tsc(DomId domain, const TscInfo& tsc) noexcept = 0;
+};
+
+}  // namespace snowfabric::xen
