@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memtap-dpdk/xen_guest.hpp"
+
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include <gtest/gtest.h>
+
+#include "tests/xen-glue/fake_xen.hpp"
+
+namespace snowfabric::xen::test {
+namespace {
+
+constexpr DomId kDom{4};
+constexpr std::uint32_t kNbPages = 64;
+constexpr ImageGeometry kImage{.image_id = 1, .nb_pages = kNbPages, .epoch = 1};
+
+class XenGuestTest : public testing::Test {
+ protected:
+  FakeXen xen;
+  FakeDomain& domain = xen.add(kDom, kNbPages, 12);
+  XenSeed seed{.context = std::vector<std::byte>(kPageSize, std::byte{0x42}),
+               .tsc = {.mode = 2, .elapsed_ns = 77, .khz = 1'000'000, .incarnation = 3},
+               .eager = {}};
+  std::array<Gfn, 32> faults;
+
+  Result<std::unique_ptr<XenGuest>> try_adopt() {
+    auto file = PresenceFile::create("/dev/shm/sf_xen_guest_" + std::to_string(getpid()), kImage);
+    EXPECT_TRUE(file) << file.error().what;
+    return XenGuest::adopt(Domain{xen, kDom}, std::move(*file), seed);
+  }
+  std::unique_ptr<XenGuest> adopt() {
+    auto guest = try_adopt();
+    EXPECT_TRUE(guest) << guest.error().what;
+    return std::move(*guest);
+  }
+  /// The image: a page's first byte says which one it is.
+  static std::vector<std::byte> image_of(std::uint64_t first, std::size_t nb_pages) {
+    std::vector<std::byte> bytes(nb_pages * kPageSize + 1);
+    for (std::size_t i = 0; i < nb_pages; ++i)
+      bytes[i * kPageSize] = static_cast<std::byte>(first + i + 1);
+    bytes.pop_back();
+    return bytes;
+  }
+  static Install install(XenGuest& guest, std::uint64_t first, std::size_t nb_pages = 1) {
+    return guest.install(Gfn{first}, image_of(first, nb_pages));
+  }
+  [[nodiscard]] int first_byte(std::uint64_t page) const {
+    return std::to_integer<int>(domain.page(Gfn{page})[0]);
+  }
+  std::vector<std::uint64_t> polled(XenGuest& guest) {
+    std::vector<std::uint64_t> pages;
+    const std::size_t nb_faults = guest.poll_faults(faults);
+    for (std::size_t i = 0; i < nb_faults; ++i) pages.push_back(faults[i].value);
+    return pages;
+  }
+};
+
+using Pages = std::vector<std::uint64_t>;
+
+TEST_F(XenGuestTest, RunsAtOnceIfNothingIsEager) {
+  const auto guest = adopt();
+  EXPECT_TRUE(guest->started());
+  EXPECT_EQ(domain.nb_pauses, 0U);
+  EXPECT_EQ(domain.context, seed.context);
+  EXPECT_EQ(domain.tsc, seed.tsc);
+  EXPECT_EQ(domain.info.nb_paged_pages, kNbPages);
+}
+
+TEST_F(XenGuestTest, RunsOnceItsEagerPagesAreIn) {
+  seed.eager = {Gfn{9}, Gfn{3}, Gfn{9}, Gfn{kNbPages}};  // the last is no page of the image
+  domain.referred = {Gfn{40}};                           // Xen will not evict it
+  const auto guest = adopt();
+  EXPECT_EQ(polled(*guest), (Pages{3, 9, 40}));
+  EXPECT_TRUE(polled(*guest).empty());
+  EXPECT_TRUE(guest->waits(Gfn{9}));
+  EXPECT_EQ(install(*guest, 3, 10), Install::kDone);
+  EXPECT_FALSE(guest->waits(Gfn{9}));
+  EXPECT_FALSE(guest->started());
+  EXPECT_EQ(domain.nb_pauses, 1U);
+  EXPECT_EQ(install(*guest, 40), Install::kDone);
+  EXPECT_TRUE(guest->started());
+  EXPECT_EQ(domain.nb_pauses, 0U);
+  for (const int page : {3, 12, 40})
+    EXPECT_EQ(first_byte(static_cast<std::uint64_t>(page)), page + 1);
+  EXPECT_EQ(xen.nb_mapped, 1U);  // the ring alone
+}
+
+TEST_F(XenGuestTest, AFaultIsReportedOnceAndAnsweredByTheInstall) {
+  const auto guest = adopt();
+  for (std::uint32_t vcpu = 0; vcpu < 3; ++vcpu) EXPECT_FALSE(domain.touch(vcpu, Gfn{5}));
+  EXPECT_EQ(polled(*guest), Pages{5});
+  EXPECT_TRUE(polled(*guest).empty());
+  EXPECT_TRUE(guest->waits(Gfn{5}));
+  EXPECT_EQ(install(*guest, 4, 3), Install::kDone);
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(first_byte(5), 6);
+  EXPECT_EQ(guest->counters().faults.read(), 1U);
+  EXPECT_EQ(guest->counters().faults_repeated.read(), 2U);
+  EXPECT_EQ(guest->counters().installed_pages.read(), 3U);
+}
+
+TEST_F(XenGuestTest, MoreFaultsThanTheRingHoldsAreAllServed) {
+  const auto guest = adopt();
+  for (std::uint32_t vcpu = 0; vcpu < 12; ++vcpu) domain.touch(vcpu, Gfn{2 * vcpu});
+  std::size_t nb_served = 0;
+  for (Pages pages; !(pages = polled(*guest)).empty();)
+    for (const auto page : pages) {
+      EXPECT_EQ(install(*guest, page), Install::kDone);
+      ++nb_served;
+    }
+  EXPECT_EQ(nb_served, 12U);
+  EXPECT_FALSE(domain.anybody_waits());
+}
+
+TEST_F(XenGuestTest, AFaultThatLostTheRaceIsAnswered) {
+  const auto guest = adopt();
+  domain.touch(0, Gfn{5});
+  EXPECT_EQ(install(*guest, 5), Install::kDone);  // before its request is taken
+  EXPECT_TRUE(domain.anybody_waits());
+  EXPECT_TRUE(polled(*guest).empty());
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(guest->counters().faults_raced.read(), 1U);
+}
+
+TEST_F(XenGuestTest, APageTheGuestReplacedIsNotOverwritten) {
+  const auto guest = adopt();
+  domain.replace(Gfn{5});
+  domain.page(Gfn{5})[0] = std::byte{0x99};
+  EXPECT_EQ(install(*guest, 5), Install::kDone);
+  EXPECT_EQ(first_byte(5), 0x99);
+  EXPECT_EQ(guest->presence().state(Gfn{5}), PageState::kPresent);
+  EXPECT_EQ(guest->counters().eexist.read(), 1U);
+}
+
+TEST_F(XenGuestTest, APageTheGuestGaveBackIsNotFetched) {
+  const auto guest = adopt();
+  domain.drop(Gfn{5});
+  EXPECT_TRUE(polled(*guest).empty());
+  EXPECT_EQ(guest->presence().state(Gfn{5}), PageState::kClaimedByGuest);
+  EXPECT_EQ(install(*guest, 5), Install::kDone);
+  EXPECT_EQ(guest->counters().removed_pages.read(), 1U);
+  EXPECT_EQ(guest->counters().skipped_pages.read(), 1U);
+}
+
+TEST_F(XenGuestTest, ZerosAreLoaded) {
+  const auto guest = adopt();
+  domain.touch(0, Gfn{7});
+  EXPECT_EQ(polled(*guest), Pages{7});
+  EXPECT_EQ(guest->install_zeros({Gfn{6}, 4}), Install::kDone);
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(first_byte(7), 0);
+  EXPECT_EQ(guest->counters().zero_pages.read(), 4U);
+}
+
+TEST_F(XenGuestTest, WithoutMemoryThePageStaysAbsentAndIsPutLater) {
+  const auto guest = adopt();
+  domain.touch(0, Gfn{7});
+  EXPECT_EQ(polled(*guest), Pages{7});
+  xen.fail(Call::kLoad, ENOMEM, 1);
+  EXPECT_EQ(install(*guest, 6, 2), Install::kNoMemory);
+  EXPECT_TRUE(guest->waits(Gfn{7}));
+  EXPECT_TRUE(guest->presence().absent(Gfn{7}));
+  EXPECT_EQ(install(*guest, 6, 2), Install::kDone);
+  EXPECT_FALSE(domain.anybody_waits());
+}
+
+TEST_F(XenGuestTest, ARefusalIsATrouble) {
+  const auto guest = adopt();
+  xen.fail(Call::kLoad, EPERM);
+  EXPECT_EQ(install(*guest, 6), Install::kFailed);
+  EXPECT_EQ(guest->trouble(), "Xen refused to load a page");
+  EXPECT_TRUE(guest->presence().absent(Gfn{6}));
+}
+
+TEST_F(XenGuestTest, APageThatCannotBeHadPausesTheDomain) {
+  const auto guest = adopt();
+  domain.touch(0, Gfn{7});
+  domain.touch(1, Gfn{8});
+  EXPECT_EQ(polled(*guest), (Pages{7, 8}));
+  EXPECT_EQ(guest->fail(Gfn{7}), FailMeans::kPaused);
+  EXPECT_EQ(guest->fail(Gfn{8}), FailMeans::kPaused);
+  EXPECT_EQ(domain.nb_pauses, 1U);
+  EXPECT_EQ(guest->counters().pauses.read(), 1U);
+  EXPECT_EQ(xen.unpause(kDom), 0);  // somebody has cured it
+  EXPECT_EQ(polled(*guest), (Pages{7, 8}));
+  EXPECT_EQ(install(*guest, 7, 2), Install::kDone);
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(guest->fail(Gfn{7}), FailMeans::kNotNeeded);
+}
+
+TEST_F(XenGuestTest, ADomainThatDiesWithFaultsPendingIsGone) {
+  const auto guest = adopt();
+  domain.touch(0, Gfn{7});
+  EXPECT_EQ(polled(*guest), Pages{7});
+  guest->check_alive();
+  EXPECT_FALSE(guest->gone());
+  xen.remove(kDom);
+  guest->check_alive();
+  EXPECT_TRUE(guest->gone());
+  EXPECT_EQ(install(*guest, 7), Install::kGone);
+  EXPECT_EQ(guest->fail(Gfn{7}), FailMeans::kGone);
+  EXPECT_FALSE(guest->kill());
+}
+
+TEST_F(XenGuestTest, AnInstallIntoADeadDomainSaysSo) {
+  const auto guest = adopt();
+  xen.remove(kDom);
+  EXPECT_EQ(install(*guest, 7), Install::kGone);
+  EXPECT_TRUE(guest->gone());
+}
+
+TEST_F(XenGuestTest, KillDestroysTheDomain) {
+  const auto guest = adopt();
+  EXPECT_TRUE(guest->kill());
+  EXPECT_TRUE(guest->gone());
+  EXPECT_EQ(xen.find(kDom), nullptr);
+}
+
+TEST_F(XenGuestTest, ACompleteCloneOutlivesItsMemtap) {
+  auto guest = adopt();
+  domain.touch(0, Gfn{7});
+  EXPECT_EQ(install(*guest, 0, kNbPages), Install::kDone);
+  guest.reset();
+  EXPECT_EQ(domain.nb_pauses, 0U);
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_FALSE(domain.crashed);
+}
+
+TEST_F(XenGuestTest, WhatXenRefusesAtTheStartIsNamed) {
+  xen.fail(Call::kSetContext, EINVAL);
+  const auto refused = try_adopt();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().what, "Xen refused the parent's state, or to let the clone run");
+  xen.fail(Call::kSetTsc, EPERM);
+  const auto no_tsc = try_adopt();
+  ASSERT_FALSE(no_tsc);
+  EXPECT_EQ(no_tsc.error().what, "set TSC of domain 4");
+}
+
+}  // namespace
+}  // namespace snowfabric::xen::test
