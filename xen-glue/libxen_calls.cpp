@@ -16,8 +16,10 @@ extern "C" {
 #include <xenevtchn.h>
 #include <xenforeignmemory.h>
 #include <xenguest.h>
+#include <xenstore.h>
 
 #include <xen/hvm/params.h>
+#include <xen/hvm/save.h>
 #include <xen/vm_event.h>
 }
 
@@ -47,6 +49,7 @@ struct Closer {
 };
 using Control = std::unique_ptr<xc_interface, Closer<xc_interface_close>>;
 using ForeignMemory = std::unique_ptr<xenforeignmemory_handle, Closer<xenforeignmemory_close>>;
+using Store = std::unique_ptr<xs_handle, Closer<xs_close>>;
 using EventChannels = std::unique_ptr<xenevtchn_handle, Closer<xenevtchn_close>>;
 
 constexpr std::uint32_t raw(DomId domain) noexcept { return static_cast<std::uint16_t>(domain); }
@@ -72,8 +75,8 @@ class LibxenPort final : public EventPort {
 
 class LibxenCalls final : public XenCalls {
  public:
-  LibxenCalls(Control control, ForeignMemory memory) noexcept
-      : control_{std::move(control)}, memory_{std::move(memory)} {}
+  LibxenCalls(Control control, ForeignMemory memory, Store store) noexcept
+      : control_{std::move(control)}, memory_{std::move(memory)}, store_{std::move(store)} {}
 
   // --- domains ---------------------------------------------------------------------------------
 
@@ -191,6 +194,35 @@ class LibxenCalls final : public XenCalls {
     return errno_of(xc_domain_set_tsc_info(xc(), raw(domain), tsc.mode, tsc.elapsed_ns, tsc.khz,
                                            tsc.incarnation));
   }
+  int gs_base(DomId domain, std::uint32_t vcpu, std::uint64_t& out) noexcept override {
+    HVM_SAVE_TYPE(CPU) record{};
+    const int errnum = errno_of(
+        xc_domain_hvm_getcontext_partial(xc(), raw(domain), HVM_SAVE_CODE(CPU),
+                                         static_cast<std::uint16_t>(vcpu), &record, sizeof record));
+    out = record.gs_base;
+    return errnum;
+  }
+  int translate(DomId domain, std::uint32_t vcpu, std::uint64_t address,
+                Gfn& out) noexcept override {
+    out = {xc_translate_foreign_address(xc(), raw(domain), static_cast<int>(vcpu), address)};
+    return out.value == 0 ? EFAULT : 0;
+  }
+
+  // --- xenstore --------------------------------------------------------------------------------
+
+  int store_read(const std::string& path, std::string& out) noexcept override {
+    unsigned nb_bytes = 0;
+    const std::unique_ptr<void, Closer<free>> value{
+        xs_read(store_.get(), XBT_NULL, path.c_str(), &nb_bytes)};
+    if (value == nullptr) return errno;
+    out.assign(static_cast<const char*>(value.get()), nb_bytes);
+    return 0;
+  }
+  int store_write(const std::string& path, const std::string& value) noexcept override {
+    const bool ok = xs_write(store_.get(), XBT_NULL, path.c_str(), value.data(),
+                             static_cast<unsigned>(value.size()));
+    return ok ? 0 : errno;
+  }
 
  private:
   [[nodiscard]] xc_interface* xc() const noexcept { return control_.get(); }
@@ -204,6 +236,7 @@ class LibxenCalls final : public XenCalls {
 
   Control control_;
   ForeignMemory memory_;
+  Store store_;
   std::vector<xen_pfn_t> frames_;
 };
 
@@ -214,7 +247,9 @@ Result<std::unique_ptr<XenCalls>> open_libxen() {
   if (control == nullptr) return fail(errno, "xc_interface_open");
   ForeignMemory memory{xenforeignmemory_open(nullptr, 0)};
   if (memory == nullptr) return fail(errno, "xenforeignmemory_open");
-  return std::make_unique<LibxenCalls>(std::move(control), std::move(memory));
+  Store store{xs_open(0)};
+  if (store == nullptr) return fail(errno, "xs_open");
+  return std::make_unique<LibxenCalls>(std::move(control), std::move(memory), std::move(store));
 }
 
 }  // namespace snowfabric::xen

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "fabric/base/frame_number.hpp"
@@ -105,6 +106,15 @@ class XenCalls {
   virtual int set_context(DomId domain, std::span<const std::byte> context) noexcept = 0;
   virtual int get_tsc(DomId domain, TscInfo& out) noexcept = 0;
   virtual int set_tsc(DomId domain, const TscInfo& tsc) noexcept = 0;
+  /// Where a vCPU's kernel has its per-CPU data: GS.base, as it is while it runs in the kernel.
+  virtual int gs_base(DomId domain, std::uint32_t vcpu, std::uint64_t& out) noexcept = 0;
+  /// The page at an address of a vCPU's page tables. @return EFAULT: nothing is mapped there
+  virtual int translate(DomId domain, std::uint32_t vcpu, std::uint64_t address,
+                        Gfn& out) noexcept = 0;
+
+  /// A node of xenstore. @return ENOENT: no such node
+  virtual int store_read(const std::string& path, std::string& out) noexcept = 0;
+  virtual int store_write(const std::string& path, const std::string& value) noexcept = 0;
 };
 
 }  // namespace snowfabric::xen

@@ -5,7 +5,7 @@
 
 #include <cerrno>
 #include <cstring>
-#include <numeric>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -195,6 +195,25 @@ TEST_F(XenContract, ContextAndTscComeBackAsTheyWereSet) {
   EXPECT_TRUE(domain.set_tsc(*tsc));
   const std::vector<std::byte> junk(16);
   EXPECT_FALSE(domain.set_context(junk));
+}
+
+TEST_F(XenContract, XenstoreKnowsTheSizeAndNoNodeThatIsNotThere) {
+  const std::string own =
+      "/local/domain/" + std::to_string(static_cast<unsigned>(bed.domain)) + "/";
+  std::string text;
+  ASSERT_EQ(xen.store_read(own + "memory/static-max", text), 0);
+  EXPECT_GE(std::stoul(text), 64U * 1024);
+  EXPECT_EQ(xen.store_read(own + "no/such/node", text), ENOENT);
+  ASSERT_EQ(xen.store_write(own + "control/snowfabric", "x y"), 0);
+  ASSERT_EQ(xen.store_read(own + "control/snowfabric", text), 0);
+  EXPECT_EQ(text, "x y");
+}
+
+TEST_F(XenContract, EveryVcpuHasARecordAndNoOther) {
+  std::uint64_t base = 0;
+  EXPECT_EQ(xen.gs_base(bed.domain, 0, base), 0);
+  EXPECT_NE(xen.gs_base(bed.domain, 100, base), 0);
+  EXPECT_EQ(xen.gs_base(bed.nobody, 0, base), ESRCH);
 }
 
 }  // namespace

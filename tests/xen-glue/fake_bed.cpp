@@ -6,7 +6,8 @@ namespace snowfabric::xen::test {
 
 Bed make_bed() {
   static FakeXen xen;
-  xen.add(DomId{1}, 64 * 256);
+  xen.add(DomId{1}, 64 * 256).gs_bases = {0};
+  xen.store["/local/domain/1/memory/static-max"] = "65536";
   return {.calls = xen, .domain = DomId{1}, .nobody = DomId{9}};
 }
 

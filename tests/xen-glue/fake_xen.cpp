@@ -160,14 +160,17 @@ FakeDomain* FakeXen::find(DomId id) {
 
 void FakeXen::fail(Call call, int errnum, unsigned nb_good) { failures_[call] = {errnum, nb_good}; }
 
+int FakeXen::failure(Call call) {
+  const auto found = failures_.find(call);
+  if (found == failures_.end() || found->second.nb_good-- != 0) return 0;
+  const int errnum = found->second.errnum;
+  failures_.erase(found);
+  return errnum;
+}
+
 int FakeXen::begin(Call call, DomId id, FakeDomain*& out) {
   out = find(id);
-  const auto found = failures_.find(call);
-  if (found != failures_.end() && found->second.nb_good-- == 0) {
-    const int errnum = found->second.errnum;
-    failures_.erase(found);
-    return errnum;
-  }
+  if (const int errnum = failure(call)) return errnum;
   return out == nullptr ? ESRCH : 0;
 }
 
@@ -341,6 +344,41 @@ int FakeXen::set_tsc(DomId id, const TscInfo& tsc) noexcept {
   FakeDomain* domain;
   if (const int errnum = begin(Call::kSetTsc, id, domain)) return errnum;
   domain->tsc = tsc;
+  return 0;
+}
+
+int FakeXen::gs_base(DomId id, std::uint32_t vcpu, std::uint64_t& out) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kGsBase, id, domain)) return errnum;
+  if (vcpu >= domain->gs_bases.size()) return EINVAL;
+  out = domain->gs_bases[vcpu];
+  return 0;
+}
+
+int FakeXen::translate(DomId id, std::uint32_t, std::uint64_t address, Gfn& out) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kTranslate, id, domain)) return errnum;
+  const auto found = domain->page_table.find(address);
+  if (found == domain->page_table.end()) return EFAULT;
+  out = found->second;
+  return 0;
+}
+
+int FakeXen::store_read(const std::string& path, std::string& out) noexcept {
+  if (const int errnum = failure(Call::kStoreRead)) return errnum;
+  const auto found = store.find(path);
+  if (found == store.end()) return ENOENT;
+  out = found->second;
+  return 0;
+}
+
+int FakeXen::store_write(const std::string& path, const std::string& value) noexcept {
+  if (const int errnum = failure(Call::kStoreWrite)) return errnum;
+  store[path] = value;
+  for (const auto& [id, domain] : domains_)
+    if (suspends &&
+        path == "/local/domain/" + std::to_string(static_cast<unsigned>(id)) + "/control/shutdown")
+      domain->info.suspended = true;
   return 0;
 }
 

@@ -34,6 +34,10 @@ enum class Call : std::uint8_t {
   kSetContext,
   kGetTsc,
   kSetTsc,
+  kGsBase,
+  kTranslate,
+  kStoreRead,
+  kStoreWrite,
 };
 
 /// One domain as Xen sees it: its pages, its vCPUs, and Xen's end of the paging ring.
@@ -64,8 +68,10 @@ class FakeDomain {
   std::set<Gfn> referred;  ///< nominate refuses these
   std::vector<std::byte> context{kPageSize};
   TscInfo tsc{.mode = 1, .elapsed_ns = 5, .khz = 2'000'000, .incarnation = 1};
-  unsigned nb_pauses = 1;  ///< as libxl leaves a domain that is created paused
-  bool crashed = false;    ///< touched an evicted page, and nobody pages the domain
+  unsigned nb_pauses = 1;                   ///< as libxl leaves a domain that is created paused
+  std::map<std::uint64_t, Gfn> page_table;  ///< by address, the same for all vCPUs
+  std::vector<std::uint64_t> gs_bases;      ///< of each vCPU
+  bool crashed = false;  ///< touched an evicted page, and nobody pages the domain
 
  private:
   friend class FakeXen;
@@ -124,12 +130,23 @@ class FakeXen final : public XenCalls {
   int set_context(DomId domain, std::span<const std::byte> context) noexcept override;
   int get_tsc(DomId domain, TscInfo& out) noexcept override;
   int set_tsc(DomId domain, const TscInfo& tsc) noexcept override;
+  int gs_base(DomId domain, std::uint32_t vcpu, std::uint64_t& out) noexcept override;
+  int translate(DomId domain, std::uint32_t vcpu, std::uint64_t address,
+                Gfn& out) noexcept override;
+  int store_read(const std::string& path, std::string& out) noexcept override;
+  int store_write(const std::string& path, const std::string& value) noexcept override;
+
+  std::map<std::string, std::string> store;
+  /// What the guest does when told to suspend; else nothing happens.
+  bool suspends = true;
 
   std::size_t nb_mapped = 0;  ///< pages mapped and not unmapped
 
  private:
   /// @return 0 with `out` filled, or the errno to report
   int begin(Call call, DomId id, FakeDomain*& out);
+  /// @return the errno the call is to fail with now, or 0
+  int failure(Call call);
 
   struct Failure {
     int errnum;
