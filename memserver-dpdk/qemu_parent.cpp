@@ -327,8 +327,10 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
 /// nobody writes it: an image would lose it.
 Result<std::unique_ptr<CowMemory>> memory_in_place(Qmp& qmp, const std::string& shim) {
   constexpr const char* kWhy = "takes pages out of RAM behind the library's back";
-  if (qmp.execute("query-balloon"))  // else it has none
-    return fail(ENOTSUP, fmt::format("the VM's balloon {}", kWhy));
+  const auto balloon = qmp.execute("query-balloon");
+  if (balloon) return fail(ENOTSUP, fmt::format("the VM's balloon {}", kWhy));
+  if (balloon.error().errnum != EREMOTEIO)  // that is QEMU's way to say that there is none
+    return std::unexpected(balloon.error());
   const auto devices = qmp.execute("query-memory-devices");
   if (!devices) return std::unexpected(devices.error());
   for (const Json& device : *devices)

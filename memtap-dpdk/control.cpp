@@ -203,6 +203,15 @@ void GuestControl::keep_house() {
   const std::uint64_t nb_recorded = host_stats_.recorded_pages.read();
   if (!options_.record.empty() && std::exchange(nb_written_, nb_recorded) != nb_recorded)
     housekeeping_->write(host_->recorded());
+  if (host_->recorded().size() == Host::kMaxRecorded && !std::exchange(said_full_, true))
+    spdlog::warn("the record of the working set is full at {} ranges: later pages are left out",
+                 Host::kMaxRecorded);
+  if (const auto overwrote = host_stats_.keep_overwrote.read();
+      std::exchange(last_overwrote_, overwrote) != overwrote)
+    spdlog::error(
+        "{} pages of {}.image were zeros in the file before they came: a process maps it without "
+        "libsf-clone.so, and clones that read them until now have wrong memory",
+        overwrote, options_.socket);
 }
 
 void GuestControl::greet(ProcessGuest& guest) {
@@ -244,12 +253,6 @@ void GuestControl::look_at_guests(Nanos now) {
     quiet_until_ = now + std::chrono::seconds{1};
     spdlog::warn("guest refused: {}: {}", error.what, std::strerror(error.errnum));
   }
-  if (const auto overwrote = host_stats_.keep_overwrote.read();
-      std::exchange(last_overwrote_, overwrote) != overwrote)
-    spdlog::error(
-        "{} pages of {}.image were zeros in the file before they came: a process maps it without "
-        "libsf-clone.so, and clones that read them until now have wrong memory",
-        overwrote, options_.socket);
   for (const auto& guest : listener_->guests())
     if (!guest->trouble().empty() && !guest->gone()) {
       const bool killed = guest->kill();

@@ -65,6 +65,7 @@ class GuestControl {
   std::unique_ptr<Host> host_;
   Completions completions_;
   std::unique_ptr<Housekeeping> housekeeping_;
+  bool said_full_ = false;        // of the record
   std::uint64_t nb_written_ = 0;  // pages of the working set
   std::uint64_t nb_mapped_ = 0;   // pages kept when they were last unmapped
   Nanos next_second_{0};

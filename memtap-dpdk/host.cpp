@@ -55,11 +55,7 @@ void Host::detach(const GuestAdapter& guest) noexcept {
 unsigned Host::poll_faults(Nanos now) noexcept {
   retry_deferred(now);
   if (!list_.empty() && (now >= fetch_at_ || !guests_.empty())) prefetch_from_list(now);
-  const auto nb_loading =
-      std::ranges::count_if(loads_, [](const Load& l) { return !l.rest.empty(); });
-  for (Load& load : loads_)
-    load_some(load, kLoadStep / static_cast<std::size_t>(nb_loading + 1) + 1);
-  std::erase_if(completions_, [&](Completion& c) { return complete_some(c, now); });
+  give_some(now);
   if (!waits_.empty()) time_answered(now);
   unsigned nb_seen = 0;
   std::array<Gfn, kFaultBurst> faults;
@@ -153,6 +149,16 @@ void Host::load(std::span<const PageRange> working_set, Nanos fetch_at) {
   for (const PageRange& range : working_set_) record(range);
 }
 
+/// To guests that did not ask: all of them together get no more in one turn.
+void Host::give_some(Nanos now) noexcept {
+  std::size_t nb_guests = completions_.size();
+  for (const Load& load : loads_) nb_guests += load.rest.empty() ? 0 : 1;
+  if (nb_guests == 0) return;
+  const std::size_t most = std::max<std::size_t>(1, kLoadStep / nb_guests);
+  for (Load& load : loads_) load_some(load, most);
+  std::erase_if(completions_, [&](Completion& c) { return complete_some(c, most, now); });
+}
+
 /// What is not known yet goes to every guest when it comes.
 void Host::load_some(Load& load, std::size_t most) noexcept {
   for (std::size_t i = 0; i < most && !load.rest.empty(); ++i) {
@@ -191,9 +197,10 @@ bool Host::completing(const GuestAdapter& guest) const noexcept {
 }
 
 /// Installs that are put off, and pages that are lost, are found absent in the next round.
+/// @param most  pages that it lacks to be looked after
 /// @return whether the guest has all
-bool Host::complete_some(Completion& completion, Nanos now) noexcept {
-  for (std::size_t i = 0; i < kListStep; ++i) {
+bool Host::complete_some(Completion& completion, std::size_t most, Nanos now) noexcept {
+  for (std::size_t i = 0; i < kListStep && most > 0; ++i) {
     if (completion.next.value == engine_.nb_pages()) {
       if (!completion.lacks) return true;
       completion.next = {};
@@ -202,6 +209,7 @@ bool Host::complete_some(Completion& completion, Nanos now) noexcept {
     }
     if (completion.guest->presence().absent(completion.next)) {
       completion.lacks = true;
+      --most;
       if (!complete_page(*completion.guest, completion.next, now)) return false;
     }
     ++completion.next.value;

@@ -123,9 +123,10 @@ class Host {
   void time_answered(Nanos now) noexcept;
   void retry_deferred(Nanos now) noexcept;
   void give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
+  void give_some(Nanos now) noexcept;
   void load_some(Load& load, std::size_t most) noexcept;
   void load_again(const GuestAdapter& guest) noexcept;
-  bool complete_some(Completion& completion, Nanos now) noexcept;
+  bool complete_some(Completion& completion, std::size_t most, Nanos now) noexcept;
   bool complete_page(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   void record(PageRange pages) noexcept;
   void want(Gfn page, Nanos now) noexcept;

@@ -60,6 +60,12 @@ class ProcessGuest : public GuestAdapter {
   void set_reported(Gfn page) noexcept {
     reported_[page.value / 64] |= std::uint64_t{1} << (page.value % 64);
   }
+  /// Of the pages from `first` up to `end`, whole words at a time: a balloon gives back gigabytes.
+  void clear_reported(std::uint64_t first, std::uint64_t end) noexcept {
+    for (; first < end && first % 64 != 0; ++first) clear_reported(Gfn{first});
+    for (; end - first >= 64 && first < end; first += 64) reported_[first / 64] = 0;
+    for (; first < end; ++first) clear_reported(Gfn{first});
+  }
   void clear_reported(Gfn page) noexcept {
     reported_[page.value / 64] &= ~(std::uint64_t{1} << (page.value % 64));
   }

@@ -144,7 +144,7 @@ void UffdGuest::on_remove(std::uint64_t begin, std::uint64_t end) noexcept {
     const std::uint64_t first = (from - r.base + r.offset) / kPageSize;
     const std::uint64_t nb_pages = (to - from) / kPageSize;
     discard_pages(presence_, first, first + nb_pages);
-    for (std::uint64_t i = first; i < first + nb_pages; ++i) clear_reported(Gfn{i});
+    clear_reported(first, first + nb_pages);
     counters_.removed_pages.add(nb_pages);
   }
   // Who waited for one of these pages faults anew, and is then answered with zeros.

@@ -31,7 +31,7 @@ inline Filled filled(int rc, std::int64_t done, std::uint64_t wanted_pages) noex
 }
 
 /// Takes in events without waiting, though the guest may clear the O_NONBLOCK that we share with
-/// it. Before Linux 6.8 that cannot be had: there a guest that does so stops us.
+/// it. Before Linux 6.10 that cannot be had: there a guest that does so stops us.
 /// @return bytes, whole messages; or as read(2)
 inline ssize_t read(int fd, std::span<uffd_msg> messages) noexcept {
   const iovec part{messages.data(), messages.size_bytes()};

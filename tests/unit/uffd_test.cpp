@@ -200,7 +200,7 @@ TEST_F(UffdTest, AGuestThatMakesTheUserfaultfdBlockingDoesNotStopMemtap) {
   if (uffd::read(memory.fd(), message) < 0 && errno != EAGAIN) FAIL() << std::strerror(errno);
   const iovec part{message.data(), sizeof message};
   if (preadv2(memory.fd(), &part, 1, -1, RWF_NOWAIT) < 0 && errno == EOPNOTSUPP)
-    GTEST_SKIP() << "this kernel (before Linux 6.8) has no RWF_NOWAIT for userfaultfd";
+    GTEST_SKIP() << "this kernel (before Linux 6.10) has no RWF_NOWAIT for userfaultfd";
   ASSERT_EQ(fcntl(memory.fd(), F_SETFL, 0), 0);
   std::array<Gfn, 1> faults;
   EXPECT_EQ(guest->poll_faults(faults), 0U);
