@@ -96,7 +96,7 @@ class XenCalls {
   /// @return EBUSY: touched since it was nominated
   virtual int paging_evict(DomId domain, Gfn page) noexcept = 0;
   /// @param bytes  a page, on a page boundary
-  /// @return ENOENT: it is not evicted; ENOMEM: the host is short of memory; EINVAL: no boundary
+  /// @return ENOENT: it is not evicted; ENOMEM: the host is short of memory
   virtual int paging_load(DomId domain, Gfn page, const std::byte* bytes) noexcept = 0;
   virtual int bind(DomId domain, std::uint32_t port, std::unique_ptr<EventPort>& out) noexcept = 0;
 
