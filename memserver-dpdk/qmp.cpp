@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <string_view>
 #include <utility>
 
@@ -21,25 +20,6 @@ constexpr std::size_t kMaxLineBytes = std::size_t{16} << 20U;  // query-qmp-sche
 std::string reason_in(const Qmp::Json& error) {
   const auto found = error.is_object() ? error.find("desc") : error.end();
   return found != error.end() && found->is_string() ? found->get<std::string>() : "no reason given";
-}
-
-/// send(2), with a descriptor if it is not -1.
-ssize_t send_with_fd(int socket, std::string_view text, int fd) {
-  iovec iov{const_cast<char*>(text.data()), text.size()};  // sendmsg only reads
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof fd)> control{};
-  msghdr message{};
-  message.msg_iov = &iov;
-  message.msg_iovlen = 1;
-  if (fd >= 0) {
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof fd);
-    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  }
-  return sendmsg(socket, &message, MSG_NOSIGNAL);
 }
 
 }  // namespace
@@ -88,8 +68,9 @@ Result<Qmp::Json> Qmp::execute(const std::string& command, Json arguments, int f
 Result<void> Qmp::send(const Json& message, int fd) {
   const std::string text = message.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
   for (std::size_t done = 0; done < text.size();) {
-    const ssize_t n =
-        send_with_fd(socket_.get(), std::string_view{text}.substr(done), done == 0 ? fd : -1);
+    const bool with_fd = done == 0 && fd >= 0;
+    const ssize_t n = send_with_fds(socket_.get(), std::string_view{text}.substr(done),
+                                    {&fd, with_fd ? std::size_t{1} : 0});
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return fail(errno, fmt::format("send to QEMU on {}", path_));
     done += static_cast<std::size_t>(n);

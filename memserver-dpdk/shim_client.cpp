@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -48,17 +47,9 @@ Result<Answer> receive(int socket) {
   Answer answer;
   for (;;) {
     std::array<char, 4096> piece;
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * (1 + kMaxRegions))> control;
-    iovec iov{piece.data(), piece.size()};
-    msghdr message{};
-    message.msg_iov = &iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    const ssize_t n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+    const ssize_t n = receive_with_fds<1 + kMaxRegions>(socket, piece, answer.fds).nb_bytes;
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return fail(errno, "receive from the shim");
-    adopt_fds(message, answer.fds);
     if (n == 0) return fail(EPROTO, "the shim closed before its answer was whole");
     answer.text.append(piece.data(), static_cast<std::size_t>(n));
     if (Json::accept(answer.text)) return answer;

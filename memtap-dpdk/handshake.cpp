@@ -6,7 +6,6 @@
 
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include <fmt/format.h>
@@ -68,19 +67,11 @@ Result<bool> PendingHandshake::receive() {
   constexpr int kMaxPieces = 8;  // a slow sender gets its next turn with the next poll
   for (int i = 0; i < kMaxPieces; ++i) {
     std::array<char, 4096> piece;
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kControlFds)> control;
-    iovec iov{piece.data(), piece.size()};
-    msghdr message{};
-    message.msg_iov = &iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    fds_.reserve(fds_.size() + kControlFds);
-    const ssize_t n = recvmsg(peer_.socket.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    const auto [n, fds_lost] =
+        receive_with_fds<kControlFds>(peer_.socket.get(), piece, fds_, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return false;
     if (n < 0) return fail(errno, fmt::format("handshake: recvmsg from process {}", peer_.pid));
-    adopt_fds(message, fds_);
-    if (fds_.size() > kMaxHandshakeFds || (message.msg_flags & MSG_CTRUNC) != 0)
+    if (fds_.size() > kMaxHandshakeFds || fds_lost)
       return fail(EPROTO, fmt::format("handshake: process {} sent more than {} descriptors",
                                       peer_.pid, kMaxHandshakeFds));
     if (n == 0)

@@ -6,7 +6,6 @@
 
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <thread>
 
 #include <fmt/format.h>
@@ -44,20 +43,8 @@ std::string message_of(const GuestMemory& memory, HandshakeForm form) {
 }
 
 Result<void> send_message(int socket, const std::string& bytes, std::span<const int> fds) {
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(2 * sizeof(int))> control{};
-  iovec iov{const_cast<char*>(bytes.data()), bytes.size()};
-  msghdr message{};
-  message.msg_iov = &iov;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = CMSG_SPACE(fds.size_bytes());
-  cmsghdr* c = CMSG_FIRSTHDR(&message);
-  c->cmsg_level = SOL_SOCKET;
-  c->cmsg_type = SCM_RIGHTS;
-  c->cmsg_len = CMSG_LEN(fds.size_bytes());
-  std::memcpy(CMSG_DATA(c), fds.data(), fds.size_bytes());
   // A message of this size fits the buffer of a fresh socket: it goes whole or not at all.
-  if (sendmsg(socket, &message, MSG_NOSIGNAL) != static_cast<ssize_t>(bytes.size()))
+  if (send_with_fds(socket, bytes, fds) != static_cast<ssize_t>(bytes.size()))
     return fail(errno, "sendmsg of the handshake");
   return {};
 }

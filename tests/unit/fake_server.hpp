@@ -5,6 +5,7 @@
 #include <functional>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "tests/unit/guest_peer.hpp"
 
@@ -37,21 +38,13 @@ class FakeServer {
     return send(peer_.get(), text.data(), text.size(), MSG_NOSIGNAL) ==
            static_cast<ssize_t>(text.size());
   }
-  /// What comes next, and the descriptor that came with it or -1. Waits for it.
-  std::pair<std::string, int> hear() {
+  /// What comes next, and the descriptor that came with it, if one did. Waits for it.
+  std::pair<std::string, UniqueFd> hear() {
     std::array<char, 4096> text{};
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-    iovec iov{text.data(), text.size()};
-    msghdr message{};
-    message.msg_iov = &iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    const ssize_t n = recvmsg(peer_.get(), &message, MSG_CMSG_CLOEXEC);
-    int fd = -1;
-    if (const cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr)
-      std::memcpy(&fd, CMSG_DATA(c), sizeof fd);
-    return {{text.data(), static_cast<std::size_t>(std::max<ssize_t>(n, 0))}, fd};
+    std::vector<UniqueFd> fds;
+    const ssize_t n = receive_with_fds<1>(peer_.get(), text, fds).nb_bytes;
+    std::string heard{text.data(), static_cast<std::size_t>(std::max<ssize_t>(n, 0))};
+    return {std::move(heard), fds.empty() ? UniqueFd{} : std::move(fds.front())};
   }
 
  private:

@@ -22,6 +22,7 @@
 
 #include "fabric/base/frame_number.hpp"
 #include "fabric/base/unique_fd.hpp"
+#include "fabric/base/unix_socket.hpp"
 
 /// The guest's end of the handshake, for tests.
 namespace snowfabric::testing {
@@ -94,23 +95,9 @@ inline UniqueFd connect_to(const std::string& path) {
   return fd;
 }
 
-/// One sendmsg with up to 16 descriptors.
+/// Whether all of it was sent.
 inline bool send_with_fds(int socket, std::string_view bytes, std::span<const int> fds) {
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * 16)> control{};
-  iovec iov{const_cast<char*>(bytes.data()), bytes.size()};
-  msghdr message{};
-  message.msg_iov = &iov;
-  message.msg_iovlen = 1;
-  if (!fds.empty()) {
-    message.msg_control = control.data();
-    message.msg_controllen = CMSG_SPACE(fds.size_bytes());
-    cmsghdr* c = CMSG_FIRSTHDR(&message);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(fds.size_bytes());
-    std::memcpy(CMSG_DATA(c), fds.data(), fds.size_bytes());
-  }
-  return sendmsg(socket, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
+  return snowfabric::send_with_fds(socket, bytes, fds) == static_cast<ssize_t>(bytes.size());
 }
 
 inline bool send_with_fds(int socket, std::string_view bytes, std::initializer_list<int> fds) {

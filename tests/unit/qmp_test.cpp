@@ -48,7 +48,7 @@ TEST(Qmp, ACommandsAnswerIsReturnedAndEventsBeforeItArePassedOver) {
     const Qmp::Json command = json_of(text);
     EXPECT_EQ(command["execute"], "query-name");
     EXPECT_EQ(command["arguments"]["a"], 1);
-    EXPECT_EQ(fd, -1);
+    EXPECT_EQ(fd.get(), -1);
     q.say("{\"event\": \"STOP\"}\n{\"event\": \"RESUME\"}\n{\"return\": ");
     q.say("{\"name\": \"vm\"}}\n");
   }};
@@ -64,11 +64,10 @@ TEST(Qmp, ADescriptorGoesWithItsCommand) {
   FakeServer qemu{[](FakeServer& q) {
     greet(q);
     const auto [text, fd] = q.hear();
-    EXPECT_GE(fd, 0);
+    EXPECT_GE(fd.get(), 0);
     struct stat st{};
-    EXPECT_EQ(fstat(fd, &st), 0);
+    EXPECT_EQ(fstat(fd.get(), &st), 0);
     EXPECT_TRUE(S_ISFIFO(st.st_mode));
-    close(fd);
     q.say("{\"return\": {}}\n");
   }};
   auto qmp = Qmp::connect(qemu.path());
