@@ -17,10 +17,6 @@ void say(const UniqueFd& requester, std::string_view line) {
   send(requester.get(), line.data(), line.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
-std::size_t nb_missing(const ProcessGuest& guest) noexcept {
-  return guest.presence().count(PageState::kAbsent);
-}
-
 }  // namespace
 
 void Completions::begin(CompletionRequest request, const Guests& guests, Host& host) {
@@ -44,14 +40,14 @@ void Completions::step(const Host& host, bool server_lives, Nanos now) {
       say(requester, "{\"error\": \"the memserver that has the rest of its memory is silent\"}\n");
       return true;
     } else if (reports) {
-      say(requester, fmt::format("{{\"missing\": {}}}\n", nb_missing(*guest)));
+      say(requester, fmt::format("{{\"missing\": {}}}\n", guest->nb_missing()));
     }
     return false;
   });
 }
 
 void Completions::on_gone(const ProcessGuest& guest) {
-  const std::size_t nb_left = nb_missing(guest);
+  const std::size_t nb_left = guest.nb_missing();
   std::erase_if(completions_, [&](const Completion& completion) {
     if (completion.guest != &guest) return false;
     if (nb_left == 0) {

@@ -51,12 +51,6 @@ constexpr Nanos kGatherTime{std::chrono::seconds{2}};
 /// measured beside a busy guest. 0 without a descriptor: such a memserver has scanned already.
 double scan_time_s(const TapImage& image) { return static_cast<double>(image.nb_pages) * 20e-6; }
 
-bool complete(const ProcessGuest& guest) {
-  for (std::uint64_t p = 0; p < guest.presence().nb_pages(); ++p)
-    if (guest.presence().absent(Gfn{p})) return false;
-  return true;
-}
-
 }  // namespace
 
 GuestControl::GuestControl(const TapOptions& options, const TapImage& image, ClientEngine& engine,
@@ -67,7 +61,7 @@ void GuestControl::shut_down() {
   if (!listener_) return;
   keep_house();
   for (const auto& guest : listener_->guests()) {
-    if (guest->gone() || guest->survives_memtap() || complete(*guest)) continue;
+    if (guest->gone() || guest->survives_memtap() || guest->nb_missing() == 0) continue;
     spdlog::warn("guest {} (process {}) is killed: its memory is not complete", guest->id(),
                  guest->pid());
     guest->kill();

@@ -33,6 +33,10 @@ class ProcessGuest : public GuestAdapter {
   /// Whether these pages, all in one region, come to the process by its userfaultfd.
   [[nodiscard]] virtual bool maps(PageRange) const noexcept { return false; }
 
+  /// Pages that it neither has nor has claimed. Walks the whole bitmap.
+  [[nodiscard]] std::size_t nb_missing() const noexcept {
+    return presence_.count(PageState::kAbsent);
+  }
   /// Lets go of a guest that has all its memory, which is then gone(). One that ends by itself
   /// does so soon.
   virtual void release() noexcept {}
