@@ -144,9 +144,14 @@ def make_root(folder):
     return root
 
 
-def write_init(root, text):
-    (root / "init").write_text(text)
-    (root / "init").chmod(0o755)
+def write_init(root, text, modules=(), path="init"):
+    """Makes the first program. "{modules}" in its text becomes the files that it finds in /modules, in load order."""
+    if modules:
+        (root / "modules").mkdir()
+    for module in modules:
+        shutil.copy2(module, root / "modules" / module.name)
+    (root / path).write_text(text.replace("{modules}", " ".join(module.name for module in modules)))
+    (root / path).chmod(0o755)
 
 
 def pack(root, out):
@@ -167,8 +172,5 @@ def make_agent_initramfs(kernel, agent, out):
         root = make_root(tmp)
         shutil.copy2(agent, root / "bin" / "sf-agent")
         (root / "bin" / "sf-clone").symlink_to("sf-agent")
-        (root / "modules").mkdir()
-        for module in modules:
-            shutil.copy2(module, root / "modules" / module.name)
-        write_init(root, INIT.replace("{modules}", " ".join(module.name for module in modules)))
+        write_init(root, INIT, modules)
         return pack(root, pathlib.Path(out))

@@ -205,18 +205,6 @@ def unpacked(kernel):
     return lzma.LZMADecompressor().decompress(data[at:])
 
 
-def initramfs(kernel, modules, init, out, files=()):
-    with tempfile.TemporaryDirectory() as tmp:
-        root = bootlib.make_root(tmp)
-        (root / "modules").mkdir()
-        for file in modules:
-            shutil.copy2(file, root / "modules" / file.name)
-        for file in files:
-            shutil.copy2(file, root / "bin" / file.name)
-        bootlib.write_init(root, init.replace("{modules}", " ".join(file.name for file in modules)))
-        return bootlib.pack(root, out)
-
-
 def dom0():
     """A folder with vmlinuz, initrd.img and disk.ext4 of a PV dom0."""
     kernel = fetch_kernel()
@@ -226,7 +214,10 @@ def dom0():
             return target
         part.mkdir()
         shutil.copy2(bootlib.vmlinuz(kernel), part / "vmlinuz")
-        initramfs(kernel, bootlib.module_files(kernel, BOOT_MODULES), BOOT_INIT, part / "initrd.img")
+        with tempfile.TemporaryDirectory() as tmp:
+            root = bootlib.make_root(tmp)
+            bootlib.write_init(root, BOOT_INIT, bootlib.module_files(kernel, BOOT_MODULES))
+            bootlib.pack(root, part / "initrd.img")
         with step("make the disk of dom0"):
             make_dom0_disk(kernel, part / "disk.ext4")
     return target
@@ -239,13 +230,8 @@ def make_dom0_disk(kernel, out):
         run(["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, root, mirror()])
         for leftover in glob.glob(f"{root}/var/cache/apt/archives/*.deb") + glob.glob(f"{root}/etc/apt/sources.list*"):
             shutil.rmtree(leftover) if os.path.isdir(leftover) else os.unlink(leftover)
-        modules = bootlib.module_files(kernel, DOM0_MODULES)
-        (root / "modules").mkdir()
-        for file in modules:
-            shutil.copy2(file, root / "modules" / file.name)
-        init = DOM0_INIT.replace("{release}", XEN_RELEASE).replace("{modules}", " ".join(file.name for file in modules))
-        (root / "sbin/testbed-init").write_text(init)
-        (root / "sbin/testbed-init").chmod(0o755)
+        bootlib.write_init(root, DOM0_INIT.replace("{release}", XEN_RELEASE),
+                           bootlib.module_files(kernel, DOM0_MODULES), "sbin/testbed-init")
         with open(out, "wb") as disk:
             disk.truncate(DOM0_MB << 20)
         run(["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", root, out])
