@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A real Xen with its dom0 inside QEMU, for one job: a script that runs in dom0."""
 import ctypes
-import os
 import pathlib
 import re
 import shutil
@@ -20,6 +19,7 @@ CPU = "EPYC,+svm,+npt,-smap,-monitor,-rdtscp"
 XEN_ARGS = ("console=com1 com1=115200,8n1 dom0_mem={mb}M,max:{mb}M dom0_max_vcpus=1 dom0_vcpus_pin cpuidle=0 bootscrub=0 "
             "loglvl=all guest_loglvl=all")
 NO_RESULT = 125
+OWN_FILES = ("job", "job.seconds", "job.out", "job.status", "job.status.new", "logs")  # on /host, when the job runs
 READY = "testbed: dom0 is ready"
 GUEST_CONFIG = """name = "{name}"
 type = "pvh"
@@ -43,12 +43,11 @@ class Bed:
 
     def __init__(self):
         self.hypervisor, self.dom0, self.guest = xenbuild.hypervisor(), xenbuild.dom0(), xenbuild.guest()
-        # In the cache, so that large files can be links.
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="run-", dir=xenbuild.cache()))
         self.host, self.console = self.dir / "host", self.dir / "console.log"
         self.host.mkdir()
         for name in ("vmlinux", "initrd.img"):
-            os.link(self.guest / name, self.host / name)
+            shutil.copy2(self.guest / name, self.host / name)  # no link: dom0 may write to it
         self.add_guest("guest")
 
     def __enter__(self):
@@ -64,6 +63,8 @@ class Bed:
 
     def add_file(self, path):
         path = pathlib.Path(path)
+        if path.name in OWN_FILES or (self.host / path.name).exists():
+            raise VmError(f"{path}: on /host there is a {path.name} already: rename it")
         try:
             shutil.copy2(path, self.host / path.name)
         except OSError as error:
