@@ -115,7 +115,9 @@ bool known(SectionType type) {
   switch (type) {
     case SectionType::kQemuConfig:
     case SectionType::kQemuRamHeader:
-    case SectionType::kQemuDevices: return true;
+    case SectionType::kQemuDevices:
+    case SectionType::kXenContext:
+    case SectionType::kXenDomain: return true;
   }
   return false;
 }

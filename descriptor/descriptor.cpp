@@ -329,6 +329,10 @@ const Section* Descriptor::find(SectionType type) const noexcept {
   return it == sections.end() ? nullptr : &*it;
 }
 
+std::string image_name(std::uint64_t image_id, std::uint32_t epoch) {
+  return fmt::format("{:016x}-{}", image_id, epoch);
+}
+
 Result<std::vector<std::byte>> encode(const Descriptor& descriptor) try {
   if (auto ok = check_bounds(descriptor, EINVAL); !ok) return std::unexpected(ok.error());
   return seal(to_message(descriptor));

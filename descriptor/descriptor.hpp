@@ -36,6 +36,8 @@ enum class SectionType : std::uint32_t {
   kQemuConfig = 1,     ///< CONFIGURATION of the migration stream
   kQemuRamHeader = 2,  ///< the "ram" section's start, which lists the blocks
   kQemuDevices = 3,    ///< the device sections, from the first SECTION_FULL to before the EOF byte
+  kXenContext = 4,     ///< the HVM save record of a Xen domain
+  kXenDomain = 5,      ///< what else its clones need: message XenDomain of descriptor.proto
 };
 inline constexpr std::uint32_t kOptionalSection = 0x8000'0000;  ///< bit of SectionType
 
@@ -88,6 +90,9 @@ struct Descriptor {
   [[nodiscard]] const Section* find(SectionType type) const noexcept;
   bool operator==(const Descriptor&) const = default;
 };
+
+/// What guests call an image when they come to memtap: its id and the epoch.
+[[nodiscard]] std::string image_name(std::uint64_t image_id, std::uint32_t epoch);
 
 /// @return the bytes of the file; EINVAL: the named field is outside the bounds above; EFBIG: the
 ///         whole is; ENOTSUP: a section of unknown type that is not optional; ENOMEM

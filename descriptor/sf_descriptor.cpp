@@ -26,6 +26,8 @@ const char* name_of(SectionType type) {
     case SectionType::kQemuConfig: return "qemu-config";
     case SectionType::kQemuRamHeader: return "qemu-ram-header";
     case SectionType::kQemuDevices: return "qemu-devices";
+    case SectionType::kXenContext: return "xen-context";
+    case SectionType::kXenDomain: return "xen-domain";
   }
   return "unknown";
 }

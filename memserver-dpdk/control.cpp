@@ -56,7 +56,7 @@ std::string info_json(const ServerOptions& options, const Frozen& frozen, const 
   json["mtu"] = port.mtu_bytes();
   json["nb_fragments"] = port.nb_fragments();
   json["tx_mode"] = to_string(mode);
-  if (!options.qemu.empty()) json["descriptor"] = options.descriptor_file;
+  if (has_parent(options)) json["descriptor"] = options.descriptor_file;
   for (const auto& [name, value] : frozen.freeze) json["freeze"][name] = value;
   return json.dump(2) + "\n";
 }
@@ -160,8 +160,11 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
   cli.add_option("IMAGE", options.images, "raw memory images to serve");
   cli.add_option("--qemu", options.qemu,
                  "freeze the running QEMU behind this QMP socket and serve its memory");
+  cli.add_option("--xen", options.xen,
+                 "freeze the running Xen domain of this name or number, in its dom0, and serve its "
+                 "memory");
   cli.add_option("--descriptor", options.descriptor_file,
-                 "with --qemu: write the descriptor that clones start from there");
+                 "with --qemu or --xen: write the descriptor that clones start from there");
   cli.add_option("--free-pages", options.free_pages,
                  "with --qemu: ask at this socket which pages are free, and leave them out");
   cli.add_option("--memtap", options.memtap,
@@ -170,8 +173,8 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
   cli.add_flag("--detach", options.detach,
                "with --qemu: copy all of its memory, then let go of it: it can be frozen again");
   cli.add_option("--image-id", options.image_ids,
-                 "hexadecimal id of each image; default: derived from the content, at random with "
-                 "--qemu");
+                 "hexadecimal id of each image; default: derived from the content, of a parent at "
+                 "random");
   cli.add_option("--epoch", options.epoch, "epoch of the images")->capture_default_str();
   cli.add_flag("--push", options.push, "send pages nobody asked for at spare rate");
   cli.add_flag("--copy", options.copy, "never send zero-copy");
@@ -212,14 +215,14 @@ Result<void> serve(const ServerOptions& options) {
   if (auto ok = check_sources(options); !ok) return ok;
   const CpuMask cpus;  // before EAL leaves this thread but one
   Result<Frozen> frozen;
-  if (options.qemu.empty()) frozen = open_files(options);
+  if (!has_parent(options)) frozen = open_files(options);
   if (!frozen) return std::unexpected(frozen.error());
   std::vector<std::unique_ptr<Served>> served;  // before the port, which may hold their memory
   auto datapath = start_datapath(options, "memserver-dpdk", "server", {});
   if (!datapath) return std::unexpected(datapath.error());
   const std::atomic<bool>& stop = stop_on_signals();
   // A parent is frozen when all else is ready: clones wait from that instant on.
-  if (!options.qemu.empty()) frozen = freeze_parent(options, datapath->port.mac(), cpus, stop);
+  if (has_parent(options)) frozen = freeze_parent(options, datapath->port.mac(), cpus, stop);
   if (!frozen && stop) {
     spdlog::warn("stopped before anything was served: {}", frozen.error().what);
     return {};

@@ -23,11 +23,17 @@ struct ServerOptions : AppOptions {
   unsigned max_clients = 4096;  ///< of each image
   std::string info_file;
   std::string qemu;             ///< QMP socket of a parent to freeze instead of serving files
-  std::string descriptor_file;  ///< with `qemu`: where its descriptor is written
+  std::string xen;              ///< a domain of this host to freeze, likewise
+  std::string descriptor_file;  ///< of the parent: where it is written
   std::string free_pages;       ///< with `qemu`: socket of the guest's port for free pages
   std::string memtap;           ///< with `qemu`: socket of the memtap that serves it, a clone
   bool detach = false;          ///< with `qemu`: copy its memory, so that it can be frozen again
 };
+
+/// Whether there is a parent to freeze, instead of files to serve.
+[[nodiscard]] inline bool has_parent(const ServerOptions& options) {
+  return !options.qemu.empty() || !options.xen.empty();
+}
 
 void add_server_options(CLI::App& cli, ServerOptions& options);
 

@@ -13,6 +13,7 @@
 
 #include "fabric/base/parse_number.hpp"
 #include "memserver-dpdk/qemu_parent.hpp"
+#include "memserver-dpdk/xen_parent.hpp"
 
 namespace snowfabric {
 namespace {
@@ -33,12 +34,23 @@ std::uint64_t since(std::chrono::steady_clock::time_point instant) {
       std::chrono::duration_cast<std::chrono::milliseconds>(passed).count());
 }
 
+const std::string& name_of_parent(const ServerOptions& options) {
+  return options.qemu.empty() ? options.xen : options.qemu;
+}
+
 Result<FrozenParent> take_parent(const ServerOptions& options, const std::atomic<bool>& stop) {
   const auto id = image_id_of(options, 0);
   if (!id) return std::unexpected(id.error());
-  spdlog::info("freezing the parent behind {}", options.qemu);
+  const std::uint64_t image_id = id->value_or(random_id());
+  spdlog::info("freezing the parent {}", name_of_parent(options));
+  if (!options.xen.empty())
+    return freeze_xen({.domain = options.xen,
+                       .image_id = image_id,
+                       .epoch = options.epoch,
+                       .progress_fd = STDERR_FILENO},
+                      stop);
   auto parent = freeze_qemu({.qmp_path = options.qemu,
-                             .image_id = id->value_or(random_id()),
+                             .image_id = image_id,
                              .epoch = options.epoch,
                              .progress_fd = STDERR_FILENO,
                              .free_pages_path = options.free_pages,
@@ -58,27 +70,28 @@ UnservedDescriptor::~UnservedDescriptor() {
 }
 
 Result<void> check_sources(const ServerOptions& options) {
-  if (options.qemu.empty()) {
+  if (options.qemu.empty())
+    for (const auto& [given, option] :
+         {std::pair{!options.free_pages.empty(), "--free-pages"},
+          std::pair{!options.memtap.empty(), "--memtap"}, std::pair{options.detach, "--detach"}})
+      if (given) return fail(EINVAL, fmt::format("{} belongs to --qemu", option));
+  if (!has_parent(options)) {
     if (options.images.empty())
-      return fail(EINVAL, "nothing to serve: name image files, or a parent with --qemu");
+      return fail(EINVAL, "nothing to serve: name image files, or a parent with --qemu or --xen");
     if (!options.descriptor_file.empty())
-      return fail(EINVAL, "--descriptor belongs to --qemu: a raw image has no device state");
-    if (!options.free_pages.empty())
-      return fail(EINVAL, "--free-pages belongs to --qemu: nobody can be asked about a raw image");
-    if (!options.memtap.empty())
-      return fail(EINVAL, "--memtap belongs to --qemu: a raw image is no clone");
-    if (options.detach)
-      return fail(EINVAL, "--detach belongs to --qemu: a raw image has no parent");
+      return fail(EINVAL, "--descriptor belongs to --qemu or --xen: a raw image has no state");
     if (!options.image_ids.empty() && options.image_ids.size() != options.images.size())
       return fail(EINVAL, fmt::format("{} images but {} --image-id", options.images.size(),
                                       options.image_ids.size()));
   } else {
     if (!options.images.empty())
-      return fail(EINVAL, "--qemu serves a parent instead of image files: name one or the other");
+      return fail(EINVAL, "a parent is served instead of image files: name one or the other");
+    if (!options.qemu.empty() && !options.xen.empty())
+      return fail(EINVAL, "--qemu and --xen: one memserver freezes one parent");
     if (options.descriptor_file.empty())
-      return fail(EINVAL, "--qemu needs --descriptor FILE: no clone can start without it");
+      return fail(EINVAL, "a parent needs --descriptor FILE: no clone can start without it");
     if (options.image_ids.size() > 1)
-      return fail(EINVAL, "--qemu serves one image: give one --image-id");
+      return fail(EINVAL, "a parent is one image: give one --image-id");
   }
   for (std::size_t i = 0; i < options.image_ids.size(); ++i)
     if (const auto id = image_id_of(options, i); !id) return std::unexpected(id.error());
@@ -124,7 +137,7 @@ Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server
   spdlog::info("image complete after {} ms, {} pages avoided of {} free ones", total_ms,
                parent->nb_avoided_pages, parent->nb_free_pages);
   Frozen frozen{.images = {},
-                .names = {options.qemu},
+                .names = {name_of_parent(options)},
                 .freeze = {{"by_shim", parent->kind == FreezeKind::kShim ? 1 : 0},
                            {"pause_us", static_cast<std::uint64_t>(parent->pause.count())},
                            {"descriptor_ms", descriptor_ms},
@@ -132,6 +145,7 @@ Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server
                            {"avoided_pages", parent->nb_avoided_pages},
                            {"free_pages", parent->nb_free_pages}},
                 .descriptor = std::move(descriptor)};
+  frozen.freeze.insert(frozen.freeze.end(), parent->details.begin(), parent->details.end());
   frozen.images.push_back(std::move(*image));
   return frozen;
 }

@@ -50,7 +50,7 @@ struct Frozen {
 /// Maps and scans every image file, with progress on stderr. Before EAL init, as Image::open.
 [[nodiscard]] Result<Frozen> open_files(const ServerOptions& options);
 
-/// Freezes the parent behind `options.qemu`, writes its descriptor, then scans its memory: memtaps
+/// Freezes the parent that the options name, writes its descriptor, then scans its memory: memtaps
 /// and clones start meanwhile and wait. After EAL init. If it fails there is no descriptor.
 /// @param server  where memtaps find this memserver
 /// @param cpus    for the scan and for the thread that sets pages aside

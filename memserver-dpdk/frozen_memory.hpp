@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "descriptor/qemu_stream.hpp"
@@ -25,8 +26,12 @@ class FrozenMemory {
   [[nodiscard]] static Result<FrozenMemory> take(int channel, std::uint64_t nb_live_pages,
                                                  std::optional<int> progress_fd);
 
+  /// @param sealed  of all pages, in their order; nothing can write it
+  explicit FrozenMemory(UniqueFd sealed) : file_{std::move(sealed)} {}
+
   /// To open it as a file, while this object lives.
   [[nodiscard]] std::string path() const;
+  /// Of a parent whose memory came by take().
   [[nodiscard]] const qemu::State& state() const noexcept { return state_; }
   /// Appends the pages behind the first `nb_live_pages` that came as zeros. Control path.
   void append_zeros(std::uint64_t nb_live_pages, std::vector<PageRange>& out) const;

@@ -227,11 +227,6 @@ Result<Migrated> migrate(Qmp& qmp, std::uint64_t nb_live_pages, std::optional<in
   return Migrated{std::move(*memory), *pause};
 }
 
-std::uint64_t wall_clock_ns() {
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  return static_cast<std::uint64_t>(std::chrono::nanoseconds{now}.count());
-}
-
 FrozenParent complete(FrozenMemory memory, std::shared_ptr<CowMemory> live,
                       const QemuFreezeOptions& options, Descriptor descriptor) {
   std::vector<PageRange> zeros;
@@ -350,20 +345,6 @@ Result<void> complete_first(Qmp& qmp, const QemuFreezeOptions& options,
 }
 
 }  // namespace
-
-std::string_view to_string(FreezeKind kind) noexcept {
-  return kind == FreezeKind::kShim ? "write protection" : "background snapshot";
-}
-
-Result<Image> FrozenParent::open_image(std::optional<int> progress_fd,
-                                       const std::atomic<bool>& stop) const {
-  return Image::open(memory.path(), {.image_id = descriptor.image_id,
-                                     .epoch = descriptor.epoch,
-                                     .progress_fd = progress_fd,
-                                     .live = live,
-                                     .zeros = zeros,
-                                     .stop = &stop});
-}
 
 Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options, const std::atomic<bool>& stop) {
   auto qmp = Qmp::connect(options.qmp_path);

@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 #include <atomic>
-#include <chrono>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
-#include <vector>
 
-#include "descriptor/descriptor.hpp"
 #include "fabric/base/result.hpp"
-#include "memserver-dpdk/cow_memory.hpp"
-#include "memserver-dpdk/frozen_memory.hpp"
-#include "memserver-dpdk/image.hpp"
+#include "memserver-dpdk/frozen_parent.hpp"
 
 namespace snowfabric {
 
@@ -27,32 +20,6 @@ struct QemuFreezeOptions {
   /// Socket of the memtap that serves the parent, if that is a clone itself; empty: it is none, or
   /// has all its memory.
   std::string memtap_path{};
-};
-
-enum class FreezeKind : std::uint8_t {
-  kSnapshot,  ///< QEMU's background snapshot: all memory is taken in first
-  kShim,      ///< write protection by the preload library: memory stays where it is
-};
-[[nodiscard]] std::string_view to_string(FreezeKind kind) noexcept;
-
-/// A parent's memory and state as they were at one instant. The parent runs on.
-struct FrozenParent {
-  FreezeKind kind{};
-  std::string why_no_shim{};          ///< empty, or why the preload library could not be used
-  FrozenMemory memory;                ///< what came by the stream
-  std::shared_ptr<CowMemory> live{};  ///< the first pages, if they stayed in place
-  Descriptor descriptor;              ///< complete but for the memserver's address
-  std::chrono::steady_clock::time_point since{};  ///< when it was stopped
-  std::chrono::microseconds pause{0};             ///< the vCPUs stood still
-  std::vector<PageRange> zeros{};  ///< not read: known to be zero, or avoided; in any order
-  /// Left out because they were free in the guest at the instant, and what the guest called free.
-  std::uint64_t nb_avoided_pages = 0, nb_free_pages = 0;
-  std::string why_none_avoided{};  ///< empty, or why the guest could not be asked
-
-  /// Scans the memory: as Image::open. Nothing can change the image, nor does the parent's death.
-  /// @param stop  ends the scan once it is set
-  [[nodiscard]] Result<Image> open_image(std::optional<int> progress_fd,
-                                         const std::atomic<bool>& stop) const;
 };
 
 /// Freezes a running QEMU: by write protection if it was started with the preload library and that

@@ -160,6 +160,7 @@ void GuestControl::open_listener(Nanos now) {
                                                                            : options_.presence_dir,
                              .image = geometry,
                              .qemu = image_.qemu ? &*image_.qemu : nullptr,
+                             .xen = image_.xen ? &*image_.xen : nullptr,
                              .kept = kept_.get(),
                              .max_guests = options_.max_guests});
   if (!listener) return stop_with(listener.error().errnum, listener.error().what);

@@ -20,6 +20,7 @@
 #include "memtap-dpdk/qemu_guest.hpp"
 #include "memtap-dpdk/qemu_loader.hpp"
 #include "memtap-dpdk/uffd_guest.hpp"
+#include "memtap-dpdk/xen_guest.hpp"
 
 namespace snowfabric {
 namespace {
@@ -209,8 +210,10 @@ void GuestListener::expire(Nanos now, ListenerEvents& events) {
 }
 
 Result<ProcessGuest*> GuestListener::attach(PendingHandshake handshake) {
-  auto guest = handshake.handover() == Handover::kRegions ? make_guest(std::move(handshake))
-                                                          : make_qemu_guest(std::move(handshake));
+  const Handover handover = handshake.handover();
+  auto guest = handover == Handover::kRegions ? make_guest(std::move(handshake))
+               : handover == Handover::kXen   ? make_xen_guest(std::move(handshake))
+                                              : make_qemu_guest(std::move(handshake));
   if (!guest) return std::unexpected(guest.error());
   if (auto ok = watch(**guest); !ok) return std::unexpected(ok.error());
   guests_.push_back(std::move(*guest));
@@ -221,7 +224,7 @@ Result<std::unique_ptr<ProcessGuest>> GuestListener::make_guest(PendingHandshake
   auto attachment = std::move(handshake).finish(config_.image.nb_pages * kPageSize);
   if (!attachment) return std::unexpected(attachment.error());
   if (const auto& mapped = attachment->mapped; mapped)
-    if (auto ok = check_image(*mapped); !ok) return std::unexpected(ok.error());
+    if (auto ok = check_image(mapped->image); !ok) return std::unexpected(ok.error());
   if (auto ok = check_rights(attachment->peer); !ok) return std::unexpected(ok.error());
   auto presence = make_presence();
   if (!presence) return std::unexpected(presence.error());
@@ -249,12 +252,28 @@ Result<std::unique_ptr<ProcessGuest>> GuestListener::make_qemu_guest(PendingHand
                                      *config_.qemu);
 }
 
+Result<std::unique_ptr<ProcessGuest>> GuestListener::make_xen_guest(PendingHandshake handshake) {
+  if (config_.xen == nullptr)
+    return fail(EINVAL,
+                "a Xen domain came, but this memtap serves no clones of one: give it the "
+                "--descriptor of a Xen parent");
+  auto attachment = std::move(handshake).finish_xen();
+  if (!attachment) return std::unexpected(attachment.error());
+  if (auto ok = check_image(attachment->image); !ok) return std::unexpected(ok.error());
+  auto presence = make_presence();
+  if (!presence) return std::unexpected(presence.error());
+  auto guest = XenGuest::adopt(next_id_, std::move(*attachment), std::move(*presence),
+                               *config_.xen->calls, config_.xen->eager);
+  if (!guest) return std::unexpected(guest.error());
+  ++next_id_;
+  return std::move(*guest);
+}
+
 /// A clone whose memtap died looks for the next at the same socket: that may serve another image.
-Result<void> GuestListener::check_image(const MappedFile& file) const {
+Result<void> GuestListener::check_image(const std::string& name) const {
   const std::string ours = image_name(config_.image);
-  if (file.image == ours) return {};
-  return fail(EINVAL,
-              fmt::format("a clone of image {} came, this memtap serves {}", file.image, ours));
+  if (name == ours) return {};
+  return fail(EINVAL, fmt::format("a clone of image {} came, this memtap serves {}", name, ours));
 }
 
 /// Its RAM does not come with its state. Without its preload library it would run on zeros.

@@ -17,6 +17,7 @@ namespace snowfabric {
 
 class KeptImage;
 struct QemuSeed;
+struct XenSeed;
 
 struct ListenerConfig {
   std::string socket_path;  ///< guests connect here; unlinked at close
@@ -24,7 +25,8 @@ struct ListenerConfig {
       presence_dir;  ///< made with mode 0700 if missing; one file a guest, clone-ID.presence
   ImageGeometry image;
   const QemuSeed* qemu =
-      nullptr;  ///< for clones that are QEMUs; borrowed; without it none can come
+      nullptr;                   ///< for clones that are QEMUs; borrowed; without it none can come
+  const XenSeed* xen = nullptr;  ///< for clones that are Xen domains; likewise
   const KeptImage* kept = nullptr;  ///< that guests may map; borrowed
   std::size_t max_guests = 64;
   Nanos handshake_timeout = std::chrono::seconds{5};
@@ -78,8 +80,9 @@ class GuestListener {
   Result<ProcessGuest*> attach(PendingHandshake handshake);
   Result<std::unique_ptr<ProcessGuest>> make_guest(PendingHandshake handshake);
   Result<std::unique_ptr<ProcessGuest>> make_qemu_guest(PendingHandshake handshake);
+  Result<std::unique_ptr<ProcessGuest>> make_xen_guest(PendingHandshake handshake);
   Result<PresenceFile> make_presence();
-  [[nodiscard]] Result<void> check_image(const MappedFile& file) const;
+  [[nodiscard]] Result<void> check_image(const std::string& name) const;
   [[nodiscard]] Result<void> check_ram(pid_t pid) const;
   Result<void> watch(const ProcessGuest& guest);
   void collect_gone(ListenerEvents& events);

@@ -127,6 +127,16 @@ Result<QemuAttachment> PendingHandshake::finish_qemu() && {
   return QemuAttachment{std::move(peer_.socket), std::move(*qemu), *recover};
 }
 
+Result<XenAttachment> PendingHandshake::finish_xen() && {
+  auto request = xen_domain_of(message_);
+  if (!request) return std::unexpected(request.error());
+  if (!fds_.empty())
+    return fail(EPROTO, fmt::format("handshake: process {} sent {} descriptors with a domain",
+                                    peer_.pid, fds_.size()));
+  return XenAttachment{std::move(peer_), xen::DomId{request->domain}, std::move(request->image),
+                       request->recover};
+}
+
 Result<CompletionRequest> PendingHandshake::finish_completion() && {
   const auto guest = guest_to_complete(message_);
   if (!guest) return std::unexpected(guest.error());

@@ -11,6 +11,7 @@
 
 #include "fabric/base/result.hpp"
 #include "fabric/base/unique_fd.hpp"
+#include "xen-glue/xen_calls.hpp"
 
 namespace snowfabric {
 
@@ -40,6 +41,7 @@ enum class Handover : std::uint8_t {
   kPostcopy,  ///< `[{"adapter": "qemu-postcopy"}]`: the migration channel of a QEMU, for its memory
   kPrecopy,   ///< `[{"adapter": "qemu-precopy"}]`: the same for all but its RAM, which comes by
               ///< userfaultfd
+  kXen,       ///< `[{"adapter": "xen", "domain": N, "image": NAME}]`: a domain of this host
   kCompletion,  ///< `[{"complete": PID}]`: nothing, but asks that a guest gets all its memory
 };
 [[nodiscard]] Handover handover_of(std::string_view json) noexcept;
@@ -56,6 +58,19 @@ struct MappedFile {
 /// Without it, it was started with -incoming and waits for its first byte.
 /// @return EINVAL: `recover` is neither true nor false, or the message is no such message
 [[nodiscard]] Result<bool> asks_to_recover(std::string_view json);
+
+/// Domain of kXen, and whether it takes the place of a memtap that died, `"recover": true`: without
+/// it, the domain has never run.
+struct XenDomainRequest {
+  std::uint16_t domain = 0;
+  std::string image;  ///< as image_name()
+  bool recover = false;
+  bool operator==(const XenDomainRequest&) const = default;
+};
+/// @return EINVAL: `domain` is no number of a domain, `image` no text, `recover` neither true nor
+/// false, or the
+///         message is no such message
+[[nodiscard]] Result<XenDomainRequest> xen_domain_of(std::string_view json);
 
 /// Process of kCompletion. @return EINVAL: PID is no process id, or the message is no such message
 [[nodiscard]] Result<pid_t> guest_to_complete(std::string_view json);
@@ -100,6 +115,14 @@ struct QemuAttachment {
   bool recover;        ///< the channel is that of `migrate-recover`: it has pages already
 };
 
+/// A domain handed over by the sf-xen-clone that keeps it.
+struct XenAttachment {
+  Peer peer;
+  xen::DomId domain;
+  std::string image;
+  bool recover;
+};
+
 /// Somebody who waits until a guest has all its memory.
 struct CompletionRequest {
   UniqueFd requester;  ///< gets the answer, see completions.hpp
@@ -126,6 +149,9 @@ class PendingHandshake {
   /// @return EPROTO: no descriptor; ENOTSOCK, EINVAL: it is not a connected unix socket; as
   ///         asks_to_recover; or what the call named reported
   Result<QemuAttachment> finish_qemu() &&;
+
+  /// The same for kXen. @return EPROTO: descriptors came with it; as xen_domain_of
+  Result<XenAttachment> finish_xen() &&;
 
   /// The same for kCompletion. @return as guest_to_complete
   Result<CompletionRequest> finish_completion() &&;

@@ -16,6 +16,9 @@ namespace {
 
 using Json = nlohmann::json;
 
+/// Source: DOMID_FIRST_RESERVED of xen/xen.h.
+constexpr std::uint64_t kFirstReservedDomain = 0x7ff0;
+
 std::unexpected<Error> bad(std::size_t index, std::string_view why) {
   return fail(EINVAL, fmt::format("handshake: region {}: {}", index, why));
 }
@@ -81,7 +84,16 @@ Handover handover_in(const Json& message) {
   const auto adapter = message[0].find("adapter");
   if (adapter == message[0].end() || !adapter->is_string()) return Handover::kRegions;
   if (*adapter == "qemu-postcopy") return Handover::kPostcopy;
+  if (*adapter == "xen") return Handover::kXen;
   return *adapter == "qemu-precopy" ? Handover::kPrecopy : Handover::kRegions;
+}
+
+Result<bool> recovers(const Json& request) {
+  const auto recover = request.find("recover");
+  if (recover == request.end()) return false;
+  if (!recover->is_boolean())
+    return fail(EINVAL, "handshake: recover must be true, for a guest whose memtap died, or false");
+  return recover->get<bool>();
 }
 
 }  // namespace
@@ -123,11 +135,24 @@ Result<bool> asks_to_recover(std::string_view json) {
   const Json array = Json::parse(json, nullptr, false);
   if (handover_in(array) != Handover::kPostcopy)
     return fail(EINVAL, "handshake: not that of a QEMU clone in postcopy");
-  const auto recover = array[0].find("recover");
-  if (recover == array[0].end()) return false;
-  if (!recover->is_boolean())
-    return fail(EINVAL, "handshake: recover must be true, for a QEMU that paused, or false");
-  return recover->get<bool>();
+  return recovers(array[0]);
+}
+
+Result<XenDomainRequest> xen_domain_of(std::string_view json) {
+  const Json array = Json::parse(json, nullptr, false);
+  if (handover_in(array) != Handover::kXen)
+    return fail(EINVAL, "handshake: not that of a Xen domain");
+  const auto domain = array[0].find("domain");
+  const bool is_domain = domain != array[0].end() && domain->is_number_unsigned() &&
+                         domain->get<std::uint64_t>() - 1 < kFirstReservedDomain - 1;
+  if (!is_domain)
+    return fail(EINVAL, "handshake: domain must be the number of a domain other than dom0");
+  const auto recover = recovers(array[0]);
+  if (!recover) return std::unexpected(recover.error());
+  const auto image = array[0].find("image");
+  if (image == array[0].end() || !image->is_string())
+    return fail(EINVAL, "handshake: image must be the name of the clone's image");
+  return XenDomainRequest{domain->get<std::uint16_t>(), image->get<std::string>(), *recover};
 }
 
 Result<pid_t> guest_to_complete(std::string_view json) {

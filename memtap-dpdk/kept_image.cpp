@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include "descriptor/descriptor.hpp"
 #include "memtap-dpdk/uffd_ioctl.hpp"
 
 namespace snowfabric {
@@ -47,7 +48,7 @@ Result<void> seal(int file) {
 }  // namespace
 
 std::string image_name(const ImageGeometry& image) {
-  return fmt::format("{:016x}-{}", image.image_id, image.epoch);
+  return image_name(image.image_id, image.epoch);
 }
 
 Result<std::unique_ptr<KeptImage>> KeptImage::create(const ImageGeometry& image) {

@@ -30,6 +30,11 @@ Result<TapImage> image_of_descriptor(const std::string& path) {
     if (!seed) return std::unexpected(seed.error());
     image.qemu = std::move(*seed);
   }
+  if (descriptor->find(SectionType::kXenDomain) != nullptr) {
+    auto seed = XenSeed::from(*descriptor);
+    if (!seed) return std::unexpected(seed.error());
+    image.xen = std::move(*seed);
+  }
   return image;
 }
 

@@ -9,6 +9,7 @@
 #include "fabric/base/mac.hpp"
 #include "fabric/base/result.hpp"
 #include "memtap-dpdk/qemu_guest.hpp"
+#include "memtap-dpdk/xen_guest.hpp"
 #include "pmd-config/app.hpp"
 
 namespace snowfabric {
@@ -41,6 +42,7 @@ struct TapImage {
   std::optional<MacAddr> server;
   std::uint64_t nb_pages = 0;      ///< 0: the memserver says it
   std::optional<QemuSeed> qemu{};  ///< for clones that are QEMUs
+  std::optional<XenSeed> xen{};    ///< for clones that are Xen domains
   std::vector<PageRange> prefetch{}, working_set{};
   std::vector<PageRange> zeros{};  ///< known to be zero, or to be read as such, before anybody asks
 };

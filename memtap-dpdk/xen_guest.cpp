@@ -5,7 +5,11 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <string>
 #include <utility>
+
+#include "descriptor/xen_state.hpp"
+#include "xen-glue/libxen_calls.hpp"
 
 namespace snowfabric {
 namespace {
@@ -14,45 +18,45 @@ alignas(kPageSize) constexpr std::array<std::byte, kPageSize> kZeros{};
 
 }  // namespace
 
-XenGuest::XenGuest(std::unique_ptr<xen::DomainPager> pager, PresenceFile file, XenSeed seed,
-                   std::vector<Gfn> kept)
-    : pager_{std::move(pager)},
-      file_{std::move(file)},
-      presence_{file_.view()},
-      seed_{std::move(seed)},
-      kept_{std::move(kept)} {
-  // What Xen refused to evict is written through a mapping, which a guest that runs must not see.
-  seed_.eager.insert(seed_.eager.end(), kept_.begin(), kept_.end());
-  std::ranges::sort(seed_.eager);
-  const auto repeated = std::ranges::unique(seed_.eager);
-  seed_.eager.erase(repeated.begin(), repeated.end());
-  const Gfn end{presence_.nb_pages()};
-  seed_.eager.erase(std::ranges::lower_bound(seed_.eager, end), seed_.eager.end());
+Result<XenSeed> XenSeed::from(const Descriptor& descriptor) {
+  auto state = xen::state_of(descriptor);
+  if (!state) return std::unexpected(state.error());
+  auto calls = xen::open_libxen();
+  if (!calls) return std::unexpected(calls.error());
+  return XenSeed{std::move(*calls), std::move(state->eager)};
 }
 
-Result<std::unique_ptr<XenGuest>> XenGuest::adopt(xen::Domain domain, PresenceFile presence,
-                                                  XenSeed seed) {
-  if (const auto ok = domain.set_tsc(seed.tsc); !ok) return std::unexpected(ok.error());
-  auto pager = xen::DomainPager::enable(domain);
+XenGuest::XenGuest(std::uint32_t id, Peer peer, PresenceFile presence,
+                   std::unique_ptr<xen::DomainPager> pager, std::span<const Gfn> eager)
+    : ProcessGuest{id, std::move(peer), std::move(presence)},
+      pager_{std::move(pager)},
+      eager_(eager.begin(), eager.end()) {}
+
+Result<std::unique_ptr<XenGuest>> XenGuest::adopt(std::uint32_t id, XenAttachment attachment,
+                                                  PresenceFile presence, xen::XenCalls& calls,
+                                                  std::span<const Gfn> eager) {
+  const xen::Domain domain{calls, attachment.domain};
+  const auto info = domain.info();
+  if (!info) return std::unexpected(info.error());
+  if (!info->paused)
+    if (const auto ok = domain.pause(); !ok) return std::unexpected(ok.error());
+  auto pager =
+      attachment.recover ? xen::DomainPager::take_over(domain) : xen::DomainPager::enable(domain);
   if (!pager) return std::unexpected(pager.error());
-  std::vector<Gfn> kept;
-  const PageRange all{Gfn{0}, static_cast<std::uint32_t>(presence.view().nb_pages())};
-  if (const auto ok = (*pager)->evict(all, kept); !ok) return std::unexpected(ok.error());
   std::unique_ptr<XenGuest> guest{
-      new XenGuest{std::move(*pager), std::move(presence), std::move(seed), std::move(kept)}};
-  if (guest->seed_.eager.empty() && guest->start() != Install::kDone)
-    return std::unexpected(Error{EIO, std::string{guest->trouble()}});
+      new XenGuest{id, std::move(attachment.peer), std::move(presence), std::move(*pager), eager}};
+  if (guest->eager_.empty() && guest->start() != Install::kDone)
+    return snowfabric::fail(EIO, std::string{guest->trouble()});
   return guest;
 }
 
 // --- from the guest ---------------------------------------------------------------------------
 
 std::size_t XenGuest::poll_faults(std::span<Gfn> out) noexcept {
-  if (gone_) return 0;
+  if (gone()) return 0;
   std::size_t nb_faults = 0;
-  for (; nb_faults < out.size() && nb_eager_reported_ < seed_.eager.size(); ++nb_eager_reported_)
-    if (presence_.absent(seed_.eager[nb_eager_reported_]))
-      out[nb_faults++] = seed_.eager[nb_eager_reported_];
+  for (; nb_faults < out.size() && nb_eager_reported_ < eager_.size(); ++nb_eager_reported_)
+    if (presence_.absent(eager_[nb_eager_reported_])) out[nb_faults++] = eager_[nb_eager_reported_];
   pager_->acknowledge();
   for (xen::DomainPager::Fault fault; nb_faults < out.size();) {
     const auto taken = pager_->take(fault);
@@ -96,13 +100,12 @@ bool XenGuest::on_fault(const xen::DomainPager::Fault& fault) noexcept {
 
 bool XenGuest::waits(Gfn page) const noexcept {
   if (pager_->waits(page)) return true;
-  return !started_ && presence_.absent(page) && std::ranges::binary_search(seed_.eager, page);
+  return is_eager(page) && presence_.absent(page);
 }
 
-void XenGuest::check_alive() noexcept {
-  xen::DomainInfo info;
-  const xen::Domain& domain = pager_->domain();
-  if (domain.calls().info(domain.id(), info) == ESRCH || info.dying) gone_ = true;
+/// Once it runs, no page is.
+bool XenGuest::is_eager(Gfn page) const noexcept {
+  return !started_ && std::ranges::binary_search(eager_, page);
 }
 
 // --- into the guest ---------------------------------------------------------------------------
@@ -115,7 +118,7 @@ Install XenGuest::install_zeros(PageRange pages) noexcept { return fill(pages, n
 
 /// @param bytes  of the pages, or nullptr for zeros
 Install XenGuest::fill(PageRange pages, const std::byte* bytes) noexcept {
-  if (gone_) return Install::kGone;
+  if (gone()) return Install::kGone;
   const std::uint64_t begin = pages.first.value;
   const std::uint64_t end = std::min<std::uint64_t>(begin + pages.nb_pages, presence_.nb_pages());
   Install verdict = Install::kDone;
@@ -126,14 +129,13 @@ Install XenGuest::fill(PageRange pages, const std::byte* bytes) noexcept {
       verdict = put(Gfn{at}, bytes == nullptr ? nullptr : bytes + (at - begin) * kPageSize);
   }
   pager_->notify();
-  if (verdict == Install::kDone && !started_ && nb_eager_in_ == seed_.eager.size())
-    verdict = start();
+  if (verdict == Install::kDone && !started_ && nb_eager_in_ == eager_.size()) verdict = start();
   return verdict;
 }
 
 /// One page, claimed.
 Install XenGuest::put(Gfn page, const std::byte* bytes) noexcept {
-  const int errnum = write(page, bytes == nullptr ? kZeros.data() : bytes);
+  const int errnum = load(page, bytes == nullptr ? kZeros.data() : bytes);
   // ENOENT: it is there, put by the guest itself since its eviction. Xen does not overwrite it.
   if (errnum != 0 && errnum != ENOENT) return give_up(errnum, page);
   presence_.mark_present(page);
@@ -143,18 +145,12 @@ Install XenGuest::put(Gfn page, const std::byte* bytes) noexcept {
     (bytes == nullptr ? counters_.zero_pages : counters_.installed_pages).add(1);
   counters_.install_calls.add(1);
   pager_->answer(page);
-  if (!started_ && std::ranges::binary_search(seed_.eager, page)) ++nb_eager_in_;
+  if (is_eager(page)) ++nb_eager_in_;
   return Install::kDone;
 }
 
 /// @return 0 or errno
-int XenGuest::write(Gfn page, const std::byte* bytes) noexcept {
-  if (std::ranges::binary_search(kept_, page)) {
-    const auto mapped = pager_->domain().map_page(page, xen::Access::kReadWrite);
-    if (!mapped) return mapped.error().errnum;
-    std::memcpy(mapped->page(0).data(), bytes, kPageSize);
-    return 0;
-  }
+int XenGuest::load(Gfn page, const std::byte* bytes) noexcept {
   alignas(kPageSize) std::array<std::byte, kPageSize> aligned;
   if (reinterpret_cast<std::uintptr_t>(bytes) % kPageSize != 0) {
     std::memcpy(aligned.data(), bytes, kPageSize);
@@ -167,7 +163,7 @@ Install XenGuest::give_up(int errnum, Gfn page) noexcept {
   presence_.unclaim(page);
   switch (errnum) {
     case ENOMEM: counters_.no_memory.add(1); return Install::kNoMemory;
-    case ESRCH: gone_ = true; return Install::kGone;
+    case ESRCH: mark_gone(); return Install::kGone;
     default: set_trouble("Xen refused to load a page"); return Install::kFailed;
   }
 }
@@ -175,7 +171,7 @@ Install XenGuest::give_up(int errnum, Gfn page) noexcept {
 /// Of a page that the guest has claimed, or given back: nothing is fetched for it.
 void XenGuest::answer_with_zeros(Gfn page) noexcept {
   const int errnum = pager_->load(page, kZeros.data());
-  if (errnum == ESRCH) gone_ = true;
+  if (errnum == ESRCH) mark_gone();
   if (errnum == 0) counters_.faults_zeroed.add(1);
   // With ENOMEM the vCPU faults again, and that is the retry.
   pager_->answer(page);
@@ -192,17 +188,15 @@ void XenGuest::skip(Gfn page) noexcept {
     pager_->answer(page);
 }
 
-/// Restoring the state reads no guest memory, so it works with nearly all of it evicted.
 Install XenGuest::start() noexcept {
   const xen::Domain& domain = pager_->domain();
-  int errnum = domain.calls().set_context(domain.id(), seed_.context);
-  if (errnum == 0) errnum = domain.calls().unpause(domain.id());
+  const int errnum = domain.calls().unpause(domain.id());
   if (errnum == ESRCH) {
-    gone_ = true;
+    mark_gone();
     return Install::kGone;
   }
   if (errnum != 0) {
-    set_trouble("Xen refused the parent's state, or to let the clone run");
+    set_trouble("Xen refused to let the clone run");
     return Install::kFailed;
   }
   started_ = true;
@@ -212,7 +206,7 @@ Install XenGuest::start() noexcept {
 // --- when all else failed ---------------------------------------------------------------------
 
 FailMeans XenGuest::fail(Gfn page) noexcept {
-  if (gone_) return FailMeans::kGone;
+  if (gone()) return FailMeans::kGone;
   if (!presence_.absent(page)) {
     skip(page);
     pager_->notify();
@@ -225,8 +219,8 @@ FailMeans XenGuest::fail(Gfn page) noexcept {
     errnum = domain.calls().pause(domain.id());
     if (errnum == 0) counters_.pauses.add(1);
   }
-  if (errnum == ESRCH) gone_ = true;
-  if (errnum != 0) return gone_ ? FailMeans::kGone : FailMeans::kRefused;
+  if (errnum == ESRCH) mark_gone();
+  if (errnum != 0) return gone() ? FailMeans::kGone : FailMeans::kRefused;
   pager_->answer(page);
   pager_->notify();
   return FailMeans::kPaused;
@@ -236,13 +230,8 @@ bool XenGuest::kill() noexcept {
   const xen::Domain& domain = pager_->domain();
   const int errnum = domain.calls().destroy(domain.id());
   if (errnum == 0) counters_.kills.add(1);
-  if (errnum == 0 || errnum == ESRCH) gone_ = true;
+  if (errnum == 0 || errnum == ESRCH) mark_gone();
   return errnum == 0;
-}
-
-void XenGuest::set_trouble(std::string_view why) noexcept {
-  counters_.unsupported_events.add(1);
-  if (trouble_.empty()) trouble_ = why;
 }
 
 }  // namespace snowfabric

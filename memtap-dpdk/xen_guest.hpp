@@ -2,34 +2,41 @@
 #pragma once
 #include <cstdint>
 #include <memory>
-#include <string_view>
+#include <span>
 #include <vector>
 
-#include "memtap-dpdk/guest_adapter.hpp"
-#include "memtap-dpdk/presence_file.hpp"
+#include "descriptor/descriptor.hpp"
+#include "memtap-dpdk/handshake.hpp"
+#include "memtap-dpdk/process_guest.hpp"
 #include "xen-glue/domain_pager.hpp"
 
 namespace snowfabric {
 
-/// What a clone domain needs of its parent besides pages.
+/// What every Xen clone of one descriptor needs. Made once.
 struct XenSeed {
-  std::vector<std::byte> context;  ///< HVM save record
-  xen::TscInfo tsc;
-  /// Pages that must be in before the clone runs, since Xen itself touches them and does not ask
-  /// the pager: those that hold the vCPUs' registered vcpu_info.
+  std::unique_ptr<xen::XenCalls> calls;
+  /// Pages that must be in before a clone runs; ascending. See xen::DomainState.
   std::vector<Gfn> eager;
+
+  /// @return as xen::state_of and xen::open_libxen
+  [[nodiscard]] static Result<XenSeed> from(const Descriptor& descriptor);
 };
 
-/// A PVH or HVM domain that starts empty: a shell as large as its parent, created paused, whose
-/// pages are evicted. Its eager pages are reported as the first faults; once they are in, it gets
-/// the parent's state and runs.
-class XenGuest final : public GuestAdapter {
+/// A domain whose pages are evicted: the shell of a clone, which sf-xen-clone made and gave the
+/// parent's state, paused; or one whose memtap died. Its process is the sf-xen-clone that keeps it.
+/// The eager pages are reported as the first faults; once they are in, the domain runs.
+/// A page counts as absent until it was loaded here, so after a memtap's death all are: loading one
+/// that is there does it no harm, for Xen refuses.
+class XenGuest final : public ProcessGuest {
  public:
-  /// Evicts the shell's memory. Control path: takes some 0.1 ms a page.
-  /// @param domain  paused and never run
-  /// @return as DomainPager::enable and evict; or what setting the TSC reported
-  [[nodiscard]] static Result<std::unique_ptr<XenGuest>> adopt(xen::Domain domain,
-                                                               PresenceFile presence, XenSeed seed);
+  /// @param calls  borrowed
+  /// @param eager  ascending; of the descriptor, see xen::DomainState
+  /// @return as DomainPager::enable and take_over
+  [[nodiscard]] static Result<std::unique_ptr<XenGuest>> adopt(std::uint32_t id,
+                                                               XenAttachment attachment,
+                                                               PresenceFile presence,
+                                                               xen::XenCalls& calls,
+                                                               std::span<const Gfn> eager);
 
   std::size_t poll_faults(std::span<Gfn> out) noexcept override;
   Install install(Gfn first, std::span<const std::byte> pages) noexcept override;
@@ -37,42 +44,34 @@ class XenGuest final : public GuestAdapter {
   [[nodiscard]] bool waits(Gfn page) const noexcept override;
   /// Pauses the domain. Who waits asks again when it is unpaused.
   FailMeans fail(Gfn page) noexcept override;
-  /// Destroys the domain.
+  /// Destroys the domain, and so ends its sf-xen-clone.
   bool kill() noexcept override;
-  [[nodiscard]] bool gone() const noexcept override { return gone_; }
-  [[nodiscard]] std::string_view trouble() const noexcept override { return trouble_; }
-  [[nodiscard]] const GuestCounters& counters() const noexcept override { return counters_; }
-  [[nodiscard]] const Presence& presence() const noexcept override { return presence_; }
+  /// Its sf-xen-clone is the one that lives as long as it.
+  [[nodiscard]] bool ends_with_socket() const noexcept override { return true; }
+  /// It stands still until the next memtap takes it up.
+  [[nodiscard]] bool survives_memtap() const noexcept override { return true; }
+  [[nodiscard]] int fault_fd() const noexcept override { return pager_->fd(); }
 
-  /// Whether it has the parent's state, and was let run.
+  /// Whether it was let run.
   [[nodiscard]] bool started() const noexcept { return started_; }
-  /// Readable when poll_faults() has something to do.
-  [[nodiscard]] int fault_fd() const noexcept { return pager_->fd(); }
-  /// Looks whether the domain lives: one that died while it waits for a page shows it nowhere else.
-  void check_alive() noexcept;
 
  private:
-  XenGuest(std::unique_ptr<xen::DomainPager> pager, PresenceFile file, XenSeed seed,
-           std::vector<Gfn> kept);
+  XenGuest(std::uint32_t id, Peer peer, PresenceFile presence,
+           std::unique_ptr<xen::DomainPager> pager, std::span<const Gfn> eager);
   [[nodiscard]] bool on_fault(const xen::DomainPager::Fault& fault) noexcept;
   [[nodiscard]] Install fill(PageRange pages, const std::byte* bytes) noexcept;
   [[nodiscard]] Install put(Gfn page, const std::byte* bytes) noexcept;
-  [[nodiscard]] int write(Gfn page, const std::byte* bytes) noexcept;
+  [[nodiscard]] int load(Gfn page, const std::byte* bytes) noexcept;
   [[nodiscard]] Install give_up(int errnum, Gfn page) noexcept;
   void answer_with_zeros(Gfn page) noexcept;
   void skip(Gfn page) noexcept;
+  [[nodiscard]] bool is_eager(Gfn page) const noexcept;
   [[nodiscard]] Install start() noexcept;
-  void set_trouble(std::string_view why) noexcept;
 
   std::unique_ptr<xen::DomainPager> pager_;
-  PresenceFile file_;
-  Presence presence_;
-  XenSeed seed_;
-  std::vector<Gfn> kept_;  // not evicted; ascending
+  std::vector<Gfn> eager_;
   std::size_t nb_eager_reported_ = 0, nb_eager_in_ = 0;
-  bool started_ = false, gone_ = false;
-  std::string_view trouble_;
-  GuestCounters counters_;
+  bool started_ = false;
 };
 
 }  // namespace snowfabric

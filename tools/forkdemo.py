@@ -26,7 +26,8 @@ def wait_for_clones(family, jobs):
     """Shows how far they are until each has answered."""
     live = tablelib.Live()
     while not all(job.done() for job in jobs):
-        live.show([live_row(family, clone) for clone in sorted(family.clones, key=lambda c: c.identity.id)])
+        rows = [live_row(family, clone) for clone in sorted(family.clones, key=lambda c: c.identity.id)]
+        live.show(tablelib.fork_progress(rows))
         time.sleep(0.2)
     live.end()
     return [job.result() for job in jobs]

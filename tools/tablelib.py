@@ -42,14 +42,9 @@ class Live:
     def __init__(self):
         self.nb_lines = 0
 
-    def show(self, rows):
+    def show(self, lines):
         if not sys.stdout.isatty():
             return
-        lines = [f"{'clone':>5} {'host':>4}  {'state':10} {'pages':>8} {'faults':>8} {'p50 us':>8} {'p99 us':>8} "
-                 f"{'first ms':>9}"]
-        lines += [f"{row['id']:>5} {row['host']:>4}  {row['state']:10} {_cell(row['pages'], 'd'):>8} "
-                  f"{_cell(row['faults'], 'd'):>8} {_cell(row['fault_us_p50'], '.0f'):>8} "
-                  f"{_cell(row['fault_us_p99'], '.0f'):>8} {_cell(row['first_answer_ms'], '.0f'):>9}" for row in rows]
         self.end()
         print("".join(line + "\x1b[K\n" for line in lines), end="", flush=True)
         self.nb_lines = len(lines)
@@ -59,6 +54,33 @@ class Live:
         if self.nb_lines:
             print(f"\x1b[{self.nb_lines}A\x1b[J", end="", flush=True)
         self.nb_lines = 0
+
+
+def fork_progress(rows):
+    lines = [f"{'clone':>5} {'host':>4}  {'state':10} {'pages':>8} {'faults':>8} {'p50 us':>8} {'p99 us':>8} {'first ms':>9}"]
+    return lines + [f"{row['id']:>5} {row['host']:>4}  {row['state']:10} {_cell(row['pages'], 'd'):>8} "
+                    f"{_cell(row['faults'], 'd'):>8} {_cell(row['fault_us_p50'], '.0f'):>8} "
+                    f"{_cell(row['fault_us_p99'], '.0f'):>8} {_cell(row['first_answer_ms'], '.0f'):>9}" for row in rows]
+
+
+def xen_clones(rows):
+    lines = [f"{'clone':10} {'memory':7} {'ticks':>5} {'pages':>7} {'zeros':>7} {'faults':>7} {'p50 us':>8} {'evicted ms':>10} "
+             f"{'runs ms':>8} {'first ms':>9}"]
+    return lines + [f"{row['clone']:10} {'same' if row['checksum_ok'] else 'WRONG' if row['ticks'] else '-':7} "
+                    f"{row['ticks']:>5} {_cell(row['pages'], 'd'):>7} {_cell(row['zero_pages'], 'd'):>7} "
+                    f"{_cell(row['faults'], 'd'):>7} {_cell(row['fault_us_p50'], '.0f'):>8} "
+                    f"{_cell(row['evicted_ms'], 'd'):>10} {_cell(row['running_ms'], 'd'):>8} "
+                    f"{_cell(row['first_run_ms'], 'd'):>9}" for row in rows]
+
+
+def show_xen(table):
+    freeze, parent = table["freeze"], table["parent"]
+    lines = ["", *xen_clones(table["clones"]), "",
+             f"parent: copied in {freeze['copy_us'] / 1e6:.1f} s while it ran, suspended itself in {freeze['suspend_us'] / 1000:.0f} "
+             f"ms, paused for {freeze['pause_us'] / 1000:.0f} ms to copy {freeze['pause_pages']} pages; descriptor of "
+             f"{table['descriptor_bytes']} bytes after {freeze['descriptor_ms']} ms, image after {freeze['total_ms']} ms; runs on, "
+             f"memory {'as it should be' if parent['checksum_ok'] else 'WRONG'} after {parent['ticks']} ticks"]
+    print("\n".join(lines), flush=True)
 
 
 def _median(values):

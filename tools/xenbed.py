@@ -13,9 +13,9 @@ import xenbuild
 from bootlib import VmError
 from vmlib import QEMU
 
-QEMU_MB, DOM0_MB = 1536, 512
+QEMU_MB, DOM0_MB = 2304, 1024
 # Why these: docs/xen.md, What QEMU cannot do.
-CPU = "EPYC,+svm,+npt,-smap,-monitor,-rdtscp"
+CPU = "EPYC,+svm,+npt,-smap,-monitor,-rdtscp,-xsave"
 XEN_ARGS = ("console=com1 com1=115200,8n1 dom0_mem={mb}M,max:{mb}M dom0_max_vcpus=1 dom0_vcpus_pin cpuidle=0 bootscrub=0 "
             "loglvl=all guest_loglvl=all")
 NO_RESULT = 125
@@ -39,9 +39,12 @@ def _die_with_parent():
 
 
 class Bed:
-    """The machine's parts, and a folder that dom0 sees as /host. Use with `with`."""
+    """The machine's parts, and a folder that dom0 sees as /host. Use with `with`.
+    @param net     arguments of QEMU for a network card, which dom0 sees as eth0
+    @param shared  a folder that dom0 sees as /shared, as other machines do"""
 
-    def __init__(self):
+    def __init__(self, net=(), shared=None):
+        self.net, self.shared, self.qemu = net, shared, None
         self.hypervisor, self.dom0, self.guest = xenbuild.hypervisor(), xenbuild.dom0(), xenbuild.guest()
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="run-", dir=xenbuild.cache()))
         self.host, self.console = self.dir / "host", self.dir / "console.log"
@@ -54,6 +57,7 @@ class Bed:
         return self
 
     def __exit__(self, *_):
+        self.stop()
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def add_guest(self, name, mb=256, pattern_mb=64):
@@ -82,35 +86,48 @@ class Bed:
                 "-drive", "file=disk.ext4,if=none,id=root,format=raw,cache=unsafe,snapshot=on",
                 "-device", "virtio-blk-pci,drive=root",
                 "-fsdev", "local,id=host,path=host,security_model=none",
-                "-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]
+                "-device", "virtio-9p-pci,fsdev=host,mount_tag=host", *self.net, *self._shared_args()]
+
+    def _shared_args(self):
+        if self.shared is None:
+            return []
+        return ["-fsdev", f"local,id=shared,path={self.shared},security_model=none",
+                "-device", "virtio-9p-pci,fsdev=shared,mount_tag=shared"]
 
     def run(self, job, seconds):
         """Boots, runs the script in dom0 and powers off. @return its exit status, NO_RESULT if there is none"""
+        self.start(job, seconds)
+        while self.running():
+            time.sleep(0.1)
+        return self.stop()
+
+    def start(self, job, seconds):
+        """Boots, for running() and stop()."""
         shutil.copy2(job, self.host / "job")
         (self.host / "job.seconds").write_text(str(seconds))
-        deadline, began = time.monotonic() + seconds + 120, time.monotonic()  # boot and end
-        qemu = subprocess.Popen(self._qemu(), cwd=self.dir, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_die_with_parent)
-        try:
-            self._watch(qemu, began, deadline)
-        finally:
-            qemu.kill()
-            said = qemu.communicate()[1].decode(errors="replace").splitlines()
-        for line in said:
-            if "TCG doesn't support requested feature" not in line:  # of an EPYC, and asked for by no one
-                xenbuild.say(line)
+        self.began, self.ready = time.monotonic(), False
+        self.deadline = self.began + seconds + 120  # boot and end
+        self.qemu = subprocess.Popen(self._qemu(), cwd=self.dir, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_die_with_parent)
+
+    def running(self):
+        """Whether the job has more to do."""
+        if not self.ready and READY in self.console_text():
+            self.ready = True
+            xenbuild.say(f"dom0 is ready after {time.monotonic() - self.began:.0f} s")
+        return (self.qemu.poll() is None and time.monotonic() < self.deadline
+                and not (self.host / "job.status").exists())
+
+    def stop(self):
+        """Powers off. @return the job's exit status, NO_RESULT if there is none"""
+        if self.qemu is not None:
+            self.qemu.kill()
+            for line in self.qemu.communicate()[1].decode(errors="replace").splitlines():
+                if "TCG doesn't support requested feature" not in line:  # of an EPYC, and asked for by no one
+                    xenbuild.say(line)
+            self.qemu = None
         status = self.host / "job.status"
         return int(status.read_text()) if status.exists() else NO_RESULT
-
-    def _watch(self, qemu, began, deadline):
-        ready = False
-        while qemu.poll() is None and time.monotonic() < deadline:
-            if not ready and READY in self.console_text():
-                ready = True
-                xenbuild.say(f"dom0 is ready after {time.monotonic() - began:.0f} s")
-            if (self.host / "job.status").exists():
-                return
-            time.sleep(0.1)
 
     def console_text(self):
         return self.console.read_text(errors="replace") if self.console.exists() else ""

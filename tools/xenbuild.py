@@ -20,7 +20,10 @@ from bootlib import VmError, run
 XEN_RELEASE = "4.17"
 SUITE = "bookworm"
 KERNEL_META = "linux-image-amd64"  # the cloud kernel cannot be a dom0
-PACKAGES = ("kmod", "iproute2", "procps", "xenstore-utils", f"xen-utils-{XEN_RELEASE}", "xen-utils-common")
+# In dom0: Xen's tools, and what our programs are linked with and load.
+PACKAGES = ("kmod", "iproute2", "procps", "python3", "xenstore-utils", f"xen-utils-{XEN_RELEASE}", "xen-utils-common",
+            "libfmt9", "libspdlog1.10", "libisal2", "libprotobuf-lite32", "libtbb12", "libtomlplusplus3",
+            "librte-bus-vdev23", "librte-mempool-ring23", "librte-net-af-packet23", "librte-telemetry23")
 HYPERVISOR_CONFIG = """CONFIG_UNSUPPORTED=y
 CONFIG_EXPERT=y
 CONFIG_MEM_PAGING=y
@@ -48,10 +51,12 @@ DOM0_INIT = """#!/bin/bash
 export PATH=/sbin:/usr/sbin:/bin:/usr/bin:/usr/lib/xen-{release}/bin HOME=/root TERM=vt100 LC_ALL=C
 mkdir -p /host /dev/pts /var/log/xen /var/lib/xen /var/lib/xenstored
 mount -t devpts devpts /dev/pts; mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /run
+mkdir -p /dev/shm /shared; mount -t tmpfs tmpfs /dev/shm
 mkdir -p /run/xen /run/xenstored /run/lock
 for module in {modules}; do insmod "/modules/$module" || echo "testbed: cannot load $module"; done
 mount -t xenfs xenfs /proc/xen
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 host /host || echo "testbed: no /host"
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 shared /shared 2>/dev/null  # if there are other hosts
 ip link set lo up
 xenstored --pid-file /run/xen/xenstored.pid
 for i in $(seq 100); do xenstore-read -s / >/dev/null 2>&1 && break; sleep 0.1; done

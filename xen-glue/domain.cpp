@@ -1,17 +1,26 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "xen-glue/domain.hpp"
 
-#include <algorithm>
 #include <cerrno>
-#include <cstring>
+#include <limits>
 
 #include <fmt/format.h>
+
+#include "fabric/base/parse_number.hpp"
 
 namespace snowfabric::xen {
 namespace {
 
-/// No frame there; of a frame that was never populated, Xen says so in two ways.
-bool is_missing(int errnum) noexcept { return errnum == EINVAL || errnum == ENOENT; }
+std::string path_of(DomId domain, std::string_view node) {
+  return fmt::format("/local/domain/{}/{}", static_cast<std::uint16_t>(domain), node);
+}
+
+Result<std::uint16_t> number_of(std::string_view text) {
+  const auto number = parse_number(text, 10);
+  if (!number || *number > std::numeric_limits<std::uint16_t>::max())
+    return fail(EINVAL, fmt::format("{}: not the number of a domain", text));
+  return static_cast<std::uint16_t>(*number);
+}
 
 }  // namespace
 
@@ -68,6 +77,19 @@ Result<void> Domain::populate(std::span<const Gfn> pages) const {
   return checked(calls_->populate(id_, pages), "populate", pages.front());
 }
 
+Result<std::string> Domain::store_read(std::string_view node) const {
+  const std::string path = path_of(id_, node);
+  std::string value;
+  if (const int errnum = calls_->store_read(path, value)) return fail(errnum, "read " + path);
+  return value;
+}
+
+Result<void> Domain::store_write(std::string_view node, const std::string& value) const {
+  const std::string path = path_of(id_, node);
+  if (const int errnum = calls_->store_write(path, value)) return fail(errnum, "write " + path);
+  return {};
+}
+
 Result<ForeignPages> Domain::map(std::span<const Gfn> pages, Access access) const {
   std::vector<int> errors(pages.size());
   std::byte* first = nullptr;
@@ -85,24 +107,19 @@ Result<ForeignPages> Domain::map_page(Gfn page, Access access) const {
   return mapped;
 }
 
-Result<void> Domain::read(std::span<const Gfn> pages, std::span<std::byte> out,
-                          std::vector<Gfn>& missing) const {
-  while (!pages.empty()) {
-    const auto burst = pages.first(std::min(pages.size(), kMapBurstPages));
-    const auto mapped = map(burst, Access::kRead);
-    if (!mapped) return std::unexpected(mapped.error());
-    for (std::size_t i = 0; i < burst.size(); ++i) {
-      if (mapped->error(i) == 0)
-        std::memcpy(out.data() + i * kPageSize, mapped->page(i).data(), kPageSize);
-      else if (is_missing(mapped->error(i)))
-        missing.push_back(burst[i]);
-      else
-        return checked(mapped->error(i), "map", burst[i]);
-    }
-    pages = pages.subspan(burst.size());
-    out = out.subspan(burst.size() * kPageSize);
+Result<Domain> find_domain(XenCalls& calls, const std::string& name) {
+  if (const auto number = number_of(name)) return Domain{calls, DomId{*number}};
+  constexpr const char* kAll = "/local/domain";
+  std::vector<std::string> numbers;
+  if (const int errnum = calls.store_list(kAll, numbers))
+    return fail(errnum, fmt::format("list {}", kAll));
+  for (const std::string& text : numbers) {
+    const auto number = number_of(text);
+    if (!number) continue;
+    const Domain domain{calls, DomId{*number}};
+    if (const auto its = domain.store_read("name"); its && *its == name) return domain;
   }
-  return {};
+  return fail(ENOENT, fmt::format("no domain of this host is named {}", name));
 }
 
 }  // namespace snowfabric::xen

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <cerrno>
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -14,6 +16,11 @@ namespace snowfabric::xen {
 
 /// Most pages to map in one call: larger bursts gain nothing.
 inline constexpr std::size_t kMapBurstPages = 1024;
+
+/// Of a mapping: no page there. Of one that was never populated, Xen says so in two ways.
+[[nodiscard]] constexpr bool is_missing(int errnum) noexcept {
+  return errnum == EINVAL || errnum == ENOENT;
+}
 
 /// Pages of a domain mapped here; unmapped with this object, before which `calls` must not go.
 class ForeignPages {
@@ -61,18 +68,16 @@ class Domain {
   [[nodiscard]] Result<TscInfo> tsc() const;
   [[nodiscard]] Result<void> set_tsc(const TscInfo& tsc) const;
   [[nodiscard]] Result<void> populate(std::span<const Gfn> pages) const;
+  /// A node of the domain's own folder in xenstore, e.g. "memory/target".
+  /// @{
+  [[nodiscard]] Result<std::string> store_read(std::string_view node) const;
+  [[nodiscard]] Result<void> store_write(std::string_view node, const std::string& value) const;
+  /// @}
 
   /// The mapping may hold pages with errors.
   [[nodiscard]] Result<ForeignPages> map(std::span<const Gfn> pages, Access access) const;
   /// @return also the errno of a page that could not be mapped
   [[nodiscard]] Result<ForeignPages> map_page(Gfn page, Access access) const;
-  /// Copies pages in bursts of kMapBurstPages.
-  /// @param out      as many whole pages as `pages`
-  /// @param missing  gets those the domain does not have; their place in `out` is left alone
-  /// @return errno of the first page that could not be mapped for another reason
-  [[nodiscard]] Result<void> read(std::span<const Gfn> pages, std::span<std::byte> out,
-                                  std::vector<Gfn>& missing) const;
-
   /// @return fail() with the call, this domain, and the first of its pages, if errnum is not 0
   /// @{
   [[nodiscard]] Result<void> checked(int errnum, const char* call) const;
@@ -85,5 +90,9 @@ class Domain {
 };
 
 [[nodiscard]] std::string to_string(DomId domain);
+
+/// @param name  of a domain of this host, or its number
+/// @return ENOENT: there is none of that name; or what xenstore reported
+[[nodiscard]] Result<Domain> find_domain(XenCalls& calls, const std::string& name);
 
 }  // namespace snowfabric::xen

@@ -58,16 +58,41 @@ Result<void> DomainPager::start(Gfn ring_page) {
                          ring_page);
 }
 
+Result<std::unique_ptr<DomainPager>> DomainPager::take_over(Domain domain) {
+  const auto info = domain.info();
+  if (!info) return std::unexpected(info.error());
+  // Not an error if there is none.
+  if (const auto ok = domain.checked(domain.calls().paging_disable(domain.id()), "end the paging");
+      !ok)
+    return std::unexpected(ok.error());
+  if (const auto ok = release_vcpus(domain, info->nb_vcpus); !ok)
+    return std::unexpected(ok.error());
+  return enable(domain);
+}
+
+/// A ring for as many as fit, and then another: see PagingRing::release().
+Result<void> DomainPager::release_vcpus(Domain domain, std::uint32_t nb_vcpus) {
+  for (std::uint32_t vcpu = 0; vcpu < nb_vcpus;) {
+    const auto pager = enable(domain);
+    if (!pager) return std::unexpected(pager.error());
+    for (std::size_t i = 0; i < kRingSlots && vcpu < nb_vcpus; ++i) (*pager)->ring_.release(vcpu++);
+    (*pager)->notify();
+  }
+  return {};
+}
+
 DomainPager::~DomainPager() {
   if (!enabled_) return;
   XenCalls& calls = domain_.calls();
   // Nobody may touch a page between the last answer and the end of the ring. A domain that is gone
   // refuses all this, and needs none of it.
-  calls.pause(domain_.id());
+  DomainInfo info;
+  const bool ran = calls.info(domain_.id(), info) == 0 && !info.paused;
+  if (ran) calls.pause(domain_.id());
   answer_all();
   calls.paging_disable(domain_.id());
-  DomainInfo info;
-  if (calls.info(domain_.id(), info) == 0 && info.nb_paged_pages == 0) calls.unpause(domain_.id());
+  if (ran && calls.info(domain_.id(), info) == 0 && info.nb_paged_pages == 0)
+    calls.unpause(domain_.id());
 }
 
 void DomainPager::answer_all() noexcept {

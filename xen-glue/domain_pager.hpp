@@ -24,11 +24,15 @@ class DomainPager {
   /// @pre the domain is paused, and stays so until its pages are evicted
   /// @return as XenCalls::paging_enable and the other calls, in words
   [[nodiscard]] static Result<std::unique_ptr<DomainPager>> enable(Domain domain);
+  /// Takes over the paging of a domain whose pager has died. A vCPU that waited asks again.
+  /// @pre as enable(); nobody pages the domain: one who does loses it
+  /// @return as enable()
+  [[nodiscard]] static Result<std::unique_ptr<DomainPager>> take_over(Domain domain);
 
   DomainPager(const DomainPager&) = delete;
   DomainPager& operator=(const DomainPager&) = delete;
-  /// No vCPU is left waiting for an answer. If pages are missing the domain stays paused: Xen would
-  /// crash it at its first touch of one.
+  /// No vCPU is left waiting for an answer. If pages are missing the domain is paused: Xen would
+  /// stop each vCPU for ever at its first touch of one.
   ~DomainPager();
 
   /// @param kept  gets the pages that Xen refused to evict, because more than the guest refers to
@@ -56,6 +60,7 @@ class DomainPager {
  private:
   DomainPager(Domain domain, ForeignPages ring_page);
   [[nodiscard]] Result<void> start(Gfn ring_page);
+  [[nodiscard]] static Result<void> release_vcpus(Domain domain, std::uint32_t nb_vcpus);
   void answer_all() noexcept;
 
   Domain domain_;

@@ -6,11 +6,18 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
+#include <cstring>
+#include <span>
+#include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
 
 #include <fmt/format.h>
+#include <isa-l/mem_routines.h>
 #include <sys/mman.h>
+
+#include "fabric/base/parse_number.hpp"
 
 namespace snowfabric::xen {
 namespace {
@@ -23,18 +30,23 @@ constexpr std::uint64_t kMaxRamPages = 0xf0000;
 constexpr std::uint64_t kPerCpuPages = 64;
 constexpr auto kLookEvery = std::chrono::milliseconds{1};
 
-std::string node(const Domain& domain, const char* name) {
-  return fmt::format("/local/domain/{}/{}", static_cast<std::uint16_t>(domain.id()), name);
+/// Rounds while the guest runs. More of them gain little: it writes as fast as before.
+constexpr int kMaxRounds = 5;
+/// So few are copied in the pause at once.
+constexpr std::size_t kFewPages = 256;
+
+std::chrono::microseconds since(Clock::time_point began) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - began);
 }
 
 /// RAM as it was at the start: what a balloon gave back since is counted too.
 Result<std::uint64_t> ram_pages(const Domain& domain) {
-  const std::string path = node(domain, "memory/static-max");
-  std::string text;
-  if (const int errnum = domain.calls().store_read(path, text)) return fail(errnum, "read " + path);
-  std::uint64_t kib = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), kib);
-  if (error != std::errc{} || kib < kPageSize / 1024) return fail(EINVAL, path + " = " + text);
+  constexpr const char* kNode = "memory/static-max";
+  const auto text = domain.store_read(kNode);
+  if (!text) return std::unexpected(text.error());
+  const std::uint64_t kib = parse_number(*text, 10).value_or(0);
+  if (kib < kPageSize / 1024)
+    return fail(EINVAL, fmt::format("{} of {} = {}", kNode, to_string(domain.id()), *text));
   const std::uint64_t nb_pages = kib / (kPageSize / 1024);
   if (nb_pages > kMaxRamPages)
     return fail(ENOTSUP, fmt::format("{} has {} KiB, more than {}", to_string(domain.id()), kib,
@@ -42,18 +54,52 @@ Result<std::uint64_t> ram_pages(const Domain& domain) {
   return nb_pages;
 }
 
-Result<void> suspend(const Domain& domain, std::chrono::milliseconds timeout) {
-  const std::string path = node(domain, "control/shutdown");
-  if (const int errnum = domain.calls().store_write(path, "suspend"))
-    return fail(errnum, "write " + path);
-  for (const auto deadline = Clock::now() + timeout; Clock::now() < deadline;) {
-    const auto info = domain.info();
-    if (!info) return std::unexpected(info.error());
-    if (info->suspended) return {};
-    std::this_thread::sleep_for(kLookEvery);
-  }
-  return fail(ETIMEDOUT, fmt::format("{} was asked to suspend", to_string(domain.id())));
+/// An HVM guest's device model has state of its own, and PV guests cannot be paged.
+Result<void> check_kind(const Domain& domain) {
+  const std::string path = fmt::format("/libxl/{}/type", static_cast<std::uint16_t>(domain.id()));
+  std::string kind;
+  if (const int errnum = domain.calls().store_read(path, kind)) return fail(errnum, "read " + path);
+  if (kind == "pvh") return {};
+  return fail(ENOTSUP, fmt::format("{} is of type {}: only pvh can be forked",
+                                   to_string(domain.id()), kind));
 }
+
+/// A domain that is told to suspend; it runs on with the end of this object.
+class Suspended {
+ public:
+  explicit Suspended(Domain domain) noexcept : domain_{domain} {}
+  Suspended(const Suspended&) = delete;
+  Suspended& operator=(const Suspended&) = delete;
+  ~Suspended() {
+    if (!asked_) return;
+    // So that it does not suspend later. A domain that is gone refuses.
+    [[maybe_unused]] const auto taken_back = domain_.store_write(kRequest, "");
+    DomainInfo info;
+    if (domain_.calls().info(domain_.id(), info) == 0 && info.suspended)
+      domain_.calls().resume(domain_.id());
+  }
+  [[nodiscard]] Result<void> wait(std::chrono::milliseconds timeout) {
+    if (auto ok = domain_.store_write(kRequest, "suspend"); !ok) return ok;
+    asked_ = true;
+    for (const auto deadline = Clock::now() + timeout; Clock::now() < deadline;) {
+      const auto info = domain_.info();
+      if (!info) return std::unexpected(info.error());
+      if (info->suspended) return {};
+      std::this_thread::sleep_for(kLookEvery);
+    }
+    return fail(ETIMEDOUT, fmt::format("{} was asked to suspend", to_string(domain_.id())));
+  }
+  [[nodiscard]] Result<void> resume() {
+    const auto ok = domain_.resume();
+    asked_ = !ok.has_value();
+    return ok;
+  }
+
+ private:
+  static constexpr std::string_view kRequest = "control/shutdown";
+  Domain domain_;
+  bool asked_ = false;
+};
 
 Result<std::vector<Gfn>> eager_pages(const Domain& domain, std::uint32_t nb_vcpus,
                                      std::uint64_t nb_pages) {
@@ -85,7 +131,13 @@ Result<DomainState> read_state(const Domain& domain, std::uint64_t nb_pages) {
   if (!tsc) return std::unexpected(tsc.error());
   auto eager = eager_pages(domain, info->nb_vcpus, nb_pages);
   if (!eager) return std::unexpected(eager.error());
-  return DomainState{std::move(*context), *tsc, std::move(*eager)};
+  const auto target = domain.store_read("memory/target");
+  if (!target) return std::unexpected(target.error());
+  return DomainState{.context = std::move(*context),
+                     .tsc = *tsc,
+                     .nb_vcpus = info->nb_vcpus,
+                     .eager = std::move(*eager),
+                     .target_kib = parse_number(*target, 10).value_or(0)};
 }
 
 /// A memfd and its bytes, while they are written.
@@ -126,34 +178,148 @@ class Target {
   std::span<std::byte> bytes_;
 };
 
-Result<void> copy_ram(const Domain& domain, std::span<std::byte> out, std::vector<Gfn>& missing) {
-  std::vector<Gfn> all(out.size() / kPageSize);
-  for (std::uint64_t i = 0; i < all.size(); ++i) all[i] = {i};
-  return domain.read(all, out, missing);
+/// Copies a domain's RAM while it runs, and at last what was written meanwhile.
+class Copier {
+ public:
+  Copier(Domain domain, std::span<std::byte> out)
+      : domain_{domain},
+        out_{out},
+        dirty_((out.size() / kPageSize + 63) / 64, ~std::uint64_t{0}),
+        holds_(out.size() / kPageSize) {}
+  Copier(const Copier&) = delete;
+  Copier& operator=(const Copier&) = delete;
+  ~Copier() {
+    if (logs_) domain_.calls().log_dirty(domain_.id(), false);
+  }
+
+  [[nodiscard]] Result<void> begin() {
+    const auto ok =
+        domain_.checked(domain_.calls().log_dirty(domain_.id(), true), "log what is written");
+    logs_ = ok.has_value();
+    return ok;
+  }
+  /// @return how many pages were written since the last look
+  [[nodiscard]] Result<std::size_t> look() {
+    const int errnum = domain_.calls().take_dirty(domain_.id(), dirty_);
+    if (const auto ok = domain_.checked(errnum, "look what was written"); !ok)
+      return std::unexpected(ok.error());
+    return dirty_pages().size();
+  }
+  /// Copies the pages of the last look; of no look, all.
+  [[nodiscard]] Result<void> copy(const FreezeOptions& options) {
+    const std::vector<Gfn> pages = dirty_pages();
+    for (std::span<const Gfn> rest{pages}; !rest.empty();) {
+      if (options.stop != nullptr && *options.stop) return fail(ECANCELED, "a freeze");
+      const auto burst = rest.first(std::min(rest.size(), kMapBurstPages));
+      if (auto ok = copy(burst); !ok) return ok;
+      rest = rest.subspan(burst.size());
+      if (options.progress) options.progress(holds_.size(), pages.size() - rest.size());
+    }
+    return {};
+  }
+  /// Pages that the copy does not hold.
+  [[nodiscard]] std::vector<PageRange> zeros() const {
+    std::vector<PageRange> ranges;
+    for (std::uint64_t i = 0; i < holds_.size(); ++i) {
+      if (holds_[i]) continue;
+      if (i == 0 || holds_[i - 1]) ranges.push_back({Gfn{i}, 0});
+      ++ranges.back().nb_pages;
+    }
+    return ranges;
+  }
+
+ private:
+  [[nodiscard]] std::vector<Gfn> dirty_pages() const {
+    std::vector<Gfn> pages;
+    for (std::uint64_t i = 0; i < holds_.size(); ++i)
+      if ((dirty_[i / 64] >> (i % 64) & 1U) != 0) pages.push_back({i});
+    return pages;
+  }
+  [[nodiscard]] Result<void> copy(std::span<const Gfn> pages) {
+    const auto mapped = domain_.map(pages, Access::kRead);
+    if (!mapped) return std::unexpected(mapped.error());
+    for (std::size_t i = 0; i < pages.size(); ++i) {
+      const int errnum = mapped->error(i);
+      if (errnum != 0 && !is_missing(errnum)) return domain_.checked(errnum, "map", pages[i]);
+      holds_[pages[i].value] = errnum == 0 && copy(pages[i], mapped->page(i));
+    }
+    return {};
+  }
+  /// @return false: all zero, and then it takes no memory here
+  [[nodiscard]] bool copy(Gfn page, std::span<std::byte, kPageSize> bytes) const noexcept {
+    if (isal_zero_detect(bytes.data(), kPageSize) == 0) return false;
+    std::memcpy(out_.data() + page.value * kPageSize, bytes.data(), kPageSize);
+    return true;
+  }
+
+  Domain domain_;
+  std::span<std::byte> out_;
+  std::vector<std::uint64_t> dirty_;
+  std::vector<bool> holds_;  // of each page: out_ has its bytes
+  bool logs_ = false;
+};
+
+/// While the guest runs: until it has written little since the last round, or no less than before.
+Result<void> copy_in_rounds(Copier& copier, FrozenDomain& frozen, const FreezeOptions& options) {
+  const auto began = Clock::now();
+  if (auto ok = copier.begin(); !ok) return ok;
+  if (auto ok = copier.copy(options); !ok) return ok;
+  frozen.copy = since(began);
+  FreezeOptions quiet = options;
+  quiet.progress = {};
+  for (std::size_t round = 1, last = frozen.nb_pages; round < kMaxRounds; ++round) {
+    const auto nb_dirty = copier.look();
+    if (!nb_dirty) return std::unexpected(nb_dirty.error());
+    if (auto ok = copier.copy(quiet); !ok) return ok;
+    if (*nb_dirty < kFewPages || *nb_dirty > last / 2) break;
+    last = *nb_dirty;
+  }
+  return {};
+}
+
+Result<void> copy_rest(const Domain& domain, Copier& copier, FrozenDomain& frozen) {
+  const auto nb_dirty = copier.look();
+  if (!nb_dirty) return std::unexpected(nb_dirty.error());
+  frozen.nb_pages_in_pause = *nb_dirty;
+  if (auto ok = copier.copy(FreezeOptions{}); !ok) return ok;
+  auto state = read_state(domain, frozen.nb_pages);
+  if (!state) return std::unexpected(state.error());
+  frozen.state = std::move(*state);
+  return {};
+}
+
+/// @param copier  ends with the pause: Xen has nothing more to note
+Result<void> copy_in_pause(const Domain& domain, Copier& copier, FrozenDomain& frozen,
+                           const FreezeOptions& options) {
+  const auto asked = Clock::now();
+  Suspended suspended{domain};
+  if (auto ok = suspended.wait(options.suspend_timeout); !ok) return ok;
+  frozen.suspend = since(asked);
+  frozen.since = Clock::now();
+  if (auto ok = copy_rest(domain, copier, frozen); !ok) return ok;
+  const auto resumed = suspended.resume();
+  frozen.pause = since(frozen.since);
+  frozen.zeros = copier.zeros();
+  return resumed;
 }
 
 }  // namespace
 
-Result<FrozenDomain> FrozenDomain::copy(Domain domain, std::chrono::milliseconds timeout) {
-  const auto info = domain.info();
-  if (!info) return std::unexpected(info.error());
-  if (!info->hvm) return fail(EINVAL, to_string(domain.id()) + " is neither HVM nor PVH");
+Result<FrozenDomain> FrozenDomain::take(Domain domain, const FreezeOptions& options) {
+  if (const auto ok = check_kind(domain); !ok) return std::unexpected(ok.error());
   const auto nb_pages = ram_pages(domain);
   if (!nb_pages) return std::unexpected(nb_pages.error());
   auto target = Target::make(*nb_pages);
   if (!target) return std::unexpected(target.error());
-  if (const auto ok = suspend(domain, timeout); !ok) return std::unexpected(ok.error());
-
-  const auto since = Clock::now();
-  FrozenDomain frozen{.memory = {}, .nb_pages = *nb_pages, .missing = {}, .state = {}};
-  auto state = read_state(domain, *nb_pages);
-  const auto copied = copy_ram(domain, target->bytes(), frozen.missing);
-  const auto resumed = domain.resume();
-  frozen.pause = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - since);
-  if (!resumed) return std::unexpected(resumed.error());
-  if (!state) return std::unexpected(state.error());
-  if (!copied) return std::unexpected(copied.error());
-  frozen.state = std::move(*state);
+  FrozenDomain frozen;
+  frozen.nb_pages = *nb_pages;
+  {
+    Copier copier{domain, target->bytes()};
+    if (const auto ok = copy_in_rounds(copier, frozen, options); !ok)
+      return std::unexpected(ok.error());
+    if (const auto ok = copy_in_pause(domain, copier, frozen, options); !ok)
+      return std::unexpected(ok.error());
+  }
   auto memory = std::move(*target).seal();
   if (!memory) return std::unexpected(memory.error());
   frozen.memory = std::move(*memory);

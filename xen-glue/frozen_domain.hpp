@@ -1,40 +1,47 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <span>
+#include <functional>
 #include <vector>
 
 #include "fabric/base/frame_number.hpp"
 #include "fabric/base/result.hpp"
 #include "fabric/base/unique_fd.hpp"
+#include "fabric/base/xen_domain.hpp"
 #include "xen-glue/domain.hpp"
 
 namespace snowfabric::xen {
 
-/// What of a suspended domain is no page of its RAM.
-struct DomainState {
-  std::vector<std::byte> context;  ///< HVM save record
-  TscInfo tsc;
-  /// Pages that a clone must have before it runs; ascending. Linux registers its vcpu_info in its
-  /// per-CPU data, and when a clone does so again Xen does not ask the pager for the page.
-  std::vector<Gfn> eager;
+struct FreezeOptions {
+  std::chrono::milliseconds suspend_timeout = std::chrono::seconds{20};
+  /// Called with the pages of RAM and how many of them are copied for the first time.
+  std::function<void(std::uint64_t nb_pages, std::uint64_t nb_copied)> progress{};
+  const std::atomic<bool>* stop = nullptr;  ///< once set: gives up if the domain runs; borrowed
 };
 
 /// A parent domain's memory and state as they were at one instant.
 struct FrozenDomain {
   UniqueFd memory;           ///< a memfd of all RAM, page by gfn, that nothing can write any more
   std::uint64_t nb_pages{};  ///< of RAM
-  std::vector<Gfn> missing;  ///< pages the domain gave back: holes in `memory`; ascending
+  /// Pages whose place in `memory` means nothing: all zero, or given back by the domain. Ascending.
+  std::vector<PageRange> zeros;
   DomainState state;
-  std::chrono::microseconds pause{};  ///< from its suspend to its resume
+  std::chrono::steady_clock::time_point since{};  ///< when it was suspended
+  std::chrono::microseconds suspend{};            ///< the guest took to suspend, running on
+  std::chrono::microseconds pause{};              ///< from its suspend to its resume
+  std::chrono::microseconds copy{};   ///< of all its memory, while it ran: the first round
+  std::uint64_t nb_pages_in_pause{};  ///< written since the last round, and so copied in the pause
 
-  /// Asks the guest to suspend, copies RAM and state, and lets it go on, also if a copy fails. The
-  /// guest stands still for all of it.
-  /// @param timeout  for the guest to suspend
-  /// @return ETIMEDOUT: it did not suspend; ENOTSUP: RAM that reaches the hole below 4 GiB; EINVAL:
-  ///         not HVM or PVH, or xenstore does not say its size; or what a call reported
-  [[nodiscard]] static Result<FrozenDomain> copy(Domain domain, std::chrono::milliseconds timeout);
+  /// Copies RAM in rounds while the domain runs, each what was written in the one before; then asks
+  /// the guest to suspend, copies the rest and the state, and lets it go on, also after an error.
+  /// Needs as much memory as the domain has. Source: the log-dirty rounds of xl's own migration,
+  /// tools/libs/guest/xg_sr_save.c.
+  /// @return ETIMEDOUT: it did not suspend; ECANCELED: stopped; ENOTSUP: RAM that reaches the hole
+  ///         below 4 GiB, or no PVH domain; EINVAL: xenstore does not say its size, or somebody
+  ///         else has Xen note what it writes (a migration); or what a call reported
+  [[nodiscard]] static Result<FrozenDomain> take(Domain domain, const FreezeOptions& options);
 };
 
 }  // namespace snowfabric::xen

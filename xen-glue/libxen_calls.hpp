@@ -8,7 +8,8 @@
 namespace snowfabric::xen {
 
 /// The calls by Xen's libraries, in a dom0. Control path.
-/// @return ENOENT, EACCES: /dev/xen or /proc/xen are missing or not ours: no dom0, or not root
+/// @return ENOTSUP: this program was built without Xen; ENOENT, EACCES: /dev/xen or /proc/xen are
+/// missing or not ours: no dom0, or not root
 [[nodiscard]] Result<std::unique_ptr<XenCalls>> open_libxen();
 
 }  // namespace snowfabric::xen

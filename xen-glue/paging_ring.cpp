@@ -65,6 +65,12 @@ void PagingRing::answer(const PagingRequest& request) noexcept {
   ++answered_;
 }
 
+/// Of a vCPU that does not wait Xen ignores it. Source: vm_event_resume() of xen/common/vm_event.c.
+void PagingRing::release(std::uint32_t vcpu) noexcept {
+  answer(
+      {.page = {0}, .vcpu = vcpu, .flags = kVcpuPaused, .p2m_type = 0, .paging_flags = kDropPage});
+}
+
 bool PagingRing::publish() noexcept {
   if (published_ == answered_) return false;
   published_ = answered_;

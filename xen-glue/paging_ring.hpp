@@ -66,6 +66,10 @@ class PagingRing {
   [[nodiscard]] Take take(PagingRequest& out) noexcept;
   /// Lets the vCPU of a taken request try again, once published. @pre nb_unanswered() > 0
   void answer(const PagingRequest& request) noexcept;
+  /// Lets a vCPU try again whose request was taken from a ring that is gone. Such answers are
+  /// beyond Xen's count of slots: this ring is then only to be published, and thrown away.
+  /// @pre at most kRingSlots, and nothing else, before publish()
+  void release(std::uint32_t vcpu) noexcept;
   /// @return whether there was an answer to publish: Xen is to be notified
   [[nodiscard]] bool publish() noexcept;
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fabric/base/frame_number.hpp"
+#include "fabric/base/xen_domain.hpp"
 
 /// What this project asks of Xen, one function a library call. All else in xen-glue/ stands on this
 /// and knows no header of Xen's, so it is built and tested where there is no Xen.
@@ -24,16 +25,8 @@ struct DomainInfo {
   bool hap = false;  ///< with hardware assisted paging (EPT, NPT)
   bool paused = false;
   bool dying = false;
+  bool shut_down = false;  ///< it stands still: ended, rebooting, crashed, or suspended for a while
   bool suspended = false;  ///< shut down, and the reason is suspend
-};
-
-/// Source: xc_domain_get_tsc_info of xenctrl.h.
-struct TscInfo {
-  std::uint32_t mode = 0;
-  std::uint64_t elapsed_ns = 0;
-  std::uint32_t khz = 0;
-  std::uint32_t incarnation = 0;
-  bool operator==(const TscInfo&) const = default;
 };
 
 enum class Access : std::uint8_t { kRead, kReadWrite };
@@ -82,6 +75,14 @@ class XenCalls {
   virtual int populate(DomId domain, std::span<const Gfn> pages) noexcept = 0;
   /// Takes a page from the domain.
   virtual int depopulate(DomId domain, Gfn page) noexcept = 0;
+  /// The most memory it may have, special pages among it.
+  virtual int set_max_pages(DomId domain, std::uint64_t nb_pages) noexcept = 0;
+  /// Has Xen note which pages the domain writes, or gives and takes. @return EINVAL: it does
+  /// already
+  virtual int log_dirty(DomId domain, bool on) noexcept = 0;
+  /// What was written since the last call, or since it is noted.
+  /// @param words  bit p % 64 of word p / 64: page p was written; for all pages that matter
+  virtual int take_dirty(DomId domain, std::span<std::uint64_t> words) noexcept = 0;
 
   /// Where libxl has put the page for the paging ring.
   virtual int paging_ring_page(DomId domain, Gfn& out) noexcept = 0;
@@ -90,6 +91,7 @@ class XenCalls {
   ///         no HAP; EBUSY: somebody pages the domain already; EMLINK: it has an IOMMU; EXDEV: it
   ///         populates on demand
   virtual int paging_enable(DomId domain, std::uint32_t& port) noexcept = 0;
+  /// Whoever asks: also the paging of another process. Good if nobody pages the domain.
   virtual int paging_disable(DomId domain) noexcept = 0;
   /// @return EBUSY: more than the guest refers to the page; EINVAL: no page there
   virtual int paging_nominate(DomId domain, Gfn page) noexcept = 0;
@@ -115,6 +117,8 @@ class XenCalls {
   /// A node of xenstore. @return ENOENT: no such node
   virtual int store_read(const std::string& path, std::string& out) noexcept = 0;
   virtual int store_write(const std::string& path, const std::string& value) noexcept = 0;
+  /// The names of the nodes below one. @return ENOENT: no such node
+  virtual int store_list(const std::string& path, std::vector<std::string>& out) noexcept = 0;
 };
 
 }  // namespace snowfabric::xen

@@ -9,6 +9,7 @@
 
 #include "descriptor/bounds.hpp"
 #include "descriptor/descriptor.hpp"
+#include "descriptor/xen_state.hpp"
 #include "fabric/base/endian.hpp"
 #include "fabric/crc32c.hpp"
 
@@ -39,6 +40,11 @@ void check(const Bytes& file) {
     return;
   }
   if (!check_bounds(*descriptor, EINVAL)) std::abort();
+  if (const auto state = xen::state_of(*descriptor)) {
+    Descriptor other = *descriptor;
+    other.sections = xen::sections_of(*state);
+    if (xen::state_of(other) != *state) std::abort();
+  }
   const auto again = encode(*descriptor);
   if (!again) std::abort();
   const auto same = decode(*again);

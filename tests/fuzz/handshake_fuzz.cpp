@@ -23,6 +23,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (last != verdict) std::abort();
 
   if (const auto guest = guest_to_complete(message); guest && *guest <= 0) std::abort();
+  if (const auto clone = xen_domain_of(message); clone && clone->domain == 0) std::abort();
   const auto regions = parse_handshake(message, kImageBytes);
   if (!regions) return 0;
   if (regions->empty() || regions->size() > kMaxRegions) std::abort();

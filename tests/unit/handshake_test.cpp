@@ -112,6 +112,30 @@ TEST(ParseHandshake, BoundsTheNumberOfRegionsAndTheMessage) {
   EXPECT_EQ(error_of(std::string(kMaxHandshakeBytes, '[')).errnum, EINVAL) << "deep nesting";
 }
 
+TEST(ParseHandshake, TakesTheDomainOfAXenClone) {
+  constexpr std::string_view kClone =
+      R"([{"adapter": "xen", "domain": 7, "image": "1f-2", "recover": true}])";
+  EXPECT_EQ(handover_of(kClone), Handover::kXen);
+  EXPECT_EQ(xen_domain_of(kClone),
+            (XenDomainRequest{.domain = 7, .image = "1f-2", .recover = true}));
+  EXPECT_EQ(xen_domain_of(R"([{"adapter": "xen", "domain": 32751, "image": ""}])"),
+            (XenDomainRequest{.domain = 32751, .image = "", .recover = false}));
+}
+
+TEST(ParseHandshake, RefusesWhatIsNoDomainThatCanBeACloneOfXen) {
+  for (const char* domain : {"0", "-1", "32752", "1.5", "\"7\"", "null", "18446744073709551615"}) {
+    const auto request =
+        xen_domain_of(std::string{R"([{"adapter": "xen", "domain": )"} + domain + "}]");
+    ASSERT_FALSE(request) << domain;
+    EXPECT_THAT(request.error().what, HasSubstr("number of a domain other than dom0"));
+  }
+  EXPECT_FALSE(xen_domain_of(R"([{"adapter": "xen"}])"));
+  EXPECT_FALSE(xen_domain_of(R"([{"adapter": "xen", "domain": 7, "image": "", "recover": 1}])"));
+  EXPECT_FALSE(xen_domain_of(R"([{"adapter": "xen", "domain": 7, "image": 3}])"));
+  EXPECT_FALSE(xen_domain_of(R"([{"adapter": "xen", "domain": 7}])"));
+  EXPECT_FALSE(xen_domain_of(R"([{"adapter": "qemu-postcopy", "domain": 7}])"));
+}
+
 TEST(ArrayScanner, FindsTheEndHoweverTheBytesAreCut) {
   const std::string json = R"( [{"a":"]}\"[","b":[1,{}]}]  )";
   using enum ArrayScanner::Verdict;
@@ -200,6 +224,24 @@ TEST_F(ReceiveTest, AMessageWithoutDescriptorIsRefused) {
   ASSERT_TRUE(send_with_fds(guest_.get(), kGood, {}));
   ASSERT_TRUE(pending_->receive().value());
   EXPECT_EQ(std::move(*pending_).finish(kImageBytes).error().errnum, EPROTO);
+}
+
+TEST_F(ReceiveTest, AXenDomainComesWithoutDescriptors) {
+  constexpr std::string_view kClone = R"([{"adapter": "xen", "domain": 7, "image": "1f-2"}])";
+  ASSERT_TRUE(send_with_fds(guest_.get(), kClone, {}));
+  ASSERT_TRUE(pending_->receive().value());
+  const auto clone = std::move(*pending_).finish_xen();
+  ASSERT_TRUE(clone) << clone.error().what;
+  EXPECT_EQ(clone->domain, xen::DomId{7});
+  EXPECT_EQ(clone->image, "1f-2");
+  EXPECT_EQ(clone->peer.pid, getpid());
+}
+
+TEST_F(ReceiveTest, AXenDomainWithADescriptorIsRefused) {
+  constexpr std::string_view kClone = R"([{"adapter": "xen", "domain": 7, "image": "1f-2"}])";
+  ASSERT_TRUE(send_with_fds(guest_.get(), kClone, {guest_.get()}));
+  ASSERT_TRUE(pending_->receive().value());
+  EXPECT_EQ(std::move(*pending_).finish_xen().error().errnum, EPROTO);
 }
 
 TEST_F(ReceiveTest, ThreeDescriptorsAreTooManyInOneMessageOrInThree) {

@@ -12,6 +12,7 @@ struct Bed {
   DomId nobody;           ///< no such domain
   Gfn first{0x1000};      ///< of pages with nothing in them
   Gfn hole{0x7000'0000};  ///< no page there
+  Gfn beyond{0x4'0000};   ///< no page there, and the next, but there may be
 };
 
 [[nodiscard]] Bed make_bed();

@@ -3,6 +3,7 @@
 // real libraries: see bed.hpp.
 #include <poll.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -73,6 +74,10 @@ TEST_F(XenContract, NobodysCallsAreESRCH) {
   EXPECT_EQ(xen.paging_evict(bed.nobody, page), ESRCH);
   EXPECT_EQ(xen.paging_load(bed.nobody, page, buffer), ESRCH);
   EXPECT_EQ(xen.paging_ring_page(bed.nobody, page), ESRCH);
+  std::uint64_t word = 0;
+  EXPECT_EQ(xen.set_max_pages(bed.nobody, 1), ESRCH);
+  EXPECT_EQ(xen.log_dirty(bed.nobody, true), ESRCH);
+  EXPECT_EQ(xen.take_dirty(bed.nobody, {&word, 1}), ESRCH);
   EXPECT_EQ(xen.get_context(bed.nobody, context), ESRCH);
   EXPECT_EQ(xen.set_context(bed.nobody, context), ESRCH);
   EXPECT_EQ(xen.get_tsc(bed.nobody, tsc), ESRCH);
@@ -104,18 +109,52 @@ TEST_F(XenContract, AHoleIsAnErrorOfThatPageAlone) {
   EXPECT_EQ(mapped->error(2), 0);
 }
 
-TEST_F(XenContract, ReadNamesTheHoles) {
-  fill(at(0), 3);
-  fill(at(1), 4);
-  const std::vector<Gfn> pages{at(0), bed.hole, at(1)};
-  std::vector<std::byte> out(3 * kPageSize, std::byte{9});
-  std::vector<Gfn> missing;
-  const auto ok = domain.read(pages, out, missing);
-  ASSERT_TRUE(ok) << ok.error().what;
-  EXPECT_EQ(missing, std::vector{bed.hole});
-  EXPECT_EQ(out[0], std::byte{3});
-  EXPECT_EQ(out[kPageSize], std::byte{9});
-  EXPECT_EQ(out[2 * kPageSize], std::byte{4});
+TEST_F(XenContract, AnEvictedPageIsMissing) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  std::vector<Gfn> kept;
+  ASSERT_TRUE((*pager)->evict({at(1), 1}, kept));
+  const auto mapped = domain.map(some(3), Access::kRead);
+  ASSERT_TRUE(mapped) << mapped.error().what;
+  EXPECT_EQ(mapped->error(0), 0);
+  EXPECT_TRUE(is_missing(mapped->error(1)));
+  EXPECT_EQ(mapped->error(2), 0);
+}
+
+TEST_F(XenContract, WhatIsWrittenIsNotedUntilItIsTaken) {
+  ASSERT_EQ(xen.log_dirty(bed.domain, true), 0);
+  EXPECT_EQ(xen.log_dirty(bed.domain, true), EINVAL);
+  std::vector<std::uint64_t> words((bed.first.value + kNbPages + 63) / 64, ~std::uint64_t{0});
+  ASSERT_EQ(xen.take_dirty(bed.domain, words), 0);
+  // The domain does not run, and what dom0 writes by a mapping is not noted.
+  for (const std::uint64_t word : words) EXPECT_EQ(word, 0U);
+  ASSERT_EQ(xen.log_dirty(bed.domain, false), 0);
+  ASSERT_EQ(xen.log_dirty(bed.domain, true), 0);  // and anew
+  ASSERT_EQ(xen.log_dirty(bed.domain, false), 0);
+}
+
+TEST_F(XenContract, AShellGrowsToTheMostItMayHave) {
+  const auto before = domain.info()->nb_pages;
+  const Gfn next{bed.beyond.value + 1};
+  ASSERT_EQ(xen.set_max_pages(bed.domain, before + 1), 0);
+  ASSERT_EQ(xen.populate(bed.domain, {&bed.beyond, 1}), 0);
+  EXPECT_EQ(domain.info()->nb_pages, before + 1);
+  EXPECT_EQ(xen.populate(bed.domain, {&next, 1}), EBUSY);
+  EXPECT_EQ(xen.depopulate(bed.domain, bed.beyond), 0);
+  // Pages that are evicted do not count, and the domain is to have them again.
+  EXPECT_EQ(xen.set_max_pages(bed.domain, before + 1024), 0);
+}
+
+TEST_F(XenContract, APagerTakesOverFromOneThatIsThere) {
+  const auto first = DomainPager::enable(domain);
+  ASSERT_TRUE(first) << first.error().what;
+  std::vector<Gfn> kept;
+  ASSERT_TRUE((*first)->evict({at(0), kNbPages}, kept));
+  const auto next = DomainPager::take_over(domain);
+  ASSERT_TRUE(next) << next.error().what << ": " << std::strerror(next.error().errnum);
+  std::memset(buffer, 7, kPageSize);
+  for (std::uint64_t i = 0; i < kNbPages; ++i) ASSERT_EQ((*next)->load(at(i), buffer), 0);
+  EXPECT_EQ(value_of(at(kNbPages - 1)), 7);
 }
 
 TEST_F(XenContract, AnEvictedPageIsLoadedOnce) {
@@ -205,6 +244,11 @@ TEST_F(XenContract, XenstoreKnowsTheSizeAndNoNodeThatIsNotThere) {
   ASSERT_EQ(xen.store_write(own + "control/snowfabric", "x y"), 0);
   ASSERT_EQ(xen.store_read(own + "control/snowfabric", text), 0);
   EXPECT_EQ(text, "x y");
+  std::vector<std::string> names;
+  ASSERT_EQ(xen.store_list("/local/domain", names), 0);
+  EXPECT_NE(std::ranges::find(names, std::to_string(static_cast<unsigned>(bed.domain))),
+            names.end());
+  EXPECT_EQ(xen.store_list("/no/such", names), ENOENT);
 }
 
 TEST_F(XenContract, EveryVcpuHasARecordAndNoOther) {

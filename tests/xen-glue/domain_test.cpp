@@ -62,35 +62,28 @@ INSTANTIATE_TEST_SUITE_P(
         Failing{Call::kMap, [](const Domain& d) { return error_of(d.map(kPages, Access::kRead)); },
                 "map of domain 5, gfn 0xa"}));
 
-TEST(Domain, ReadsInBurstsAndUnmapsEachOfThem) {
-  constexpr std::uint64_t kNbPages = 2 * kMapBurstPages + 3;
+TEST(Domain, IsFoundByItsNumberAndByItsName) {
   FakeXen xen;
-  FakeDomain& guest = xen.add(kDom, kNbPages);
-  std::vector<Gfn> pages;
-  for (std::uint64_t i = 0; i < kNbPages; ++i) {
-    guest.page(Gfn{i})[0] = static_cast<std::byte>(i % 251);
-    pages.push_back(Gfn{kNbPages - 1 - i});
-  }
-  std::vector<std::byte> out(kNbPages * kPageSize);
-  std::vector<Gfn> missing;
-  ASSERT_TRUE((Domain{xen, kDom}.read(pages, out, missing)));
-  EXPECT_TRUE(missing.empty());
-  EXPECT_EQ(xen.nb_mapped, 0U);
-  for (std::uint64_t i = 0; i < kNbPages; ++i)
-    ASSERT_EQ(out[i * kPageSize], static_cast<std::byte>((kNbPages - 1 - i) % 251));
+  xen.store = {{"/local/domain/0/name", "Domain-0"}, {"/local/domain/7/name", "web"}};
+  EXPECT_EQ(find_domain(xen, "12")->id(), DomId{12});
+  EXPECT_EQ(find_domain(xen, "web")->id(), DomId{7});
+  const auto nobody = find_domain(xen, "db");
+  ASSERT_FALSE(nobody);
+  EXPECT_EQ(nobody.error().errnum, ENOENT);
+  EXPECT_EQ(nobody.error().what, "no domain of this host is named db");
+  xen.fail(Call::kStoreList, EPERM);
+  EXPECT_EQ(find_domain(xen, "web").error().what, "list /local/domain");
 }
 
-TEST(Domain, AFailedBurstUnmapsTheOthers) {
+TEST(Domain, NamesTheNodesOfItsFolder) {
   FakeXen xen;
-  xen.add(kDom, kMapBurstPages + 1);
-  xen.fail(Call::kMap, ENOMEM, 1);
-  std::vector<Gfn> pages, missing;
-  for (std::uint64_t i = 0; i <= kMapBurstPages; ++i) pages.push_back(Gfn{i});
-  std::vector<std::byte> out(pages.size() * kPageSize);
-  const auto ok = Domain{xen, kDom}.read(pages, out, missing);
-  ASSERT_FALSE(ok);
-  EXPECT_EQ(ok.error().what, "map of domain 5, gfn 0x400");
-  EXPECT_EQ(xen.nb_mapped, 0U);
+  xen.add(kDom, 1);
+  const Domain domain{xen, kDom};
+  EXPECT_EQ(domain.store_read("memory/target").error().what, "read /local/domain/5/memory/target");
+  ASSERT_TRUE(domain.store_write("memory/target", "7"));
+  EXPECT_EQ(domain.store_read("memory/target"), "7");
+  xen.fail(Call::kStoreWrite, EROFS);
+  EXPECT_EQ(domain.store_write("x", "").error().what, "write /local/domain/5/x");
 }
 
 }  // namespace

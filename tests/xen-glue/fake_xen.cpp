@@ -25,13 +25,14 @@ std::uint32_t& ring_word(std::span<std::byte> page, std::size_t index) {
 
 // --- a domain ---------------------------------------------------------------------------------
 
-FakeDomain::FakeDomain(std::uint64_t nb_pages, std::uint32_t nb_vcpus)
+FakeDomain::FakeDomain(std::uint64_t nb_pages, std::uint32_t nb_vcpus, std::uint64_t nb_room)
     : info{.nb_pages = nb_pages, .nb_vcpus = nb_vcpus, .hvm = true, .hap = true, .paused = true},
       memory_{memfd_create("fake domain", MFD_CLOEXEC)},
       p2m_(nb_pages, P2m::kRam),
       vcpus_(nb_vcpus),
       event_{eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)} {
-  const auto nb_bytes = (nb_pages + 1) * kPageSize;  // the last is the ring
+  p2m_.resize(nb_pages + nb_room, P2m::kNone);
+  const auto nb_bytes = (p2m_.size() + 1) * kPageSize;  // the last is the ring
   if (ftruncate(memory_.get(), static_cast<off_t>(nb_bytes)) != 0) std::abort();
   void* mapped = mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory_.get(), 0);
   if (mapped == MAP_FAILED) std::abort();
@@ -67,12 +68,18 @@ bool FakeDomain::touch(std::uint32_t vcpu, Gfn page) {
   return false;
 }
 
+void FakeDomain::write(Gfn page, std::byte value) {
+  std::memset(this->page(page), std::to_integer<int>(value), kPageSize);
+  if (dirty) dirty->insert(page);
+}
+
 void FakeDomain::replace(Gfn page) { make_ram(page); }
 
 void FakeDomain::drop(Gfn page) {
   if (paging_ && state(page) == P2m::kEvicted) put(page, 0, 0, kDropPage);
   make_ram(page);
   state(page) = P2m::kNone;
+  if (dirty) dirty->insert(page);
 }
 
 /// Xen's side of a request. @return false: no room
@@ -116,19 +123,22 @@ void FakeDomain::on_notify() {
     RingSlot answer;
     std::memcpy(&answer, ring().data() + kRingSlotsAt + heard_ % kRingSlots * kRingSlotBytes,
                 sizeof answer);
-    if ((answer.flags & kVcpuPaused) != 0) vcpus_[answer.vcpu].asked = false;
+    if ((answer.flags & kVcpuPaused) != 0 && answer.vcpu < vcpus_.size())
+      vcpus_[answer.vcpu].asked = false;
   }
   ask();
 }
 
 void FakeDomain::enable() {
   paging_ = true;
+  ++nb_enabled_;
   asked_ = heard_ = 0;
 }
 
 class FakePort final : public EventPort {
  public:
-  FakePort(FakeXen& xen, DomId id, int fd) : xen_{xen}, id_{id}, fd_{dup(fd)} {}
+  FakePort(FakeXen& xen, DomId id, const FakeDomain& domain)
+      : xen_{xen}, id_{id}, fd_{dup(domain.event_.get())}, nb_enabled_{domain.nb_enabled_} {}
   [[nodiscard]] int fd() const noexcept override { return fd_.get(); }
   void acknowledge() noexcept override {
     eventfd_t count = 0;
@@ -136,7 +146,7 @@ class FakePort final : public EventPort {
   }
   int notify() noexcept override {
     FakeDomain* domain = xen_.find(id_);
-    if (domain == nullptr) return ENOTCONN;
+    if (domain == nullptr || domain->nb_enabled_ != nb_enabled_) return ENOTCONN;
     domain->on_notify();
     return 0;
   }
@@ -145,12 +155,14 @@ class FakePort final : public EventPort {
   FakeXen& xen_;
   DomId id_;
   UniqueFd fd_;
+  unsigned nb_enabled_;
 };
 
 // --- the calls --------------------------------------------------------------------------------
 
-FakeDomain& FakeXen::add(DomId id, std::uint64_t nb_pages, std::uint32_t nb_vcpus) {
-  return *(domains_[id] = std::make_unique<FakeDomain>(nb_pages, nb_vcpus));
+FakeDomain& FakeXen::add(DomId id, std::uint64_t nb_pages, std::uint32_t nb_vcpus,
+                         std::uint64_t nb_room) {
+  return *(domains_[id] = std::make_unique<FakeDomain>(nb_pages, nb_vcpus, nb_room));
 }
 
 FakeDomain* FakeXen::find(DomId id) {
@@ -201,7 +213,7 @@ int FakeXen::unpause(DomId id) noexcept {
 int FakeXen::resume(DomId id) noexcept {
   FakeDomain* domain;
   if (const int errnum = begin(Call::kResume, id, domain)) return errnum;
-  domain->info.suspended = false;
+  domain->info.suspended = domain->info.shut_down = false;
   return 0;
 }
 
@@ -244,6 +256,9 @@ int FakeXen::populate(DomId id, std::span<const Gfn> pages) noexcept {
   if (const int errnum = begin(Call::kPopulate, id, domain)) return errnum;
   for (const Gfn page : pages) {
     if (!domain->known(page)) return EBUSY;
+    const bool is_new = domain->state(page) == FakeDomain::P2m::kNone;
+    if (is_new && domain->info.nb_pages >= domain->max_pages) return EBUSY;
+    domain->info.nb_pages += is_new ? 1 : 0;
     domain->make_ram(page);
     std::memset(domain->page(page), 0, kPageSize);
   }
@@ -254,7 +269,37 @@ int FakeXen::depopulate(DomId id, Gfn page) noexcept {
   FakeDomain* domain;
   if (const int errnum = begin(Call::kDepopulate, id, domain)) return errnum;
   if (!domain->known(page)) return EBUSY;
+  if (domain->state(page) != FakeDomain::P2m::kNone) --domain->info.nb_pages;
   domain->state(page) = FakeDomain::P2m::kNone;
+  return 0;
+}
+
+int FakeXen::set_max_pages(DomId id, std::uint64_t nb_pages) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kMaxPages, id, domain)) return errnum;
+  domain->max_pages = nb_pages;
+  return 0;
+}
+
+int FakeXen::log_dirty(DomId id, bool on) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kLogDirty, id, domain)) return errnum;
+  if (on && domain->dirty) return EINVAL;
+  domain->dirty.reset();
+  if (on) domain->dirty.emplace();
+  return 0;
+}
+
+int FakeXen::take_dirty(DomId id, std::span<std::uint64_t> words) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kTakeDirty, id, domain)) return errnum;
+  if (!domain->dirty) return EINVAL;
+  if (domain->meanwhile && !domain->info.suspended) domain->meanwhile();
+  std::ranges::fill(words, 0);
+  for (const Gfn page : *domain->dirty)
+    if (page.value / 64 < words.size())
+      words[page.value / 64] |= std::uint64_t{1} << (page.value % 64);
+  domain->dirty->clear();
   return 0;
 }
 
@@ -314,7 +359,7 @@ int FakeXen::bind(DomId id, std::uint32_t port, std::unique_ptr<EventPort>& out)
   FakeDomain* domain;
   if (const int errnum = begin(Call::kBind, id, domain)) return errnum;
   if (port != kPort || !domain->paging_) return EINVAL;
-  out = std::make_unique<FakePort>(*this, id, domain->event_.get());
+  out = std::make_unique<FakePort>(*this, id, *domain);
   return 0;
 }
 
@@ -376,10 +421,25 @@ int FakeXen::store_write(const std::string& path, const std::string& value) noex
   if (const int errnum = failure(Call::kStoreWrite)) return errnum;
   store[path] = value;
   for (const auto& [id, domain] : domains_)
-    if (suspends &&
-        path == "/local/domain/" + std::to_string(static_cast<unsigned>(id)) + "/control/shutdown")
-      domain->info.suspended = true;
+    if (suspends && value == "suspend" &&
+        path ==
+            "/local/domain/" + std::to_string(static_cast<unsigned>(id)) + "/control/shutdown") {
+      if (on_suspend) on_suspend();
+      domain->info.suspended = domain->info.shut_down = true;
+    }
   return 0;
+}
+
+int FakeXen::store_list(const std::string& path, std::vector<std::string>& out) noexcept {
+  if (const int errnum = failure(Call::kStoreList)) return errnum;
+  out.clear();
+  for (const auto& [node, value] : store) {
+    if (!node.starts_with(path + "/")) continue;
+    const std::string below = node.substr(path.size() + 1);
+    const std::string name = below.substr(0, below.find('/'));
+    if (out.empty() || out.back() != name) out.push_back(name);
+  }
+  return out.empty() ? ENOENT : 0;
 }
 
 }  // namespace snowfabric::xen::test

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 #include <cstdint>
-#include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -23,6 +23,9 @@ enum class Call : std::uint8_t {
   kMap,
   kPopulate,
   kDepopulate,
+  kMaxPages,
+  kLogDirty,
+  kTakeDirty,
   kRingPage,
   kEnable,
   kDisable,
@@ -38,6 +41,7 @@ enum class Call : std::uint8_t {
   kTranslate,
   kStoreRead,
   kStoreWrite,
+  kStoreList,
 };
 
 /// One domain as Xen sees it: its pages, its vCPUs, and Xen's end of the paging ring.
@@ -46,7 +50,8 @@ class FakeDomain {
   static constexpr Gfn kRingPage{0xfeff8};
   enum class P2m : std::uint8_t { kNone, kRam, kNominated, kEvicted };
 
-  FakeDomain(std::uint64_t nb_pages, std::uint32_t nb_vcpus);
+  /// @param nb_room  more pages that it may get
+  FakeDomain(std::uint64_t nb_pages, std::uint32_t nb_vcpus, std::uint64_t nb_room);
   ~FakeDomain();
   FakeDomain(const FakeDomain&) = delete;
   FakeDomain& operator=(const FakeDomain&) = delete;
@@ -64,8 +69,14 @@ class FakeDomain {
   [[nodiscard]] P2m p2m(Gfn page) const { return p2m_[page.value]; }
   [[nodiscard]] std::span<std::byte, kPageSize> ring() noexcept;
 
+  /// The guest writes all of a page.
+  void write(Gfn page, std::byte value);
+
   DomainInfo info;
-  std::set<Gfn> referred;  ///< nominate refuses these
+  std::uint64_t max_pages = ~std::uint64_t{0};
+  std::optional<std::set<Gfn>> dirty;  ///< while it is noted: what was written
+  std::function<void()> meanwhile;     ///< what the guest does between two looks at `dirty`
+  std::set<Gfn> referred;              ///< nominate refuses these
   std::vector<std::byte> context{kPageSize};
   TscInfo tsc{.mode = 1, .elapsed_ns = 5, .khz = 2'000'000, .incarnation = 1};
   unsigned nb_pauses = 1;                   ///< as libxl leaves a domain that is created paused
@@ -97,13 +108,15 @@ class FakeDomain {
   std::vector<Vcpu> vcpus_;
   UniqueFd event_;
   bool paging_ = false;
+  unsigned nb_enabled_ = 0;  // a port is of one ring
   std::uint32_t asked_ = 0, heard_ = 0;
 };
 
 /// Xen without a hypervisor: keeps the contract that contract_test.cpp holds the real one to.
 class FakeXen final : public XenCalls {
  public:
-  FakeDomain& add(DomId id, std::uint64_t nb_pages, std::uint32_t nb_vcpus = 1);
+  FakeDomain& add(DomId id, std::uint64_t nb_pages, std::uint32_t nb_vcpus = 1,
+                  std::uint64_t nb_room = 0);
   void remove(DomId id) { domains_.erase(id); }
   [[nodiscard]] FakeDomain* find(DomId id);
   /// The call fails once, after `nb_good` that do not.
@@ -119,6 +132,9 @@ class FakeXen final : public XenCalls {
   void unmap(std::byte* first, std::size_t nb_pages) noexcept override;
   int populate(DomId domain, std::span<const Gfn> pages) noexcept override;
   int depopulate(DomId domain, Gfn page) noexcept override;
+  int set_max_pages(DomId domain, std::uint64_t nb_pages) noexcept override;
+  int log_dirty(DomId domain, bool on) noexcept override;
+  int take_dirty(DomId domain, std::span<std::uint64_t> words) noexcept override;
   int paging_ring_page(DomId domain, Gfn& out) noexcept override;
   int paging_enable(DomId domain, std::uint32_t& port) noexcept override;
   int paging_disable(DomId domain) noexcept override;
@@ -135,10 +151,11 @@ class FakeXen final : public XenCalls {
                 Gfn& out) noexcept override;
   int store_read(const std::string& path, std::string& out) noexcept override;
   int store_write(const std::string& path, const std::string& value) noexcept override;
+  int store_list(const std::string& path, std::vector<std::string>& out) noexcept override;
 
   std::map<std::string, std::string> store;
-  /// What the guest does when told to suspend; else nothing happens.
-  bool suspends = true;
+  bool suspends = true;              ///< a guest that is told to; else nothing happens
+  std::function<void()> on_suspend;  ///< its last act
 
   std::size_t nb_mapped = 0;  ///< pages mapped and not unmapped
 

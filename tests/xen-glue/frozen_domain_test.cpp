@@ -3,7 +3,8 @@
 
 #include <unistd.h>
 
-#include <array>
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 
 #include <gtest/gtest.h>
@@ -17,12 +18,16 @@ using namespace std::chrono_literals;
 
 constexpr DomId kDom{6};
 constexpr std::uint64_t kNbPages = 512;
+constexpr const char* kType = "/libxl/6/type";
 constexpr const char* kSize = "/local/domain/6/memory/static-max";
 
 class FrozenDomainTest : public testing::Test {
  protected:
   FrozenDomainTest() {
     xen.store[kSize] = "2048";
+    xen.store["/local/domain/6/memory/target"] = "1024";
+    xen.store[kType] = "pvh";
+    domain.nb_pauses = 0;
     domain.gs_bases = {0xffff'8000, 0xffff'f000};
     domain.page_table = {{0xffff'8000, Gfn{70}},
                          {0xffff'9000, Gfn{30}},
@@ -32,11 +37,20 @@ class FrozenDomainTest : public testing::Test {
       domain.page(Gfn{i})[5] = static_cast<std::byte>(i % 251);
   }
   [[nodiscard]] Result<FrozenDomain> freeze() const {
-    return FrozenDomain::copy(Domain{xen, kDom}, 20ms);
+    return FrozenDomain::take(Domain{xen, kDom}, {.suspend_timeout = 20ms, .stop = &stop});
   }
   /// Whatever happens, the parent runs on.
-  void expect_running() const { EXPECT_FALSE(domain.info.suspended); }
+  void expect_running() const {
+    EXPECT_FALSE(domain.info.suspended);
+    EXPECT_FALSE(domain.dirty) << "Xen still notes what it writes";
+  }
+  [[nodiscard]] static int byte_of(const FrozenDomain& frozen, std::uint64_t page) {
+    std::byte byte{};
+    EXPECT_EQ(pread(frozen.memory.get(), &byte, 1, static_cast<off_t>(page * kPageSize + 5)), 1);
+    return std::to_integer<int>(byte);
+  }
 
+  std::atomic<bool> stop{false};
   mutable FakeXen xen;
   FakeDomain& domain = xen.add(kDom, kNbPages, 2);
 };
@@ -47,19 +61,74 @@ TEST_F(FrozenDomainTest, HoldsRamAndStateAndLetsTheParentRunOn) {
   expect_running();
   EXPECT_EQ(xen.store["/local/domain/6/control/shutdown"], "suspend");
   EXPECT_EQ(frozen->nb_pages, kNbPages);
-  EXPECT_TRUE(frozen->missing.empty());
   EXPECT_EQ(frozen->state.context, domain.context);
   EXPECT_EQ(frozen->state.tsc, domain.tsc);
+  EXPECT_EQ(frozen->state.nb_vcpus, 2U);
+  EXPECT_EQ(frozen->state.target_kib, 1024U);
   EXPECT_EQ(frozen->state.eager, (std::vector{Gfn{30}, Gfn{70}}));
+  // Two pages of the pattern are zero, and take no memory.
+  EXPECT_EQ(frozen->zeros,
+            (std::vector{PageRange{Gfn{0}, 1}, PageRange{Gfn{251}, 1}, PageRange{Gfn{502}, 1}}));
   domain.page(Gfn{9})[5] = std::byte{0xff};  // the parent goes on writing
-  for (std::uint64_t i = 0; i < kNbPages; ++i) {
-    std::array<std::byte, kPageSize> page;
-    ASSERT_EQ(
-        pread(frozen->memory.get(), page.data(), kPageSize, static_cast<off_t>(i * kPageSize)),
-        static_cast<ssize_t>(kPageSize));
-    ASSERT_EQ(page[5], static_cast<std::byte>(i % 251));
-  }
+  for (std::uint64_t i = 0; i < kNbPages; ++i)
+    ASSERT_EQ(byte_of(*frozen, i), static_cast<int>(i % 251));
   EXPECT_EQ(xen.nb_mapped, 0U);
+}
+
+TEST_F(FrozenDomainTest, HoldsWhatTheGuestWroteWhileItWasCopied) {
+  int round = 0;
+  domain.meanwhile = [&] {
+    ++round;
+    for (std::uint64_t i = 0; i < 400U >> round; ++i)
+      domain.write(Gfn{i}, static_cast<std::byte>(100 + round));
+    domain.write(Gfn{300}, std::byte{});
+    domain.drop(Gfn{301});
+  };
+  const auto frozen = freeze();
+  ASSERT_TRUE(frozen) << frozen.error().what;
+  expect_running();
+  EXPECT_GE(round, 1);
+  for (std::uint64_t i = 0; i < 302; ++i) {
+    const auto now = std::to_integer<int>(domain.page(Gfn{i})[5]);
+    const bool is_zero = std::ranges::any_of(frozen->zeros, [i](const PageRange& range) {
+      return i >= range.first.value && i < range.first.value + range.nb_pages;
+    });
+    ASSERT_EQ(is_zero ? 0 : byte_of(*frozen, i), i == 301 ? 0 : now) << i;
+  }
+}
+
+TEST_F(FrozenDomainTest, WhatIsWrittenAfterTheLastRoundIsCopiedInThePause) {
+  unsigned nb_looks = 0;
+  domain.meanwhile = [&] {
+    if (++nb_looks == 1) xen.on_suspend = [&] { domain.write(Gfn{8}, std::byte{0x77}); };
+  };
+  const auto frozen = freeze();
+  ASSERT_TRUE(frozen) << frozen.error().what;
+  EXPECT_EQ(nb_looks, 1U);
+  EXPECT_EQ(frozen->nb_pages_in_pause, 1U);
+  EXPECT_EQ(byte_of(*frozen, 8), 0x77);
+}
+
+TEST_F(FrozenDomainTest, AGuestThatWritesAsFastAsItIsCopiedIsFrozenAllTheSame) {
+  unsigned nb_looks = 0;
+  domain.meanwhile = [&] {
+    ++nb_looks;
+    for (std::uint64_t i = 0; i < kNbPages; ++i)
+      domain.write(Gfn{i}, static_cast<std::byte>(nb_looks));
+  };
+  ASSERT_TRUE(freeze());
+  EXPECT_LE(nb_looks, 5U);
+}
+
+TEST_F(FrozenDomainTest, AStopEndsTheCopyAndTheGuestNeverStands) {
+  domain.meanwhile = [&] { stop = true; };
+  for (std::uint64_t i = 0; i < kNbPages; ++i) domain.page(Gfn{i})[5] = std::byte{1};
+  stop = true;
+  const auto frozen = freeze();
+  ASSERT_FALSE(frozen);
+  EXPECT_EQ(frozen.error().errnum, ECANCELED);
+  EXPECT_FALSE(xen.store.contains("/local/domain/6/control/shutdown"));
+  expect_running();
 }
 
 TEST_F(FrozenDomainTest, NobodyCanWriteTheCopy) {
@@ -69,13 +138,15 @@ TEST_F(FrozenDomainTest, NobodyCanWriteTheCopy) {
   EXPECT_EQ(errno, EPERM);
 }
 
-TEST_F(FrozenDomainTest, WhatTheBalloonGaveBackIsMissing) {
+TEST_F(FrozenDomainTest, WhatTheBalloonGaveBackReadsAsZeros) {
   domain.drop(Gfn{17});
   domain.drop(Gfn{400});
   const auto frozen = freeze();
   ASSERT_TRUE(frozen);
   EXPECT_EQ(frozen->nb_pages, kNbPages);
-  EXPECT_EQ(frozen->missing, (std::vector{Gfn{17}, Gfn{400}}));
+  EXPECT_EQ(frozen->zeros,
+            (std::vector{PageRange{Gfn{0}, 1}, PageRange{Gfn{17}, 1}, PageRange{Gfn{251}, 1},
+                         PageRange{Gfn{400}, 1}, PageRange{Gfn{502}, 1}}));
 }
 
 TEST_F(FrozenDomainTest, AGuestThatDoesNotSuspendTimesOut) {
@@ -88,11 +159,11 @@ TEST_F(FrozenDomainTest, AGuestThatDoesNotSuspendTimesOut) {
 
 TEST_F(FrozenDomainTest, SizesThatCannotBeAreRefused) {
   xen.store[kSize] = "many";
-  EXPECT_EQ(freeze().error().what, "/local/domain/6/memory/static-max = many");
+  EXPECT_EQ(freeze().error().what, "memory/static-max of domain 6 = many");
   xen.store[kSize] = "4194304";
   EXPECT_EQ(freeze().error().errnum, ENOTSUP);
-  domain.info.hvm = false;
-  EXPECT_EQ(freeze().error().what, "domain 6 is neither HVM nor PVH");
+  xen.store[kType] = "hvm";
+  EXPECT_EQ(freeze().error().what, "domain 6 is of type hvm: only pvh can be forked");
   expect_running();
 }
 
@@ -115,14 +186,19 @@ TEST_P(FrozenDomainError, IsNamedAndTheParentRunsOn) {
 
 INSTANTIATE_TEST_SUITE_P(
     EveryCall, FrozenDomainError,
-    testing::Values(Failing{Call::kInfo, 0, "info of domain 6"},
-                    Failing{Call::kStoreRead, 0, "read /local/domain/6/memory/static-max"},
+    testing::Values(Failing{Call::kStoreRead, 0, "read /libxl/6/type"},
+                    Failing{Call::kStoreRead, 1, "read /local/domain/6/memory/static-max"},
+                    Failing{Call::kLogDirty, 0, "log what is written of domain 6"},
+                    Failing{Call::kMap, 0, "map of domain 6, gfn 0x0"},
+                    Failing{Call::kTakeDirty, 0, "look what was written of domain 6"},
                     Failing{Call::kStoreWrite, 0, "write /local/domain/6/control/shutdown"},
-                    Failing{Call::kInfo, 2, "info of domain 6"},
+                    Failing{Call::kInfo, 0, "info of domain 6"},
+                    Failing{Call::kTakeDirty, 1, "look what was written of domain 6"},
+                    Failing{Call::kInfo, 1, "info of domain 6"},
                     Failing{Call::kGetContext, 0, "get HVM context of domain 6"},
                     Failing{Call::kGetTsc, 0, "get TSC of domain 6"},
                     Failing{Call::kGsBase, 1, "read a CPU record of domain 6"},
-                    Failing{Call::kMap, 0, "map of domain 6, gfn 0x0"}));
+                    Failing{Call::kStoreRead, 2, "read /local/domain/6/memory/target"}));
 
 }  // namespace
 }  // namespace snowfabric::xen::test

@@ -22,17 +22,27 @@ class XenGuestTest : public testing::Test {
  protected:
   FakeXen xen;
   FakeDomain& domain = xen.add(kDom, kNbPages, 12);
-  XenSeed seed{.context = std::vector<std::byte>(kPageSize, std::byte{0x42}),
-               .tsc = {.mode = 2, .elapsed_ns = 77, .khz = 1'000'000, .incarnation = 3},
-               .eager = {}};
+  std::vector<Gfn> eager;
+  int nb_files = 0;
   std::array<Gfn, 32> faults;
 
-  Result<std::unique_ptr<XenGuest>> try_adopt() {
-    auto file = PresenceFile::create("/dev/shm/sf_xen_guest_" + std::to_string(getpid()), kImage);
+  /// As sf-xen-clone does.
+  void evict() {
+    const auto pager = DomainPager::enable(Domain{xen, kDom});
+    ASSERT_TRUE(pager) << pager.error().what;
+    std::vector<Gfn> kept;
+    ASSERT_TRUE((*pager)->evict({Gfn{0}, kNbPages}, kept));
+  }
+  Result<std::unique_ptr<XenGuest>> try_adopt(bool recover = false) {
+    auto file = PresenceFile::create(
+        "/dev/shm/sf_xen_guest_" + std::to_string(getpid()) + "_" + std::to_string(nb_files++),
+        kImage);
     EXPECT_TRUE(file) << file.error().what;
-    return XenGuest::adopt(Domain{xen, kDom}, std::move(*file), seed);
+    return XenGuest::adopt(0, {.peer = {}, .domain = kDom, .image = "", .recover = recover},
+                           std::move(*file), xen, eager);
   }
   std::unique_ptr<XenGuest> adopt() {
+    evict();
     auto guest = try_adopt();
     EXPECT_TRUE(guest) << guest.error().what;
     return std::move(*guest);
@@ -65,14 +75,11 @@ TEST_F(XenGuestTest, RunsAtOnceIfNothingIsEager) {
   const auto guest = adopt();
   EXPECT_TRUE(guest->started());
   EXPECT_EQ(domain.nb_pauses, 0U);
-  EXPECT_EQ(domain.context, seed.context);
-  EXPECT_EQ(domain.tsc, seed.tsc);
   EXPECT_EQ(domain.info.nb_paged_pages, kNbPages);
 }
 
 TEST_F(XenGuestTest, RunsOnceItsEagerPagesAreIn) {
-  seed.eager = {Gfn{9}, Gfn{3}, Gfn{9}, Gfn{kNbPages}};  // the last is no page of the image
-  domain.referred = {Gfn{40}};                           // Xen will not evict it
+  eager = {Gfn{3}, Gfn{9}, Gfn{40}};
   const auto guest = adopt();
   EXPECT_EQ(polled(*guest), (Pages{3, 9, 40}));
   EXPECT_TRUE(polled(*guest).empty());
@@ -196,21 +203,11 @@ TEST_F(XenGuestTest, ADomainThatDiesWithFaultsPendingIsGone) {
   const auto guest = adopt();
   domain.touch(0, Gfn{7});
   EXPECT_EQ(polled(*guest), Pages{7});
-  guest->check_alive();
-  EXPECT_FALSE(guest->gone());
   xen.remove(kDom);
-  guest->check_alive();
-  EXPECT_TRUE(guest->gone());
   EXPECT_EQ(install(*guest, 7), Install::kGone);
+  EXPECT_TRUE(guest->gone());
   EXPECT_EQ(guest->fail(Gfn{7}), FailMeans::kGone);
   EXPECT_FALSE(guest->kill());
-}
-
-TEST_F(XenGuestTest, AnInstallIntoADeadDomainSaysSo) {
-  const auto guest = adopt();
-  xen.remove(kDom);
-  EXPECT_EQ(install(*guest, 7), Install::kGone);
-  EXPECT_TRUE(guest->gone());
 }
 
 TEST_F(XenGuestTest, KillDestroysTheDomain) {
@@ -230,15 +227,55 @@ TEST_F(XenGuestTest, ACompleteCloneOutlivesItsMemtap) {
   EXPECT_FALSE(domain.crashed);
 }
 
+TEST_F(XenGuestTest, AnIncompleteCloneStandsStillUntilTheNextMemtap) {
+  auto guest = adopt();
+  for (std::uint32_t vcpu = 0; vcpu < 12; ++vcpu) domain.touch(vcpu, Gfn{vcpu});
+  EXPECT_EQ(polled(*guest).size(), 8U);
+  EXPECT_EQ(install(*guest, 1), Install::kDone);
+  guest.reset();
+  EXPECT_EQ(domain.nb_pauses, 1U);
+  EXPECT_FALSE(domain.crashed);
+  auto next = try_adopt(true);
+  ASSERT_TRUE(next) << next.error().what;
+  EXPECT_EQ(domain.nb_pauses, 0U);
+  EXPECT_EQ(install(**next, 0, kNbPages), Install::kDone);
+  polled(**next);
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ((*next)->counters().eexist.read(), 1U);  // page 1 was there
+}
+
+TEST_F(XenGuestTest, TheNextMemtapFreesWhoWaitedForADeadOne) {
+  eager = {Gfn{20}};
+  const auto guest = adopt();  // does nothing from here on, as if killed
+  polled(*guest);
+  EXPECT_EQ(install(*guest, 20), Install::kDone);
+  for (std::uint32_t vcpu = 0; vcpu < 12; ++vcpu) domain.touch(vcpu, Gfn{vcpu});
+  EXPECT_EQ(polled(*guest).size(), 8U);
+  auto next = try_adopt(true);
+  ASSERT_TRUE(next) << next.error().what;
+  EXPECT_EQ(polled(**next), Pages{20});  // nobody knows what is there
+  EXPECT_EQ(install(**next, 20), Install::kDone);
+  EXPECT_TRUE((*next)->started());
+  for (Pages pages; !(pages = polled(**next)).empty();)
+    for (const auto page : pages) EXPECT_EQ(install(**next, page), Install::kDone);
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(domain.nb_pauses, 0U);
+}
+
+TEST_F(XenGuestTest, ADomainThatIsPagedAlreadyIsRefused) {
+  const auto guest = adopt();
+  const auto second = try_adopt();
+  ASSERT_FALSE(second);
+  EXPECT_EQ(second.error().errnum, EBUSY);
+  EXPECT_EQ(second.error().what, "enable memory paging of domain 4");
+}
+
 TEST_F(XenGuestTest, WhatXenRefusesAtTheStartIsNamed) {
-  xen.fail(Call::kSetContext, EINVAL);
+  evict();
+  xen.fail(Call::kUnpause, EPERM);
   const auto refused = try_adopt();
   ASSERT_FALSE(refused);
-  EXPECT_EQ(refused.error().what, "Xen refused the parent's state, or to let the clone run");
-  xen.fail(Call::kSetTsc, EPERM);
-  const auto no_tsc = try_adopt();
-  ASSERT_FALSE(no_tsc);
-  EXPECT_EQ(no_tsc.error().what, "set TSC of domain 4");
+  EXPECT_EQ(refused.error().what, "Xen refused to let the clone run");
 }
 
 }  // namespace

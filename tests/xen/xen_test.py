@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cases on a real Xen, in the test bed. Last line: N passed, N failed, N skipped.
 usage: xen_test.py BUILD-DIR"""
+import json
 import pathlib
 import re
 import subprocess
@@ -9,6 +10,9 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 HERE = ROOT / "tests/xen"
+sys.path.insert(0, str(ROOT / "tools"))
+sys.dont_write_bytecode = True
+import xendemo  # noqa: E402
 
 
 def run(job, *options):
@@ -24,6 +28,25 @@ def a_guest_runs_and_finds_its_memory_right():
 def xen_is_what_the_glue_takes_for_granted():
     status, said = run(HERE / "contract.job", pathlib.Path(sys.argv[1]) / "tests/xen-glue/xen_contract")
     return status == 0 and "PASSED" in said, said
+
+
+def a_fork_by_memserver_and_memtap_leaves_all_memories_right():
+    with tempfile.TemporaryDirectory() as tmp:
+        table = pathlib.Path(tmp) / "table.json"
+        done = subprocess.run([ROOT / "tools/xen-testbed", "demo", "--build-dir", sys.argv[1], "--json", table],
+                              capture_output=True, text=True)
+        rows = json.loads(table.read_text())["clones"] if table.exists() else []
+    good = done.returncode == 0 and len(rows) == 2 and all(row["checksum_ok"] and row["faults"] > 0 for row in rows)
+    return good, done.stdout + done.stderr
+
+
+def a_clone_survives_the_deaths_of_memtap_parent_and_sibling():
+    with tempfile.TemporaryDirectory() as tmp:
+        job = pathlib.Path(tmp) / "job"
+        job.write_text("exec python3 -B /host/deaths.py\n")
+        build = pathlib.Path(sys.argv[1])
+        status, said = run(job, HERE / "deaths.py", *xendemo.files(build), "--seconds", "700")
+    return status == 0, said
 
 
 def a_jobs_own_status_comes_back_and_so_do_its_files():
@@ -54,6 +77,7 @@ def main():
         print(f"FAIL xen: the test bed cannot be made: {why}\n0 passed, 1 failed, 0 skipped")
         return 1
     cases = (a_guest_runs_and_finds_its_memory_right, xen_is_what_the_glue_takes_for_granted,
+             a_fork_by_memserver_and_memtap_leaves_all_memories_right, a_clone_survives_the_deaths_of_memtap_parent_and_sibling,
              a_jobs_own_status_comes_back_and_so_do_its_files, a_job_that_takes_too_long_is_ended)
     nb_failed = 0
     for case in cases:

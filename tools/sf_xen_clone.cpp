@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// sf-xen-clone: starts a clone of a Xen domain from a descriptor, and keeps it: hands it to the
+// memtap of its host, and to the next if that one dies; ends with the clone, and the clone with it.
+#include <poll.h>
+#include <spawn.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include "descriptor/descriptor.hpp"
+#include "descriptor/xen_state.hpp"
+#include "fabric/base/unix_socket.hpp"
+#include "xen-glue/libxen_calls.hpp"
+#include "xen-glue/shell.hpp"
+
+namespace snowfabric::xen {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::ordered_json;
+
+/// Between two looks at the clone, and between two tries to find a memtap.
+constexpr std::chrono::milliseconds kLookEvery{100};
+/// Whom a memtap refuses it lets go at once; and it will again.
+constexpr std::chrono::milliseconds kRefusedWait{2000};
+
+struct Options {
+  std::string descriptor, memtap, name, config, info;
+};
+
+std::atomic<bool> stop_asked{false};
+
+void say(const std::string& text) { fmt::print(stderr, "sf-xen-clone: {}\n", text); }
+
+std::int64_t ms_since(Clock::time_point began) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began).count();
+}
+
+/// @return EIO: it said why on stderr; errno of the call that could not start it
+Result<void> run_xl(std::vector<std::string> args) {
+  args.insert(args.begin(), "xl");
+  std::string all;
+  std::vector<char*> argv;
+  for (std::string& arg : args) {
+    argv.push_back(arg.data());
+    all += (all.empty() ? "" : " ") + arg;
+  }
+  argv.push_back(nullptr);
+  pid_t pid = 0;
+  if (const int errnum = posix_spawnp(&pid, "xl", nullptr, nullptr, argv.data(), environ))
+    return fail(errnum, all);
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0)
+    if (errno != EINTR) return fail(errno, all);
+  if (status != 0) return fail(EIO, all);
+  return {};
+}
+
+/// A file that is there while xl reads it.
+class TemporaryFile {
+ public:
+  TemporaryFile() : path_{"/tmp/sf-xen-clone-XXXXXX"}, fd_{mkstemp(path_.data())} {}
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() {
+    if (fd_) unlink(path_.c_str());
+  }
+  [[nodiscard]] Result<void> write(std::span<const std::byte> bytes) const {
+    if (!fd_ ||
+        ::write(fd_.get(), bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size()))
+      return fail(errno, "write " + path_);
+    return {};
+  }
+  [[nodiscard]] const std::string& path() const noexcept { return path_; }
+
+ private:
+  std::string path_;
+  UniqueFd fd_;
+};
+
+/// The lines the user adds.
+Result<std::string> extra_config(const std::string& path) {
+  if (path.empty()) return std::string{};
+  std::ifstream file{path};
+  std::stringstream text;
+  text << file.rdbuf();
+  if (!file) return fail(errno, "read " + path);
+  return text.str();
+}
+
+/// A domain that goes with this object.
+class Clone {
+ public:
+  Clone(XenCalls& calls, std::string name) : calls_{calls}, name_{std::move(name)} {}
+  Clone(const Clone&) = delete;
+  Clone& operator=(const Clone&) = delete;
+  ~Clone() {
+    if (!created_) return;
+    if (const auto ok = run_xl({"destroy", name_}); !ok) say(ok.error().what + " failed");
+  }
+
+  [[nodiscard]] Result<Domain> create(const Options& options, std::uint64_t nb_pages,
+                                      const DomainState& parent) {
+    const auto extra = extra_config(options.config);
+    if (!extra) return std::unexpected(extra.error());
+    const TemporaryFile kernel, config;
+    if (auto ok = kernel.write(shell_kernel()); !ok) return std::unexpected(ok.error());
+    const std::string text = shell_config(name_, kernel.path(), nb_pages, parent) + *extra + "\n";
+    if (auto ok = config.write(std::as_bytes(std::span{text})); !ok)
+      return std::unexpected(ok.error());
+    if (auto ok = run_xl({"-t", "create", "-p", "-e", config.path()}); !ok)
+      return std::unexpected(ok.error());
+    created_ = true;
+    return find_domain(calls_, name_);
+  }
+  /// Somebody else destroyed it.
+  void is_gone() noexcept { created_ = false; }
+
+ private:
+  XenCalls& calls_;
+  std::string name_;
+  bool created_ = false;
+};
+
+/// @return errno of the call: no memtap is there
+Result<UniqueFd> hand_over(const Options& options, const Domain& domain, const std::string& image,
+                           bool recover) {
+  const auto address = UnixAddress::of(options.memtap);
+  if (!address) return std::unexpected(address.error());
+  UniqueFd socket{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  if (!socket) return fail(errno, "socket AF_UNIX");
+  if (connect(socket.get(), address->get(), UnixAddress::size()) != 0)
+    return fail(errno, fmt::format("connect to the memtap at {}", options.memtap));
+  const Json message = {{{"adapter", "xen"},
+                         {"domain", static_cast<std::uint16_t>(domain.id())},
+                         {"image", image},
+                         {"recover", recover}}};
+  if (send_with_fds(socket.get(), message.dump(), {}) < 0)
+    return fail(errno, fmt::format("send to the memtap at {}", options.memtap));
+  return socket;
+}
+
+/// memtap says nothing there: what can be read is the end.
+bool is_closed(const UniqueFd& socket, std::chrono::milliseconds patience) {
+  pollfd end{socket.get(), POLLIN, 0};
+  return poll(&end, 1, static_cast<int>(patience.count())) > 0;
+}
+
+/// @return ECONNABORTED: memtap wants none of it
+Result<void> wait_until_it_runs(const Domain& domain, const UniqueFd& memtap) {
+  for (;;) {
+    const auto info = domain.info();
+    if (!info) return std::unexpected(info.error());
+    if (!info->paused) return {};
+    if (stop_asked) return fail(ECANCELED, "waiting for the clone's first pages");
+    if (is_closed(memtap, kLookEvery / 10))
+      return fail(ECONNABORTED, "memtap refused the clone, or ended: its log says why");
+  }
+}
+
+/// The memtap that has the clone, and the search for the next when that is gone.
+class Memtap {
+ public:
+  Memtap(const Options& options, Domain domain, std::string image, UniqueFd socket)
+      : options_{options}, domain_{domain}, image_{std::move(image)}, socket_{std::move(socket)} {}
+
+  /// Waits a moment, and tries if it has to.
+  void look(std::uint64_t nb_paged_pages) {
+    if (!socket_) {
+      std::this_thread::sleep_for(wait_);
+      find_next();
+    } else if (is_closed(socket_, kLookEvery)) {
+      socket_ = UniqueFd{};
+      if (nb_paged_pages > 0)
+        say(fmt::format("memtap is gone, and the clone waits for the next: it lacks {} pages",
+                        nb_paged_pages));
+    }
+  }
+
+ private:
+  void find_next() {
+    auto next = hand_over(options_, domain_, image_, true);
+    if (!next) return;
+    if (is_closed(*next, kRefusedWait)) {
+      if (std::exchange(wait_, kRefusedWait) != kRefusedWait)
+        say("the memtap there refuses the clone: its log says why");
+      return;
+    }
+    say("the clone is handed to the next memtap");
+    wait_ = kLookEvery;
+    socket_ = std::move(*next);
+  }
+
+  const Options& options_;
+  Domain domain_;
+  std::string image_;
+  UniqueFd socket_;
+  std::chrono::milliseconds wait_ = kLookEvery;
+};
+
+/// Until the clone ends, or we are told to end it.
+Result<void> keep(const Domain& domain, Memtap memtap, Clone& clone) {
+  while (!stop_asked) {
+    DomainInfo info;
+    const int errnum = domain.calls().info(domain.id(), info);
+    if (errnum == ESRCH || info.dying) {
+      clone.is_gone();
+      return {};
+    }
+    if (auto ok = domain.checked(errnum, "info"); !ok) return ok;
+    if (info.shut_down && !info.suspended) return {};  // suspended: somebody forks or saves it
+    memtap.look(info.nb_paged_pages);
+  }
+  return {};
+}
+
+void write_info(const std::string& path, const Json& info) {
+  std::ofstream file{path + ".new"};
+  file << info.dump(2) << '\n';
+  file.close();
+  if (!file || std::rename((path + ".new").c_str(), path.c_str()) != 0)
+    say(fmt::format("cannot write {}: {}", path, std::strerror(errno)));
+}
+
+Result<void> run(const Options& options) {
+  const auto descriptor = read_descriptor(options.descriptor);
+  if (!descriptor) return std::unexpected(descriptor.error());
+  const auto parent = state_of(*descriptor);
+  if (!parent) return std::unexpected(parent.error());
+  const std::string image = image_name(descriptor->image_id, descriptor->epoch);
+  const auto calls = open_libxen();
+  if (!calls) return std::unexpected(calls.error());
+  const std::uint64_t nb_pages = descriptor->spaces.front().nb_pages;
+
+  const auto began = Clock::now();
+  Clone clone{**calls, options.name};
+  const auto domain = clone.create(options, nb_pages, *parent);
+  if (!domain) return std::unexpected(domain.error());
+  Json info = {{"name", options.name},
+               {"domain", static_cast<std::uint16_t>(domain->id())},
+               {"created_ms", ms_since(began)}};
+  if (auto ok = make_shell(*domain, nb_pages, *parent, [](std::uint64_t) {}); !ok) return ok;
+  info["evicted_ms"] = ms_since(began);
+  auto memtap = hand_over(options, *domain, image, false);
+  if (!memtap) return std::unexpected(memtap.error());
+  if (auto ok = wait_until_it_runs(*domain, *memtap); !ok) return ok;
+  info["running_ms"] = ms_since(began);
+  say(fmt::format("{} ({}) runs after {} ms: shell {} ms, its memory evicted {} ms", options.name,
+                  to_string(domain->id()), info["running_ms"].get<std::int64_t>(),
+                  info["created_ms"].get<std::int64_t>(), info["evicted_ms"].get<std::int64_t>()));
+  if (!options.info.empty()) write_info(options.info, info);
+  return keep(*domain, {options, *domain, image, std::move(*memtap)}, clone);
+}
+
+}  // namespace
+}  // namespace snowfabric::xen
+
+int main(int argc, char** argv) {
+  using namespace snowfabric;
+  CLI::App cli{"Starts a clone of a Xen domain from a descriptor and keeps it until it ends.",
+               "sf-xen-clone"};
+  xen::Options options;
+  cli.set_version_flag("--version", SNOWFABRIC_VERSION);
+  cli.add_option("DESCRIPTOR", options.descriptor, "file that memserver-dpdk --xen wrote")
+      ->required();
+  cli.add_option("--memtap", options.memtap, "socket of this host's memtap for the image")
+      ->required();
+  cli.add_option("--name", options.name, "of the clone, as xl list shows it")->required();
+  cli.add_option("--config", options.config,
+                 "file of lines for xl.cfg that the clone needs here: vif, cpus and the like");
+  cli.add_option("--info", options.info, "write the clone's domain and times here when it runs");
+  CLI11_PARSE(cli, argc, argv);
+  for (const int signal : {SIGINT, SIGTERM})
+    std::signal(signal, [](int) { xen::stop_asked = true; });
+  const auto result = xen::run(options);
+  if (!result)
+    xen::say(fmt::format("{}: {}", result.error().what, std::strerror(result.error().errnum)));
+  return result ? 0 : 1;
+}

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""In dom0: forks a Xen guest by memserver and memtap, and says what became of the clones. A job of tools/xen-testbed:
+reads /host/fork.json, writes /host/rows.json while it runs and /host/result.json at the end. Hosts that share a parent
+share the folder /shared."""
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import fleetlib
+
+HOST, SHARED, RUN = pathlib.Path("/host"), pathlib.Path("/shared"), pathlib.Path("/run/snowfabric")
+LOGS = pathlib.Path("/var/log/xen")
+PARENT, BRIDGE, MTU = "guest", "br0", 9000
+DESCRIPTOR, FORKED, ENDED = SHARED / "vm.desc", SHARED / "forked.json", SHARED / "ended"
+# Every CPU here is emulated, and Xen takes some 1,000 pages a second: what comes faster is lost.
+SERVE = ["--push", "--rate-gbps", "0.02", "--max-rate-gbps", "0.1"]
+GOOD_TICKS = 3  # that a clone must have had
+
+
+class ForkError(Exception):
+    """Says what failed, on what, and what to do."""
+
+
+def run(*args):
+    done = subprocess.run(args, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ForkError(f"`{' '.join(args)}` failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def wait_for(what, look, seconds, *processes):
+    """@return what `look` returned, once that is true"""
+    deadline = time.monotonic() + seconds
+    while True:
+        if found := look():
+            return found
+        for process in processes:
+            if process.status() is not None:
+                raise ForkError(f"{process.name} ended with status {process.status()}; waited for {what}:\n{process.tail()}")
+        if time.monotonic() > deadline:
+            tails = "\n".join(process.tail() for process in processes)
+            raise ForkError(f"no {what} after {seconds} s\n{tails}")
+        time.sleep(0.05)
+
+
+def link(name):
+    """A port of the bridge, for one process."""
+    run("ip", "link", "add", name, "mtu", str(MTU), "type", "veth", "peer", "name", f"{name}-br", "mtu", str(MTU))
+    run("ip", "link", "set", f"{name}-br", "master", BRIDGE)
+    for end in (name, f"{name}-br"):
+        pathlib.Path(f"/proc/sys/net/ipv6/conf/{end}/disable_ipv6").write_text("1")
+        run("ip", "link", "set", end, "up")
+
+
+def make_network():
+    run("ip", "link", "add", BRIDGE, "mtu", str(MTU), "type", "bridge", "mcast_snooping", "0")
+    pathlib.Path(f"/proc/sys/net/ipv6/conf/{BRIDGE}/disable_ipv6").write_text("1")
+    run("ip", "link", "set", BRIDGE, "up")
+    if pathlib.Path("/sys/class/net/eth0").exists():  # to the other machine
+        run("ip", "link", "set", "eth0", "mtu", str(MTU), "master", BRIDGE)
+        run("ip", "link", "set", "eth0", "up")
+
+
+def ticks(name):
+    """[(number, pages, bad)] of a guest's log."""
+    log = LOGS / f"guest-{name}.log"
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return [tuple(map(int, found)) for found in re.findall(r"guest: tick=(\d+) pages=(\d+) bad=(\d+)", text)]
+
+
+def program(name, path, args):
+    return fleetlib.Process(name, [HOST / path, *args], HOST / "logs" / f"{name}.log")
+
+
+def port_args(device, name):
+    return ["--profile", HOST / "net_af_packet.toml", "--device", device, "--", f"--file-prefix={name}"]
+
+
+class Parent:
+    """A running guest, and the memserver that has frozen it."""
+
+    def __init__(self):
+        link("server0")
+        run("xl", "create", "-e", str(HOST / f"{PARENT}.cfg"))
+        wait_for("tick of the parent", lambda: len(ticks(PARENT)) >= GOOD_TICKS, 120)
+        info = RUN / "server.json"
+        self.server = program("memserver", "memserver-dpdk", [
+            "--xen", PARENT, "--descriptor", DESCRIPTOR, "--info", info, *SERVE, "--stats", RUN / "server-stats.json",
+            *port_args("server0", "server")])
+        wait_for("image", info.exists, 120, self.server)
+        self.ticks_then = len(ticks(PARENT))
+        forked = {"freeze": json.loads(info.read_text())["freeze"], "descriptor_bytes": DESCRIPTOR.stat().st_size}
+        FORKED.write_text(json.dumps(forked))
+
+    def row(self):
+        wait_for("tick of the parent after the fork", lambda: len(ticks(PARENT)) >= self.ticks_then + GOOD_TICKS, 120)
+        all_ticks = ticks(PARENT)
+        return {"checksum_ok": all(bad == 0 for _, _, bad in all_ticks), "ticks": len(all_ticks)}
+
+
+class Clone:
+    """A clone, its keeper and what its guest says."""
+
+    def __init__(self, name, memtap_socket, config):
+        self.name, self.began = name, time.monotonic()
+        self.info = RUN / f"{name}.json"
+        self.first_run_ms = None
+        self.keeper = program(name, "sf-xen-clone", [DESCRIPTOR, "--memtap", memtap_socket, "--name", name,
+                                                     "--config", config, "--info", self.info])
+
+    def look(self):
+        """@return whether it has shown that it works"""
+        seen = ticks(self.name)
+        if seen and self.first_run_ms is None:
+            self.first_run_ms = round((time.monotonic() - self.began) * 1000)
+        return len(seen) >= GOOD_TICKS
+
+    def row(self, guests):
+        """@param guests  counters of memtap's guests, by the keeper's process"""
+        seen, counters = ticks(self.name), guests.get(self.keeper.pid, {})
+        info = json.loads(self.info.read_text()) if self.info.exists() else {}
+        return {"clone": self.name, "domain": info.get("domain"), "checksum_ok": bool(seen) and all(bad == 0 for *_, bad in seen),
+                "ticks": len(seen), "first_tick": seen[0][0] if seen else None, "pages": counters.get("installed_pages"),
+                "zero_pages": counters.get("zero_pages"), "faults": counters.get("faults"),
+                "fault_us_p50": counters.get("fault_ns_p50", 0) / 1000, "evicted_ms": info.get("evicted_ms"),
+                "running_ms": info.get("running_ms"), "first_run_ms": self.first_run_ms}
+
+
+class Clones:
+    """The clones of this host and their memtap."""
+
+    def __init__(self, names):
+        link("tap0")
+        self.socket, self.tap = RUN / "memtap.sock", None
+        self.start_tap()
+        config = RUN / "clone.cfg"
+        config.write_text('cpus = "1"\n')  # dom0 has the other
+        self.clones = [Clone(name, self.socket, config) for name in names]
+
+    def start_tap(self):
+        self.socket.unlink(missing_ok=True)
+        self.tap = program("memtap", "memtap-dpdk", ["--descriptor", DESCRIPTOR, "--socket", self.socket, "--give-up", "30",
+                                                     "--stats", RUN / "memtap-stats.json", *port_args("tap0", "tap")])
+        wait_for("socket of memtap", self.socket.exists, 120, self.tap)
+
+    def wait(self, seconds):
+        def all_work():
+            working = [clone.look() for clone in self.clones]
+            (HOST / "rows.json.new").write_text(json.dumps(self.rows()))
+            (HOST / "rows.json.new").rename(HOST / "rows.json")
+            time.sleep(0.5)
+            return all(working)
+        try:
+            wait_for("clones at work", all_work, seconds, self.tap, *(clone.keeper for clone in self.clones))
+        except ForkError as error:
+            raise ForkError(f"{error}\n{json.dumps(self.counters())}") from error
+
+    def counters(self):
+        """Memtap's, of each guest by its keeper's process and, at 0, its own."""
+        pids = fleetlib.telemetry("tap", "/memtap/guests") or {}
+        guests = {pid: fleetlib.telemetry("tap", f"/memtap/guest,{number}") or {} for number, pid in pids.items()}
+        return {0: fleetlib.telemetry("tap", "/memtap/stats") or {}, **guests}
+
+    def rows(self):
+        counters = self.counters()
+        return [clone.row(counters) for clone in self.clones]
+
+    def processes(self):
+        return [*(clone.keeper for clone in self.clones), self.tap]
+
+
+def make_folders():
+    for folder in (RUN, SHARED, HOST / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def end(processes, clone_names):
+    """Stops them in this order. @return what was wrong with that, in words"""
+    complaints = [complaint for complaint in (process.stop() for process in processes) if complaint]
+    complaints += [f"{p.name} ended with status {p.status()}:\n{p.tail()}" for p in processes if p.status() != 0]
+    left = [line.split()[0] for line in run("xl", "list").splitlines()[1:]]
+    return complaints + [f"the domain of {name} is left" for name in clone_names if name in left]
+
+
+def fork(options):
+    make_folders()
+    make_network()
+    parent = Parent() if options["parent"] else None
+    result = {"clones": []}
+    if options["clones"]:
+        wait_for("descriptor of the parent", FORKED.exists, options["seconds"])
+        clones = Clones(options["clones"])
+        clones.wait(options["seconds"])
+        result["clones"] = clones.rows()
+        ENDED.touch()
+    if parent and options["waits"]:
+        wait_for("end of the other host", ENDED.exists, 2 * options["seconds"], parent.server)  # it says why itself
+    if parent:
+        result.update(parent=parent.row(), **json.loads(FORKED.read_text()))
+    processes = (clones.processes() if options["clones"] else []) + ([parent.server] if parent else [])
+    return {**result, "complaints": end(processes, options["clones"])}
+
+
+def main():
+    options = json.loads((HOST / "fork.json").read_text())
+    status = 0
+    try:
+        result = fork(options)
+    except ForkError as error:
+        run("xl", "debug-keys", "q")  # what each vCPU waits for, for the log of Xen
+        result, status = {"error": f"{error}\n{run('xl', 'list')}"}, 1
+    (HOST / "result.json").write_text(json.dumps(result, indent=2))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
