@@ -24,6 +24,10 @@ Result<void> check(const pb::XenDomain& domain, std::uint64_t nb_pages) {
     return corrupt("its eager pages do not ascend");
   if (!eager.empty() && *eager.rbegin() >= nb_pages)
     return corrupt(fmt::format("eager page {:#x} is outside the image", *eager.rbegin()));
+  const std::uint64_t bitmap_end =
+      std::uint64_t{domain.bitmap_first_page()} + domain.bitmap_nb_pages();
+  if (bitmap_end > nb_pages)
+    return corrupt(fmt::format("its bitmap ends at page {:#x}, outside the image", bitmap_end));
   return {};
 }
 
@@ -38,6 +42,10 @@ std::vector<Section> sections_of(const DomainState& state) {
   domain.set_tsc_incarnation(state.tsc.incarnation);
   for (const Gfn page : state.eager) domain.add_eager_pages(static_cast<std::uint32_t>(page.value));
   domain.set_target_kib(state.target_kib);
+  if (state.bitmap) {
+    domain.set_bitmap_first_page(static_cast<std::uint32_t>(state.bitmap->first.value));
+    domain.set_bitmap_nb_pages(state.bitmap->nb_pages);
+  }
   std::vector<std::byte> bytes(domain.ByteSizeLong());
   domain.SerializeToArray(bytes.data(), static_cast<int>(bytes.size()));
   return {{SectionType::kXenContext, state.context}, {SectionType::kXenDomain, std::move(bytes)}};
@@ -62,7 +70,10 @@ Result<DomainState> state_of(const Descriptor& descriptor) {
                             domain.tsc_incarnation()},
                     .nb_vcpus = domain.nb_vcpus(),
                     .eager = {},
-                    .target_kib = domain.target_kib()};
+                    .target_kib = domain.target_kib(),
+                    .bitmap = {}};
+  if (domain.bitmap_nb_pages() > 0)
+    state.bitmap = PageRange{Gfn{domain.bitmap_first_page()}, domain.bitmap_nb_pages()};
   for (const std::uint32_t page : domain.eager_pages()) state.eager.push_back({page});
   return state;
 }

@@ -43,19 +43,18 @@ Result<FrozenParent> take_parent(const ServerOptions& options, const std::atomic
   if (!id) return std::unexpected(id.error());
   const std::uint64_t image_id = id->value_or(random_id());
   spdlog::info("freezing the parent {}", name_of_parent(options));
-  if (!options.xen.empty())
-    return freeze_xen({.domain = options.xen,
-                       .image_id = image_id,
-                       .epoch = options.epoch,
-                       .progress_fd = STDERR_FILENO},
-                      stop);
-  auto parent = freeze_qemu({.qmp_path = options.qemu,
-                             .image_id = image_id,
-                             .epoch = options.epoch,
-                             .progress_fd = STDERR_FILENO,
-                             .free_pages_path = options.free_pages,
-                             .memtap_path = options.memtap},
-                            stop);
+  auto parent = options.qemu.empty() ? freeze_xen({.domain = options.xen,
+                                                   .image_id = image_id,
+                                                   .epoch = options.epoch,
+                                                   .progress_fd = STDERR_FILENO},
+                                                  stop)
+                                     : freeze_qemu({.qmp_path = options.qemu,
+                                                    .image_id = image_id,
+                                                    .epoch = options.epoch,
+                                                    .progress_fd = STDERR_FILENO,
+                                                    .free_pages_path = options.free_pages,
+                                                    .memtap_path = options.memtap},
+                                                   stop);
   if (parent && !parent->why_no_shim.empty())
     spdlog::warn("the parent's preload library cannot be used: {}", parent->why_no_shim);
   if (parent && !parent->why_none_avoided.empty())

@@ -69,9 +69,12 @@ Result<FrozenParent> freeze_xen(const XenFreezeOptions& options, const std::atom
                       .since = frozen->since,
                       .pause = frozen->pause,
                       .zeros = std::move(frozen->zeros),
+                      .nb_avoided_pages = frozen->nb_avoided_pages,
+                      .nb_free_pages = frozen->nb_free_pages,
                       .details = {{"suspend_us", us(frozen->suspend)},
                                   {"copy_us", us(frozen->copy)},
-                                  {"pause_pages", frozen->nb_pages_in_pause}}};
+                                  {"pause_pages", frozen->nb_pages_in_pause}},
+                      .why_none_avoided = std::move(frozen->why_none_avoided)};
 }
 
 }  // namespace snowfabric

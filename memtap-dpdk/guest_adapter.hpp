@@ -45,6 +45,7 @@ struct GuestCounters {
   Counter faults_outside;      ///< outside every region
   Counter installed_pages;     ///< with bytes of the image
   Counter zero_pages;          ///< as zero pages of the image
+  Counter claimed_zero_pages;  ///< given zeros because the guest had claimed them
   Counter skipped_pages;       ///< offered, but present already or the guest's own
   Counter install_calls;       ///< system calls that installed something
   Counter eexist;              ///< found in place by the kernel
@@ -72,6 +73,8 @@ inline constexpr std::array kGuestCounters{
                                "with bytes of the image"},
     CounterInfo<GuestCounters>{"zero_pages", &GuestCounters::zero_pages,
                                "as zero pages of the image"},
+    CounterInfo<GuestCounters>{"claimed_zero_pages", &GuestCounters::claimed_zero_pages,
+                               "given zeros because the guest had claimed them"},
     CounterInfo<GuestCounters>{"skipped_pages", &GuestCounters::skipped_pages,
                                "offered, but present already or the guest's own"},
     CounterInfo<GuestCounters>{"install_calls", &GuestCounters::install_calls,

@@ -263,7 +263,7 @@ Result<std::unique_ptr<ProcessGuest>> GuestListener::make_xen_guest(PendingHands
   auto presence = make_presence();
   if (!presence) return std::unexpected(presence.error());
   auto guest = XenGuest::adopt(next_id_, std::move(*attachment), std::move(*presence),
-                               *config_.xen->calls, config_.xen->eager);
+                               *config_.xen->calls, config_.xen->pages);
   if (!guest) return std::unexpected(guest.error());
   ++next_id_;
   return std::move(*guest);

@@ -15,6 +15,19 @@ namespace snowfabric {
 namespace {
 
 alignas(kPageSize) constexpr std::array<std::byte, kPageSize> kZeros{};
+/// Claimed pages behind a faulting one that get their zeros with it: whoever fills memory asks for
+/// them next, and a fault costs more than they do.
+constexpr std::uint64_t kZerosAhead = 15;
+
+Result<std::optional<xen::GuestBitmap>> map_bitmap(const xen::Domain& domain,
+                                                   const std::optional<PageRange>& where,
+                                                   std::uint64_t nb_pages, bool recover) {
+  if (!where) return std::nullopt;
+  auto bitmap = recover ? xen::GuestBitmap::take_over(domain, *where, nb_pages)
+                        : xen::GuestBitmap::reset(domain, *where, nb_pages);
+  if (!bitmap) return std::unexpected(bitmap.error());
+  return std::optional{std::move(*bitmap)};
+}
 
 }  // namespace
 
@@ -23,18 +36,32 @@ Result<XenSeed> XenSeed::from(const Descriptor& descriptor) {
   if (!state) return std::unexpected(state.error());
   auto calls = xen::open_libxen();
   if (!calls) return std::unexpected(calls.error());
-  return XenSeed{std::move(*calls), std::move(state->eager)};
+  return XenSeed{std::move(*calls), {std::move(state->eager), state->bitmap}};
 }
 
 XenGuest::XenGuest(std::uint32_t id, Peer peer, PresenceFile presence,
-                   std::unique_ptr<xen::DomainPager> pager, std::span<const Gfn> eager)
+                   std::unique_ptr<xen::DomainPager> pager, std::optional<xen::GuestBitmap> bitmap,
+                   std::span<const Gfn> eager)
     : ProcessGuest{id, std::move(peer), std::move(presence)},
       pager_{std::move(pager)},
-      eager_(eager.begin(), eager.end()) {}
+      bitmap_{std::move(bitmap)},
+      eager_(eager.begin(), eager.end()) {
+  if (bitmap_) presence_ = bitmap_->presence();
+  // What an earlier memtap has put is there already.
+  nb_eager_in_ = static_cast<std::size_t>(
+      std::ranges::count_if(eager_, [this](Gfn page) { return !presence_.absent(page); }));
+}
+
+/// What the guest has claimed needs nobody: with its zeros it has all its memory, and runs on.
+XenGuest::~XenGuest() {
+  if (gone() || !bitmap_ || nb_missing() > 0) return;
+  for (std::uint64_t i = 0; i < presence_.nb_pages(); ++i)
+    if (presence_.state(Gfn{i}) == PageState::kClaimedByGuest && !give_zeros(Gfn{i})) return;
+}
 
 Result<std::unique_ptr<XenGuest>> XenGuest::adopt(std::uint32_t id, XenAttachment attachment,
                                                   PresenceFile presence, xen::XenCalls& calls,
-                                                  std::span<const Gfn> eager) {
+                                                  const XenPages& pages) {
   const xen::Domain domain{calls, attachment.domain};
   const auto info = domain.info();
   if (!info) return std::unexpected(info.error());
@@ -43,9 +70,11 @@ Result<std::unique_ptr<XenGuest>> XenGuest::adopt(std::uint32_t id, XenAttachmen
   auto pager =
       attachment.recover ? xen::DomainPager::take_over(domain) : xen::DomainPager::enable(domain);
   if (!pager) return std::unexpected(pager.error());
-  std::unique_ptr<XenGuest> guest{
-      new XenGuest{id, std::move(attachment.peer), std::move(presence), std::move(*pager), eager}};
-  if (guest->eager_.empty() && guest->start() != Install::kDone)
+  auto bitmap = map_bitmap(domain, pages.bitmap, presence.view().nb_pages(), attachment.recover);
+  if (!bitmap) return std::unexpected(bitmap.error());
+  std::unique_ptr<XenGuest> guest{new XenGuest{id, std::move(attachment.peer), std::move(presence),
+                                               std::move(*pager), std::move(*bitmap), pages.eager}};
+  if (guest->nb_eager_in_ == guest->eager_.size() && guest->start() != Install::kDone)
     return snowfabric::fail(EIO, std::string{guest->trouble()});
   return guest;
 }
@@ -83,10 +112,7 @@ bool XenGuest::on_fault(const xen::DomainPager::Fault& fault) noexcept {
     return false;
   }
   switch (presence_.state(page)) {
-    case PageState::kPresent:
-      counters_.faults_raced.add(1);
-      pager_->answer(page);
-      return false;
+    case PageState::kPresent: answer_present(page); return false;
     case PageState::kClaimedByGuest: answer_with_zeros(page); return false;
     default: break;
   }
@@ -170,22 +196,44 @@ Install XenGuest::give_up(int errnum, Gfn page) noexcept {
 
 /// Of a page that the guest has claimed, or given back: nothing is fetched for it.
 void XenGuest::answer_with_zeros(Gfn page) noexcept {
+  // With ENOMEM the vCPU faults again, and that is the retry.
+  if (give_zeros(page)) counters_.faults_zeroed.add(1);
+  pager_->answer(page);
+  const std::uint64_t end = std::min(page.value + 1 + kZerosAhead, presence_.nb_pages());
+  for (std::uint64_t next = page.value + 1; next < end; ++next)
+    if (presence_.state(Gfn{next}) != PageState::kClaimedByGuest || !give_zeros(Gfn{next})) break;
+}
+
+/// @pre the page is the guest's
+/// @return whether it has zeros now
+bool XenGuest::give_zeros(Gfn page) noexcept {
   const int errnum = pager_->load(page, kZeros.data());
   if (errnum == ESRCH) mark_gone();
-  if (errnum == 0) counters_.faults_zeroed.add(1);
-  // With ENOMEM the vCPU faults again, and that is the retry.
+  if (errnum == 0) counters_.claimed_zero_pages.add(1);
+  const bool done = errnum == 0 || errnum == ENOENT;
+  if (done) presence_.fill(page);
+  return done;
+}
+
+/// It came between fault and answer. Should the guest have set the bits itself, it gets zeros: else
+/// it would fault again and again.
+void XenGuest::answer_present(Gfn page) noexcept {
+  if (pager_->load(page, kZeros.data()) == ENOENT)
+    counters_.faults_raced.add(1);
+  else
+    counters_.faults_zeroed.add(1);
   pager_->answer(page);
 }
 
-/// A page that is not ours to install. One that the guest claimed after a vCPU had faulted on it
-/// reads as zeros.
+/// A page that is not ours to install: the guest claimed it after a vCPU had faulted on it, or it
+/// is there, or the guest says so.
 void XenGuest::skip(Gfn page) noexcept {
   counters_.skipped_pages.add(1);
   if (!pager_->waits(page)) return;
   if (presence_.state(page) == PageState::kClaimedByGuest)
     answer_with_zeros(page);
   else
-    pager_->answer(page);
+    answer_present(page);
 }
 
 Install XenGuest::start() noexcept {

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -9,14 +10,20 @@
 #include "memtap-dpdk/handshake.hpp"
 #include "memtap-dpdk/process_guest.hpp"
 #include "xen-glue/domain_pager.hpp"
+#include "xen-glue/guest_bitmap.hpp"
 
 namespace snowfabric {
+
+/// Pages of a clone that are not like the others: see xen::DomainState.
+struct XenPages {
+  std::vector<Gfn> eager;  ///< must be in before it runs; ascending
+  std::optional<PageRange> bitmap;
+};
 
 /// What every Xen clone of one descriptor needs. Made once.
 struct XenSeed {
   std::unique_ptr<xen::XenCalls> calls;
-  /// Pages that must be in before a clone runs; ascending. See xen::DomainState.
-  std::vector<Gfn> eager;
+  XenPages pages;
 
   /// @return as xen::state_of and xen::open_libxen
   [[nodiscard]] static Result<XenSeed> from(const Descriptor& descriptor);
@@ -25,18 +32,22 @@ struct XenSeed {
 /// A domain whose pages are evicted: the shell of a clone, which sf-xen-clone made and gave the
 /// parent's state, paused; or one whose memtap died. Its process is the sf-xen-clone that keeps it.
 /// The eager pages are reported as the first faults; once they are in, the domain runs.
-/// A page counts as absent until it was loaded here, so after a memtap's death all are: loading one
-/// that is there does it no harm, for Xen refuses.
+/// Where the guest has an agent, the presence bits are in the guest's memory, and both flip them.
+/// Else a page counts as absent until it was loaded here, so after a memtap's death all are:
+/// loading one that is there does it no harm, for Xen refuses.
 class XenGuest final : public ProcessGuest {
  public:
   /// @param calls  borrowed
-  /// @param eager  ascending; of the descriptor, see xen::DomainState
-  /// @return as DomainPager::enable and take_over
+  /// @return as DomainPager::enable and take_over, and those of GuestBitmap
   [[nodiscard]] static Result<std::unique_ptr<XenGuest>> adopt(std::uint32_t id,
                                                                XenAttachment attachment,
                                                                PresenceFile presence,
                                                                xen::XenCalls& calls,
-                                                               std::span<const Gfn> eager);
+                                                               const XenPages& pages);
+
+  ~XenGuest() override;
+  XenGuest(const XenGuest&) = delete;
+  XenGuest& operator=(const XenGuest&) = delete;
 
   std::size_t poll_faults(std::span<Gfn> out) noexcept override;
   Install install(Gfn first, std::span<const std::byte> pages) noexcept override;
@@ -57,18 +68,22 @@ class XenGuest final : public ProcessGuest {
 
  private:
   XenGuest(std::uint32_t id, Peer peer, PresenceFile presence,
-           std::unique_ptr<xen::DomainPager> pager, std::span<const Gfn> eager);
+           std::unique_ptr<xen::DomainPager> pager, std::optional<xen::GuestBitmap> bitmap,
+           std::span<const Gfn> eager);
   [[nodiscard]] bool on_fault(const xen::DomainPager::Fault& fault) noexcept;
   [[nodiscard]] Install fill(PageRange pages, const std::byte* bytes) noexcept;
   [[nodiscard]] Install put(Gfn page, const std::byte* bytes) noexcept;
   [[nodiscard]] int load(Gfn page, const std::byte* bytes) noexcept;
   [[nodiscard]] Install give_up(int errnum, Gfn page) noexcept;
   void answer_with_zeros(Gfn page) noexcept;
+  [[nodiscard]] bool give_zeros(Gfn page) noexcept;
+  void answer_present(Gfn page) noexcept;
   void skip(Gfn page) noexcept;
   [[nodiscard]] bool is_eager(Gfn page) const noexcept;
   [[nodiscard]] Install start() noexcept;
 
   std::unique_ptr<xen::DomainPager> pager_;
+  std::optional<xen::GuestBitmap> bitmap_;  // whose words presence_ looks at
   std::vector<Gfn> eager_;
   std::size_t nb_eager_reported_ = 0, nb_eager_in_ = 0;
   bool started_ = false;

@@ -28,7 +28,7 @@ ramdisk = "/host/initrd.img"
 memory = {mb}
 vcpus = 1
 cpus = "1"
-extra = "console=hvc0 panic=-1 SF_MIB={pattern_mb}"
+extra = "console=hvc0 panic=-1 SF_MIB={pattern_mb} SF_CLAIM_MS=5000"
 on_crash = "preserve"
 on_reboot = "destroy"
 """

@@ -17,6 +17,7 @@ import time
 import bootlib
 from bootlib import VmError, run
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 XEN_RELEASE = "4.17"
 SUITE = "bookworm"
 KERNEL_META = "linux-image-amd64"  # the cloud kernel cannot be a dom0
@@ -34,6 +35,11 @@ CONFIG_MEM_PAGING=y
 # To reach dom0's root; and in dom0, where bridges and virtual links are for DPDK's packet sockets.
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "9pnet_virtio", "9p")
 DOM0_MODULES = ("xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs", "veth", "bridge", "virtio_net")
+GUEST_PROGRAMS = {
+    "init": ["tools/guest/xen_guest.c"],
+    "sf-xen-agent": [f"tools/guest/sf_{part}.c" for part in ("xen_agent", "xenbus", "shared_bitmap", "free_scan")]}
+GUEST_HEADERS = ["xen-glue/guest_bitmap_layout.h",
+                 *(f"tools/guest/sf_{part}.h" for part in ("xenbus", "shared_bitmap", "free_scan"))]
 DOM0_MB = 1200  # of its disk, sparse
 
 BOOT_INIT = """#!/bin/busybox sh
@@ -243,10 +249,11 @@ def make_dom0_disk(kernel, out):
 
 
 def guest():
-    """A folder with the vmlinux and initrd.img of a PVH guest whose only program checks its memory every second."""
+    """A folder with the vmlinux and initrd.img of a PVH guest whose init checks its memory every second. It has
+    sf-xen-agent too."""
     kernel = fetch_kernel()
-    source = pathlib.Path(__file__).resolve().parent / "guest" / "xen_guest.c"
-    target = cache() / f"guest-{kernel.name}-{digest(source.read_text())}"
+    sources = sorted({ROOT / file for files in (*GUEST_PROGRAMS.values(), GUEST_HEADERS) for file in files})
+    target = cache() / f"guest-{kernel.name}-{digest(*(source.read_text() for source in sources))}"
     with made_once(target) as part:
         if part is None:
             return target
@@ -254,6 +261,8 @@ def guest():
         (part / "vmlinux").write_bytes(unpacked(bootlib.vmlinuz(kernel)))
         with tempfile.TemporaryDirectory() as tmp:
             root = pathlib.Path(tmp)
-            run(["cc", "-O2", "-static", "-Wall", "-Werror", "-o", root / "init", source])
+            for name, files in GUEST_PROGRAMS.items():
+                run(["cc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-static", "-Wall", "-Werror", "-I", ROOT, "-o", root / name,
+                     *map(ROOT.joinpath, files)])
             bootlib.pack(root, part / "initrd.img")
     return target

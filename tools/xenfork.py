@@ -18,10 +18,20 @@ DESCRIPTOR, FORKED, ENDED = SHARED / "vm.desc", SHARED / "forked.json", SHARED /
 # Every CPU here is emulated, and Xen takes some 1,000 pages a second: what comes faster is lost.
 SERVE = ["--push", "--rate-gbps", "0.02", "--max-rate-gbps", "0.1"]
 GOOD_TICKS = 3  # that a clone must have had
+PATIENCE_S = 300  # for what takes a quarter of it where nothing else runs
 
 
 class ForkError(Exception):
     """Says what failed, on what, and what to do."""
+
+
+def script(main):
+    """Runs it as a script of dom0, whose ForkError is a line and status 1."""
+    try:
+        sys.exit(main())
+    except ForkError as error:
+        print(error)
+        sys.exit(1)
 
 
 def run(*args):
@@ -64,11 +74,20 @@ def make_network():
         run("ip", "link", "set", "eth0", "up")
 
 
+def log_of(name):
+    """What a guest has said on its console."""
+    log = LOGS / f"guest-{name}.log"
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
 def ticks(name):
     """[(number, pages, bad)] of a guest's log."""
-    log = LOGS / f"guest-{name}.log"
-    text = log.read_text(errors="replace") if log.exists() else ""
-    return [tuple(map(int, found)) for found in re.findall(r"guest: tick=(\d+) pages=(\d+) bad=(\d+)", text)]
+    return [tuple(map(int, found)) for found in re.findall(r"guest: tick=(\d+) pages=(\d+) bad=(\d+)", log_of(name))]
+
+
+def tick_times(name):
+    """How long the guest looked at its memory in each tick, in us."""
+    return [int(found) for found in re.findall(r"guest: tick=.* us=(\d+)", log_of(name))]
 
 
 def program(name, path, args):
@@ -80,23 +99,26 @@ def port_args(device, name):
 
 
 class Parent:
-    """A running guest, and the memserver that has frozen it."""
+    """A running guest, and the memserver that has frozen it.
+    @param settings  lines that override those of its configuration
+    @param before    called when the guest runs, before it is frozen"""
 
-    def __init__(self):
+    def __init__(self, *settings, before=lambda: None):
         link("server0")
-        run("xl", "create", "-e", str(HOST / f"{PARENT}.cfg"))
-        wait_for("tick of the parent", lambda: len(ticks(PARENT)) >= GOOD_TICKS, 120)
+        run("xl", "create", "-e", str(HOST / f"{PARENT}.cfg"), *settings)
+        wait_for("tick of the parent", lambda: len(ticks(PARENT)) >= GOOD_TICKS, PATIENCE_S)
+        before()
         info = RUN / "server.json"
         self.server = program("memserver", "memserver-dpdk", [
             "--xen", PARENT, "--descriptor", DESCRIPTOR, "--info", info, *SERVE, "--stats", RUN / "server-stats.json",
             *port_args("server0", "server")])
-        wait_for("image", info.exists, 120, self.server)
+        wait_for("image", info.exists, PATIENCE_S, self.server)
         self.ticks_then = len(ticks(PARENT))
         forked = {"freeze": json.loads(info.read_text())["freeze"], "descriptor_bytes": DESCRIPTOR.stat().st_size}
         FORKED.write_text(json.dumps(forked))
 
     def row(self):
-        wait_for("tick of the parent after the fork", lambda: len(ticks(PARENT)) >= self.ticks_then + GOOD_TICKS, 120)
+        wait_for("tick of the parent after the fork", lambda: len(ticks(PARENT)) >= self.ticks_then + GOOD_TICKS, PATIENCE_S)
         all_ticks = ticks(PARENT)
         return {"checksum_ok": all(bad == 0 for _, _, bad in all_ticks), "ticks": len(all_ticks)}
 
@@ -111,20 +133,20 @@ class Clone:
         self.keeper = program(name, "sf-xen-clone", [DESCRIPTOR, "--memtap", memtap_socket, "--name", name,
                                                      "--config", config, "--info", self.info])
 
-    def look(self):
-        """@return whether it has shown that it works"""
+    def nb_ticks(self):
         seen = ticks(self.name)
         if seen and self.first_run_ms is None:
             self.first_run_ms = round((time.monotonic() - self.began) * 1000)
-        return len(seen) >= GOOD_TICKS
+        return len(seen)
 
     def row(self, guests):
         """@param guests  counters of memtap's guests, by the keeper's process"""
         seen, counters = ticks(self.name), guests.get(self.keeper.pid, {})
         info = json.loads(self.info.read_text()) if self.info.exists() else {}
+        claimed = re.findall(r"sf-xen-agent: claimed pages=(\d+)", log_of(self.name))
         return {"clone": self.name, "domain": info.get("domain"), "checksum_ok": bool(seen) and all(bad == 0 for *_, bad in seen),
                 "ticks": len(seen), "first_tick": seen[0][0] if seen else None, "pages": counters.get("installed_pages"),
-                "zero_pages": counters.get("zero_pages"), "faults": counters.get("faults"),
+                "zero_pages": counters.get("zero_pages"), "claimed_pages": sum(map(int, claimed)), "faults": counters.get("faults"),
                 "fault_us_p50": counters.get("fault_ns_p50", 0) / 1000, "evicted_ms": info.get("evicted_ms"),
                 "running_ms": info.get("running_ms"), "first_run_ms": self.first_run_ms}
 
@@ -136,19 +158,25 @@ class Clones:
         link("tap0")
         self.socket, self.tap = RUN / "memtap.sock", None
         self.start_tap()
-        config = RUN / "clone.cfg"
-        config.write_text('cpus = "1"\n')  # dom0 has the other
-        self.clones = [Clone(name, self.socket, config) for name in names]
+        self.config = RUN / "clone.cfg"
+        self.config.write_text('cpus = "1"\n')  # dom0 has the other
+        self.clones = []
+        for name in names:
+            self.add(name)
+
+    def add(self, name):
+        self.clones.append(Clone(name, self.socket, self.config))
 
     def start_tap(self):
         self.socket.unlink(missing_ok=True)
         self.tap = program("memtap", "memtap-dpdk", ["--descriptor", DESCRIPTOR, "--socket", self.socket, "--give-up", "30",
                                                      "--stats", RUN / "memtap-stats.json", *port_args("tap0", "tap")])
-        wait_for("socket of memtap", self.socket.exists, 120, self.tap)
+        wait_for("socket of memtap", self.socket.exists, PATIENCE_S, self.tap)
 
-    def wait(self, seconds):
+    def wait(self, seconds, nb_ticks=GOOD_TICKS):
+        """Until each has shown by so many ticks that it works."""
         def all_work():
-            working = [clone.look() for clone in self.clones]
+            working = [clone.nb_ticks() >= nb_ticks for clone in self.clones]
             (HOST / "rows.json.new").write_text(json.dumps(self.rows()))
             (HOST / "rows.json.new").rename(HOST / "rows.json")
             time.sleep(0.5)

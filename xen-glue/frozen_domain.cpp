@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
@@ -18,6 +19,7 @@
 #include <sys/mman.h>
 
 #include "fabric/base/parse_number.hpp"
+#include "xen-glue/guest_bitmap.hpp"
 
 namespace snowfabric::xen {
 namespace {
@@ -198,6 +200,11 @@ class Copier {
     logs_ = ok.has_value();
     return ok;
   }
+  /// Leaves out pages that were free since begin(), until they are written. @pre no look() yet
+  void skip(const FreeWords& free) {
+    free_ = free;
+    for (std::size_t i = 0; i < dirty_.size(); ++i) dirty_[i] &= ~free[i];
+  }
   /// @return how many pages were written since the last look
   [[nodiscard]] Result<std::size_t> look() {
     const int errnum = domain_.calls().take_dirty(domain_.id(), dirty_);
@@ -216,6 +223,19 @@ class Copier {
       if (options.progress) options.progress(holds_.size(), pages.size() - rest.size());
     }
     return {};
+  }
+  [[nodiscard]] bool was_free(Gfn page) const noexcept {
+    return !free_.empty() && (free_[page.value / 64] >> (page.value % 64) & 1U) != 0;
+  }
+  /// Pages that were skipped, and of them those that nothing was written to, or zeros.
+  [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> nb_free_and_avoided() const {
+    std::uint64_t nb_free = 0, nb_avoided = 0;
+    for (std::uint64_t i = 0; i < holds_.size(); ++i) {
+      if (!was_free(Gfn{i})) continue;
+      ++nb_free;
+      nb_avoided += holds_[i] ? 0 : 1;
+    }
+    return {nb_free, nb_avoided};
   }
   /// Pages that the copy does not hold.
   [[nodiscard]] std::vector<PageRange> zeros() const {
@@ -256,13 +276,60 @@ class Copier {
   std::span<std::byte> out_;
   std::vector<std::uint64_t> dirty_;
   std::vector<bool> holds_;  // of each page: out_ has its bytes
+  FreeWords free_;           // empty: nobody said
   bool logs_ = false;
 };
 
+/// Is told when the freeze is over that it was asked for.
+class GuestAgent {
+ public:
+  explicit GuestAgent(Domain domain) noexcept : domain_{domain} {}
+  GuestAgent(const GuestAgent&) = delete;
+  GuestAgent& operator=(const GuestAgent&) = delete;
+  ~GuestAgent() {
+    if (asked_) end_question(domain_);
+  }
+  [[nodiscard]] Result<PageRange> bitmap(std::uint64_t nb_pages) const {
+    return announced_bitmap(domain_, nb_pages);
+  }
+  [[nodiscard]] Result<FreeWords> ask(PageRange bitmap, std::uint64_t nb_pages,
+                                      const FreezeOptions& options) {
+    asked_ = true;
+    return ask_free_pages(domain_, bitmap, nb_pages, options.free_pages_timeout, options.stop);
+  }
+
+ private:
+  Domain domain_;
+  bool asked_ = false;
+};
+
+/// Between begin() and the first copy. A guest that cannot say is copied whole.
+Result<void> skip_free_pages(GuestAgent& agent, Copier& copier, FrozenDomain& frozen,
+                             const FreezeOptions& options) {
+  const auto bitmap = agent.bitmap(frozen.nb_pages);
+  if (!bitmap) {
+    frozen.why_none_avoided =
+        bitmap.error().errnum == ENOENT ? "no sf-xen-agent runs in the guest" : bitmap.error().what;
+    return {};
+  }
+  const auto free = agent.ask(*bitmap, frozen.nb_pages, options);
+  if (!free) {
+    if (free.error().errnum == ECANCELED) return std::unexpected(free.error());
+    frozen.why_none_avoided =
+        fmt::format("{}: {}", free.error().what, std::strerror(free.error().errnum));
+    return {};
+  }
+  copier.skip(*free);
+  frozen.state.bitmap = *bitmap;
+  return {};
+}
+
 /// While the guest runs: until it has written little since the last round, or no less than before.
-Result<void> copy_in_rounds(Copier& copier, FrozenDomain& frozen, const FreezeOptions& options) {
+Result<void> copy_in_rounds(GuestAgent& agent, Copier& copier, FrozenDomain& frozen,
+                            const FreezeOptions& options) {
   const auto began = Clock::now();
   if (auto ok = copier.begin(); !ok) return ok;
+  if (auto ok = skip_free_pages(agent, copier, frozen, options); !ok) return ok;
   if (auto ok = copier.copy(options); !ok) return ok;
   frozen.copy = since(began);
   FreezeOptions quiet = options;
@@ -284,6 +351,7 @@ Result<void> copy_rest(const Domain& domain, Copier& copier, FrozenDomain& froze
   if (auto ok = copier.copy(FreezeOptions{}); !ok) return ok;
   auto state = read_state(domain, frozen.nb_pages);
   if (!state) return std::unexpected(state.error());
+  state->bitmap = frozen.state.bitmap;
   frozen.state = std::move(*state);
   return {};
 }
@@ -300,6 +368,7 @@ Result<void> copy_in_pause(const Domain& domain, Copier& copier, FrozenDomain& f
   const auto resumed = suspended.resume();
   frozen.pause = since(frozen.since);
   frozen.zeros = copier.zeros();
+  std::tie(frozen.nb_free_pages, frozen.nb_avoided_pages) = copier.nb_free_and_avoided();
   return resumed;
 }
 
@@ -313,9 +382,10 @@ Result<FrozenDomain> FrozenDomain::take(Domain domain, const FreezeOptions& opti
   if (!target) return std::unexpected(target.error());
   FrozenDomain frozen;
   frozen.nb_pages = *nb_pages;
+  GuestAgent agent{domain};
   {
     Copier copier{domain, target->bytes()};
-    if (const auto ok = copy_in_rounds(copier, frozen, options); !ok)
+    if (const auto ok = copy_in_rounds(agent, copier, frozen, options); !ok)
       return std::unexpected(ok.error());
     if (const auto ok = copy_in_pause(domain, copier, frozen, options); !ok)
       return std::unexpected(ok.error());

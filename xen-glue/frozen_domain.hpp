@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "fabric/base/frame_number.hpp"
@@ -16,6 +17,7 @@ namespace snowfabric::xen {
 
 struct FreezeOptions {
   std::chrono::milliseconds suspend_timeout = std::chrono::seconds{20};
+  std::chrono::milliseconds free_pages_timeout = std::chrono::seconds{5};
   /// Called with the pages of RAM and how many of them are copied for the first time.
   std::function<void(std::uint64_t nb_pages, std::uint64_t nb_copied)> progress{};
   const std::atomic<bool>* stop = nullptr;  ///< once set: gives up if the domain runs; borrowed
@@ -33,9 +35,14 @@ struct FrozenDomain {
   std::chrono::microseconds pause{};              ///< from its suspend to its resume
   std::chrono::microseconds copy{};   ///< of all its memory, while it ran: the first round
   std::uint64_t nb_pages_in_pause{};  ///< written since the last round, and so copied in the pause
+  /// That the guest's agent called free when Xen noted already what is written.
+  std::uint64_t nb_free_pages{};
+  std::uint64_t nb_avoided_pages{};  ///< of these, in `zeros` because nothing was written to them
+  std::string why_none_avoided{};    ///< empty, or why the guest could not be asked
 
   /// Copies RAM in rounds while the domain runs, each what was written in the one before; then asks
   /// the guest to suspend, copies the rest and the state, and lets it go on, also after an error.
+  /// What the guest's agent says is free (guest_bitmap.hpp) is copied only if it is written then.
   /// Needs as much memory as the domain has. Source: the log-dirty rounds of xl's own migration,
   /// tools/libs/guest/xg_sr_save.c.
   /// @return ETIMEDOUT: it did not suspend; ECANCELED: stopped; ENOTSUP: RAM that reaches the hole

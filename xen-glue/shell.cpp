@@ -43,15 +43,25 @@ Elf64_Phdr segment(std::uint32_t type, std::uint64_t offset, std::uint64_t size)
   return header;
 }
 
+/// Evicts a batch but for what of it is `spared`.
+Result<void> evict(DomainPager& pager, PageRange batch, PageRange spared, std::vector<Gfn>& kept) {
+  const std::uint64_t begin = batch.first.value, end = begin + batch.nb_pages;
+  const std::uint64_t from = std::clamp(spared.first.value, begin, end);
+  const std::uint64_t to = std::clamp(spared.first.value + spared.nb_pages, from, end);
+  if (auto ok = pager.evict({batch.first, static_cast<std::uint32_t>(from - begin)}, kept); !ok)
+    return ok;
+  return pager.evict({Gfn{to}, static_cast<std::uint32_t>(end - to)}, kept);
+}
+
 /// Takes a batch of the parent's pages away from the domain again, once it has had them.
-Result<void> add_evicted(DomainPager& pager, PageRange batch) {
+Result<void> add_evicted(DomainPager& pager, PageRange batch, PageRange spared) {
   std::vector<Gfn> pages;
   for (std::uint64_t i = 0; i < batch.nb_pages; ++i)
     if (batch.first.value + i >= kShellPages) pages.push_back({batch.first.value + i});
   if (!pages.empty())
     if (auto ok = pager.domain().populate(pages); !ok) return ok;
   std::vector<Gfn> kept;
-  if (auto ok = pager.evict(batch, kept); !ok) return ok;
+  if (auto ok = evict(pager, batch, spared, kept); !ok) return ok;
   if (kept.empty()) return {};
   return fail(EBUSY, fmt::format("evict gfn {:#x} of {}, which has never run", kept[0].value,
                                  to_string(pager.domain().id())));
@@ -126,7 +136,10 @@ Result<void> make_shell(Domain domain, std::uint64_t nb_pages, const DomainState
     if (!pager) return std::unexpected(pager.error());
     for (std::uint64_t done = 0; done < nb_pages;) {
       const auto nb_batch = static_cast<std::uint32_t>(std::min(kBatchPages, nb_pages - done));
-      if (auto ok = add_evicted(**pager, {Gfn{done}, nb_batch}); !ok) return ok;
+      if (auto ok =
+              add_evicted(**pager, {Gfn{done}, nb_batch}, parent.bitmap.value_or(PageRange{}));
+          !ok)
+        return ok;
       done += nb_batch;
       progress(done);
     }

@@ -27,7 +27,8 @@ inline constexpr std::uint64_t kShellPages = 4096;
 [[nodiscard]] std::string shell_config(const std::string& name, const std::string& kernel,
                                        std::uint64_t nb_pages, const DomainState& parent);
 
-/// Makes a domain of shell_config(), created paused and never run, a clone without its pages.
+/// Makes a domain of shell_config(), created paused and never run, a clone without its pages but
+/// for those of the guest's bitmap, which it has with any content.
 /// @param nb_pages  of the parent's RAM
 /// @param progress  called with how many of them there are
 /// @return EBUSY: Xen has no memory for a batch, or refuses to evict a page; or what a call

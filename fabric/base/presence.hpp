@@ -56,6 +56,10 @@ class Presence {
   bool unclaim(Gfn page) noexcept {
     return exchange(page, PageState::kClaimedByMemtap, PageState::kAbsent);
   }
+  /// The guest's -> present, once it has its zeros. @return false if it was not the guest's
+  bool fill(Gfn page) noexcept {
+    return exchange(page, PageState::kClaimedByGuest, PageState::kPresent);
+  }
   /// Any state -> claimed by the guest: its content is gone, it reads as zeros from now on.
   void discard(Gfn page) noexcept {
     std::uint64_t old = word(page).load(std::memory_order_relaxed);

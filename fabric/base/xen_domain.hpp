@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "fabric/base/frame_number.hpp"
@@ -27,6 +28,8 @@ struct DomainState {
   /// per-CPU data, and when a clone does so again Xen does not ask the pager for the page.
   std::vector<Gfn> eager;
   std::uint64_t target_kib = 0;  ///< how much memory its balloon was told to have
+  /// Pages in which the guest's agent shares a bitmap with its host; a clone has its own there.
+  std::optional<PageRange> bitmap{};
   bool operator==(const DomainState&) const = default;
 };
 

@@ -19,7 +19,8 @@ DomainState sample() {
           .tsc = {.mode = 2, .elapsed_ns = 0x1'2345'6789, .khz = 2'500'000, .incarnation = 9},
           .nb_vcpus = 4,
           .eager = {Gfn{3}, Gfn{4}, Gfn{99}},
-          .target_kib = 262'144};
+          .target_kib = 262'144,
+          .bitmap = PageRange{Gfn{60}, 2}};
 }
 Descriptor described(const DomainState& state) {
   Descriptor descriptor = snowfabric::test::sample_descriptor();  // of 100 pages
@@ -73,6 +74,8 @@ INSTANTIATE_TEST_SUITE_P(
         with("129 vCPUs", [](DomainState& s) { s.nb_vcpus = 129; }),
         with("do not ascend", [](DomainState& s) { s.eager = {Gfn{4}, Gfn{4}}; }),
         with("0x64 is outside", [](DomainState& s) { s.eager = {Gfn{100}}; }),
+        with("its bitmap ends at page 0x65",
+             [](DomainState& s) { s.bitmap = PageRange{Gfn{99}, 2}; }),
         with("65537 eager pages", [](DomainState& s) { s.eager.assign(65'537, Gfn{1}); }),
         Wrong{[](Descriptor& d) { d.sections[1].bytes.assign(5, std::byte{0xff}); }, "malformed"}));
 

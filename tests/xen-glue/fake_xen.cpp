@@ -17,123 +17,7 @@ namespace {
 
 constexpr std::uint32_t kPort = 7;
 
-std::uint32_t& ring_word(std::span<std::byte> page, std::size_t index) {
-  return reinterpret_cast<std::uint32_t*>(page.data())[index];
-}
-
 }  // namespace
-
-// --- a domain ---------------------------------------------------------------------------------
-
-FakeDomain::FakeDomain(std::uint64_t nb_pages, std::uint32_t nb_vcpus, std::uint64_t nb_room)
-    : info{.nb_pages = nb_pages, .nb_vcpus = nb_vcpus, .hvm = true, .hap = true, .paused = true},
-      memory_{memfd_create("fake domain", MFD_CLOEXEC)},
-      p2m_(nb_pages, P2m::kRam),
-      vcpus_(nb_vcpus),
-      event_{eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)} {
-  p2m_.resize(nb_pages + nb_room, P2m::kNone);
-  const auto nb_bytes = (p2m_.size() + 1) * kPageSize;  // the last is the ring
-  if (ftruncate(memory_.get(), static_cast<off_t>(nb_bytes)) != 0) std::abort();
-  void* mapped = mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory_.get(), 0);
-  if (mapped == MAP_FAILED) std::abort();
-  mapped_ = static_cast<std::byte*>(mapped);
-}
-
-FakeDomain::~FakeDomain() { munmap(mapped_, (p2m_.size() + 1) * kPageSize); }
-
-std::uint64_t FakeDomain::slot(Gfn page) const {
-  return page == kRingPage ? p2m_.size() : page.value;
-}
-FakeDomain::P2m& FakeDomain::state(Gfn page) {
-  return page == kRingPage ? ring_state_ : p2m_[page.value];
-}
-std::byte* FakeDomain::page(Gfn page) noexcept { return mapped_ + slot(page) * kPageSize; }
-std::span<std::byte, kPageSize> FakeDomain::ring() noexcept {
-  return std::span<std::byte, kPageSize>{page(kRingPage), kPageSize};
-}
-bool FakeDomain::anybody_waits() const {
-  return std::ranges::any_of(vcpus_, [](const Vcpu& vcpu) { return vcpu.wants.has_value(); });
-}
-
-void FakeDomain::make_ram(Gfn page) {
-  if (state(page) == P2m::kEvicted) --info.nb_paged_pages;
-  state(page) = P2m::kRam;
-}
-
-bool FakeDomain::touch(std::uint32_t vcpu, Gfn page) {
-  if (p2m_[page.value] == P2m::kNominated) p2m_[page.value] = P2m::kRam;
-  if (p2m_[page.value] == P2m::kRam) return true;
-  vcpus_[vcpu] = {.wants = page, .asked = false};
-  ask();
-  return false;
-}
-
-void FakeDomain::write(Gfn page, std::byte value) {
-  std::memset(this->page(page), std::to_integer<int>(value), kPageSize);
-  if (dirty) dirty->insert(page);
-}
-
-void FakeDomain::replace(Gfn page) { make_ram(page); }
-
-void FakeDomain::drop(Gfn page) {
-  if (paging_ && state(page) == P2m::kEvicted) put(page, 0, 0, kDropPage);
-  make_ram(page);
-  state(page) = P2m::kNone;
-  if (dirty) dirty->insert(page);
-}
-
-/// Xen's side of a request. @return false: no room
-bool FakeDomain::put(Gfn page, std::uint32_t vcpu, std::uint32_t flags,
-                     std::uint32_t paging_flags) {
-  if (asked_ - heard_ == kRingSlots) return false;
-  const RingSlot request{.version = kVmEventVersion,
-                         .flags = flags,
-                         .reason = kVmEventPaging,
-                         .vcpu = vcpu,
-                         .reserved = 0,
-                         .gfn = page.value,
-                         .p2m_type = 0,
-                         .paging_flags = paging_flags,
-                         .unused = {}};
-  std::memcpy(ring().data() + kRingSlotsAt + asked_ % kRingSlots * kRingSlotBytes, &request,
-              sizeof request);
-  std::atomic_ref{ring_word(ring(), 0)}.store(++asked_, std::memory_order_release);
-  eventfd_write(event_.get(), 1);
-  return true;
-}
-
-/// What the waiting vCPUs do once they run: go on, or ask. One that finds no room is blocked.
-void FakeDomain::ask() {
-  if (nb_pauses > 0) return;
-  for (std::uint32_t i = 0; i < vcpus_.size(); ++i) {
-    Vcpu& vcpu = vcpus_[i];
-    if (!vcpu.wants || vcpu.asked) continue;
-    if (p2m_[vcpu.wants->value] == P2m::kRam)
-      vcpu.wants.reset();
-    else if (paging_)
-      vcpu.asked = put(*vcpu.wants, i, kVcpuPaused, 0);
-    else
-      crashed = true;
-  }
-}
-
-void FakeDomain::on_notify() {
-  const auto answered = std::atomic_ref{ring_word(ring(), 2)}.load(std::memory_order_acquire);
-  for (; heard_ != answered; ++heard_) {
-    RingSlot answer;
-    std::memcpy(&answer, ring().data() + kRingSlotsAt + heard_ % kRingSlots * kRingSlotBytes,
-                sizeof answer);
-    if ((answer.flags & kVcpuPaused) != 0 && answer.vcpu < vcpus_.size())
-      vcpus_[answer.vcpu].asked = false;
-  }
-  ask();
-}
-
-void FakeDomain::enable() {
-  paging_ = true;
-  ++nb_enabled_;
-  asked_ = heard_ = 0;
-}
 
 class FakePort final : public EventPort {
  public:
@@ -420,6 +304,7 @@ int FakeXen::store_read(const std::string& path, std::string& out) noexcept {
 int FakeXen::store_write(const std::string& path, const std::string& value) noexcept {
   if (const int errnum = failure(Call::kStoreWrite)) return errnum;
   store[path] = value;
+  if (on_store_write) on_store_write(path, value);
   for (const auto& [id, domain] : domains_)
     if (suspends && value == "suspend" &&
         path ==

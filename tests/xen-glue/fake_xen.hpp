@@ -156,6 +156,8 @@ class FakeXen final : public XenCalls {
   std::map<std::string, std::string> store;
   bool suspends = true;              ///< a guest that is told to; else nothing happens
   std::function<void()> on_suspend;  ///< its last act
+  /// What a guest does that watches a node.
+  std::function<void(const std::string& path, const std::string& value)> on_store_write;
 
   std::size_t nb_mapped = 0;  ///< pages mapped and not unmapped
 

@@ -9,7 +9,7 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/xen-glue/fake_xen.hpp"
+#include "tests/xen-glue/fake_agent.hpp"
 
 namespace snowfabric::xen::test {
 namespace {
@@ -37,7 +37,8 @@ class FrozenDomainTest : public testing::Test {
       domain.page(Gfn{i})[5] = static_cast<std::byte>(i % 251);
   }
   [[nodiscard]] Result<FrozenDomain> freeze() const {
-    return FrozenDomain::take(Domain{xen, kDom}, {.suspend_timeout = 20ms, .stop = &stop});
+    return FrozenDomain::take(Domain{xen, kDom},
+                              {.suspend_timeout = 20ms, .free_pages_timeout = 20ms, .stop = &stop});
   }
   /// Whatever happens, the parent runs on.
   void expect_running() const {
@@ -149,6 +150,34 @@ TEST_F(FrozenDomainTest, WhatTheBalloonGaveBackReadsAsZeros) {
                          PageRange{Gfn{400}, 1}, PageRange{Gfn{502}, 1}}));
 }
 
+TEST_F(FrozenDomainTest, FreePagesAreLeftOutUnlessTheyAreWritten) {
+  FakeAgent agent{xen, kDom, kNbPages, Gfn{500}};
+  agent.free = {Gfn{10}, Gfn{11}, Gfn{12}};
+  domain.meanwhile = [&] { domain.write(Gfn{11}, std::byte{0x55}); };
+  const auto frozen = freeze();
+  ASSERT_TRUE(frozen) << frozen.error().what;
+  EXPECT_EQ(xen.store["/local/domain/6/data/snowfabric/ask"], "");  // it may claim again
+  EXPECT_EQ(frozen->nb_free_pages, 3U);
+  EXPECT_EQ(frozen->nb_avoided_pages, 2U);
+  EXPECT_EQ(frozen->why_none_avoided, "");
+  EXPECT_EQ(frozen->state.bitmap, (PageRange{Gfn{500}, 1}));
+  EXPECT_EQ(frozen->zeros,
+            (std::vector{PageRange{Gfn{0}, 1}, PageRange{Gfn{10}, 1}, PageRange{Gfn{12}, 1},
+                         PageRange{Gfn{251}, 1}, PageRange{Gfn{502}, 1}}));
+  EXPECT_EQ(byte_of(*frozen, 11), 0x55);
+}
+
+TEST_F(FrozenDomainTest, AGuestThatCannotSayWhatIsFreeIsFrozenWhole) {
+  EXPECT_EQ(freeze()->why_none_avoided, "no sf-xen-agent runs in the guest");
+  FakeAgent agent{xen, kDom, kNbPages, Gfn{500}};
+  agent.silent = true;
+  const auto frozen = freeze();
+  ASSERT_TRUE(frozen) << frozen.error().what;
+  EXPECT_EQ(frozen->nb_avoided_pages, 0U);
+  EXPECT_FALSE(frozen->state.bitmap);
+  EXPECT_EQ(frozen->why_none_avoided, "domain 6 was asked what is free: Connection timed out");
+}
+
 TEST_F(FrozenDomainTest, AGuestThatDoesNotSuspendTimesOut) {
   xen.suspends = false;
   const auto frozen = freeze();
@@ -198,7 +227,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Failing{Call::kGetContext, 0, "get HVM context of domain 6"},
                     Failing{Call::kGetTsc, 0, "get TSC of domain 6"},
                     Failing{Call::kGsBase, 1, "read a CPU record of domain 6"},
-                    Failing{Call::kStoreRead, 2, "read /local/domain/6/memory/target"}));
+                    Failing{Call::kStoreRead, 3, "read /local/domain/6/memory/target"}));
 
 }  // namespace
 }  // namespace snowfabric::xen::test

@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/xen-glue/fake_xen.hpp"
+#include "xen-glue/guest_bitmap_layout.h"
 
 namespace snowfabric::xen::test {
 namespace {
@@ -22,7 +23,7 @@ class XenGuestTest : public testing::Test {
  protected:
   FakeXen xen;
   FakeDomain& domain = xen.add(kDom, kNbPages, 12);
-  std::vector<Gfn> eager;
+  XenPages special;
   int nb_files = 0;
   std::array<Gfn, 32> faults;
 
@@ -31,7 +32,14 @@ class XenGuestTest : public testing::Test {
     const auto pager = DomainPager::enable(Domain{xen, kDom});
     ASSERT_TRUE(pager) << pager.error().what;
     std::vector<Gfn> kept;
-    ASSERT_TRUE((*pager)->evict({Gfn{0}, kNbPages}, kept));
+    const std::uint32_t nb_spared = special.bitmap ? special.bitmap->nb_pages : 0;  // at the end
+    ASSERT_TRUE((*pager)->evict({Gfn{0}, kNbPages - nb_spared}, kept));
+  }
+  /// The guest's words of the bitmap.
+  [[nodiscard]] Presence in_guest() {
+    auto* words = reinterpret_cast<Presence::Word*>(domain.page(special.bitmap->first) +
+                                                    SF_BITMAP_PRESENCE_AT);
+    return {{words, Presence::words_for(kNbPages)}, kNbPages};
   }
   Result<std::unique_ptr<XenGuest>> try_adopt(bool recover = false) {
     auto file = PresenceFile::create(
@@ -39,7 +47,7 @@ class XenGuestTest : public testing::Test {
         kImage);
     EXPECT_TRUE(file) << file.error().what;
     return XenGuest::adopt(0, {.peer = {}, .domain = kDom, .image = "", .recover = recover},
-                           std::move(*file), xen, eager);
+                           std::move(*file), xen, special);
   }
   std::unique_ptr<XenGuest> adopt() {
     evict();
@@ -79,7 +87,7 @@ TEST_F(XenGuestTest, RunsAtOnceIfNothingIsEager) {
 }
 
 TEST_F(XenGuestTest, RunsOnceItsEagerPagesAreIn) {
-  eager = {Gfn{3}, Gfn{9}, Gfn{40}};
+  special.eager = {Gfn{3}, Gfn{9}, Gfn{40}};
   const auto guest = adopt();
   EXPECT_EQ(polled(*guest), (Pages{3, 9, 40}));
   EXPECT_TRUE(polled(*guest).empty());
@@ -245,7 +253,7 @@ TEST_F(XenGuestTest, AnIncompleteCloneStandsStillUntilTheNextMemtap) {
 }
 
 TEST_F(XenGuestTest, TheNextMemtapFreesWhoWaitedForADeadOne) {
-  eager = {Gfn{20}};
+  special.eager = {Gfn{20}};
   const auto guest = adopt();  // does nothing from here on, as if killed
   polled(*guest);
   EXPECT_EQ(install(*guest, 20), Install::kDone);
@@ -276,6 +284,113 @@ TEST_F(XenGuestTest, WhatXenRefusesAtTheStartIsNamed) {
   const auto refused = try_adopt();
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().what, "Xen refused to let the clone run");
+}
+
+constexpr PageRange kBitmap{Gfn{kNbPages - 1}, 1};
+
+class XenGuestWithAgent : public XenGuestTest {
+ protected:
+  XenGuestWithAgent() { special.bitmap = kBitmap; }
+};
+
+TEST_F(XenGuestWithAgent, BothFlipTheBitsThatAreInTheGuestsMemory) {
+  std::memset(domain.page(kBitmap.first), 0xff, kPageSize);  // its parent's, which means nothing
+  const auto guest = adopt();
+  Presence bits = in_guest();
+  EXPECT_TRUE(bits.absent(Gfn{5}));
+  EXPECT_EQ(bits.state(kBitmap.first), PageState::kPresent);
+  EXPECT_EQ(install(*guest, 5), Install::kDone);
+  EXPECT_EQ(bits.state(Gfn{5}), PageState::kPresent);
+  EXPECT_TRUE(bits.claim(Gfn{6}, PageState::kClaimedByGuest));
+  EXPECT_EQ(install(*guest, 6), Install::kDone);
+  EXPECT_EQ(domain.p2m(Gfn{6}), FakeDomain::P2m::kEvicted);  // it wants no bytes of the image
+  EXPECT_EQ(guest->counters().skipped_pages.read(), 1U);
+}
+
+TEST_F(XenGuestWithAgent, AFaultOnClaimedPagesIsAnsweredWithZerosForSomeOfThem) {
+  const auto guest = adopt();
+  Presence bits = in_guest();
+  for (std::uint64_t i = 10; i < 40; ++i)
+    ASSERT_TRUE(bits.claim(Gfn{i}, PageState::kClaimedByGuest));
+  domain.touch(0, Gfn{12});
+  EXPECT_TRUE(polled(*guest).empty());  // nothing to fetch
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(first_byte(12), 0);
+  EXPECT_EQ(bits.state(Gfn{11}), PageState::kClaimedByGuest);
+  for (std::uint64_t i = 12; i < 28; ++i) EXPECT_EQ(bits.state(Gfn{i}), PageState::kPresent) << i;
+  EXPECT_EQ(bits.state(Gfn{28}), PageState::kClaimedByGuest);
+  EXPECT_EQ(guest->counters().claimed_zero_pages.read(), 16U);
+  EXPECT_EQ(guest->counters().faults_zeroed.read(), 1U);
+}
+
+TEST_F(XenGuestWithAgent, APageThatWasClaimedAfterItsFaultReadsAsZeros) {
+  const auto guest = adopt();
+  domain.touch(0, Gfn{5});
+  EXPECT_EQ(polled(*guest), Pages{5});
+  ASSERT_TRUE(in_guest().claim(Gfn{5}, PageState::kClaimedByGuest));
+  EXPECT_EQ(install(*guest, 5), Install::kDone);
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(first_byte(5), 0);
+}
+
+TEST_F(XenGuestWithAgent, AGuestThatLiesOfItsPagesGetsZerosAndDoesNotFaultForEver) {
+  const auto guest = adopt();
+  Presence bits = in_guest();
+  ASSERT_TRUE(bits.claim(Gfn{5}, PageState::kClaimedByMemtap));
+  ASSERT_TRUE(bits.mark_present(Gfn{5}));
+  domain.touch(0, Gfn{5});
+  EXPECT_TRUE(polled(*guest).empty());
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(first_byte(5), 0);
+}
+
+TEST_F(XenGuestWithAgent, AGuestThatClaimsInMemtapsNameIsNotFetchedForAgainAndAgain) {
+  const auto guest = adopt();
+  ASSERT_TRUE(in_guest().claim(Gfn{5}, PageState::kClaimedByMemtap));
+  domain.touch(0, Gfn{5});
+  EXPECT_EQ(polled(*guest), Pages{5});
+  EXPECT_EQ(install(*guest, 5), Install::kDone);
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(first_byte(5), 0);
+}
+
+TEST_F(XenGuestWithAgent, ACloneThatLacksOnlyWhatItClaimedOutlivesItsMemtap) {
+  auto guest = adopt();
+  ASSERT_TRUE(in_guest().claim(Gfn{6}, PageState::kClaimedByGuest));
+  EXPECT_EQ(install(*guest, 0, kNbPages - 1), Install::kDone);
+  EXPECT_EQ(guest->nb_missing(), 0U);
+  guest.reset();
+  EXPECT_EQ(domain.info.nb_paged_pages, 0U);
+  EXPECT_EQ(domain.nb_pauses, 0U);
+  EXPECT_EQ(first_byte(6), 0);
+}
+
+TEST_F(XenGuestWithAgent, TheNextMemtapGoesByTheBits) {
+  special.eager = {Gfn{20}};
+  const auto guest = adopt();  // does nothing after this, as if killed
+  EXPECT_EQ(install(*guest, 20), Install::kDone);
+  EXPECT_EQ(install(*guest, 5), Install::kDone);
+  Presence bits = in_guest();
+  ASSERT_TRUE(bits.claim(Gfn{6}, PageState::kClaimedByGuest));
+  ASSERT_TRUE(bits.claim(Gfn{7}, PageState::kClaimedByMemtap));  // and died
+  const auto next = try_adopt(true);
+  ASSERT_TRUE(next) << next.error().what;
+  EXPECT_TRUE((*next)->started());  // what is eager is there
+  EXPECT_EQ(bits.state(Gfn{5}), PageState::kPresent);
+  EXPECT_EQ(bits.state(Gfn{6}), PageState::kClaimedByGuest);
+  EXPECT_TRUE(bits.absent(Gfn{7}));
+  EXPECT_EQ(install(**next, 5, 3), Install::kDone);
+  EXPECT_EQ((*next)->counters().installed_pages.read(), 1U);
+}
+
+TEST_F(XenGuestWithAgent, ABitmapThatIsNotThereIsAnError) {
+  evict();
+  special.bitmap = PageRange{Gfn{3}, 1};  // evicted
+  const auto refused = try_adopt();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().what, "map the bitmap of domain 4, gfn 0x3");
+  special.bitmap = PageRange{Gfn{3}, 2};
+  EXPECT_EQ(try_adopt().error().errnum, EINVAL);
 }
 
 }  // namespace

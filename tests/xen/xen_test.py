@@ -40,12 +40,21 @@ def a_fork_by_memserver_and_memtap_leaves_all_memories_right():
     return good, done.stdout + done.stderr
 
 
-def a_clone_survives_the_deaths_of_memtap_parent_and_sibling():
+def run_script(script, *args, seconds):
+    """A fork that goes another way than the demo's."""
     with tempfile.TemporaryDirectory() as tmp:
         job = pathlib.Path(tmp) / "job"
-        job.write_text("exec python3 -B /host/deaths.py\n")
-        build = pathlib.Path(sys.argv[1])
-        status, said = run(job, HERE / "deaths.py", *xendemo.files(build), "--seconds", "700")
+        job.write_text(f"exec python3 -B /host/{script} {' '.join(args)}\n")
+        return run(job, HERE / script, *xendemo.files(pathlib.Path(sys.argv[1])), "--seconds", str(seconds))
+
+
+def a_clone_survives_the_deaths_of_memtap_parent_and_sibling():
+    status, said = run_script("deaths.py", seconds=900)
+    return status == 0, said
+
+
+def free_pages_are_not_fetched_and_no_page_is_lost_in_a_race_for_them():
+    status, said = run_script("free_pages.py", "1", seconds=1200)
     return status == 0, said
 
 
@@ -78,6 +87,7 @@ def main():
         return 1
     cases = (a_guest_runs_and_finds_its_memory_right, xen_is_what_the_glue_takes_for_granted,
              a_fork_by_memserver_and_memtap_leaves_all_memories_right, a_clone_survives_the_deaths_of_memtap_parent_and_sibling,
+             free_pages_are_not_fetched_and_no_page_is_lost_in_a_race_for_them,
              a_jobs_own_status_comes_back_and_so_do_its_files, a_job_that_takes_too_long_is_ended)
     nb_failed = 0
     for case in cases:

@@ -4,121 +4,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <unistd.h>
 
 #include <sys/prctl.h>
 
 #include "tools/guest/sf_clone.h"
+#include "tools/guest/sf_free_scan.h"
 
-enum { kFlagsPerRead = 8192, kBuddyBit = 10, kOutBytes = 32768, kLongestRangeBytes = 44 };
-enum {
-  kPortTries = 500,
-  kPortWaitUs = 20000,
-  kLookAgainS = 1,
-  kReasonBytes = 200,
-  kTokenBytes = 33
-};
-
-struct run {
-  uint64_t first, nb_pages;
-};
-
-// What is free, found by scan().
-static struct run* runs;
-static size_t nb_runs, room;
+enum { kOutBytes = 32768, kLongestRangeBytes = 44 };
+enum { kPortTries = 500, kPortWaitUs = 20000, kLookAgainS = 1, kTokenBytes = 33 };
 
 // What the host has not got yet.
 static char out[kOutBytes];
 static size_t out_used;
-
-static const char* path_of(const char* variable, const char* usual) {
-  const char* given = secure_getenv(variable);
-  return given != NULL ? given : usual;
-}
-
-/// Says in `why` what cannot be done, with errno's meaning. @return -1
-static int fail(char why[kReasonBytes], const char* what, const char* on) {
-  snprintf(why, kReasonBytes, "cannot %s %s: %s", what, on, strerror(errno));
-  return -1;
-}
-
-/// A kernel that fills free pages with a pattern would miss it in those that read as zeros.
-static int refuse_poison(char why[kReasonBytes]) {
-  static const char kName[] = "page_poison=";
-  const char* path = path_of("SF_CMDLINE", "/proc/cmdline");
-  char line[8192];
-  FILE* file = fopen(path, "re");
-  if (file == NULL) return fail(why, "open", path);
-  size_t got = fread(line, 1, sizeof line - 1, file);
-  fclose(file);
-  line[got] = '\0';
-  char* rest = NULL;
-  for (char* word = strtok_r(line, " \n", &rest); word != NULL;
-       word = strtok_r(NULL, " \n", &rest)) {
-    if (strncmp(word, kName, strlen(kName)) != 0) continue;
-    const char* value = word + strlen(kName);
-    if (strchr("0nN", value[0]) != NULL && value[0] != '\0') continue;
-    if (strcasecmp(value, "off") == 0) continue;
-    snprintf(why, kReasonBytes, "free pages are not zero here: the kernel was started with %.60s",
-             word);
-    return -1;
-  }
-  return 0;
-}
-
-static int add(uint64_t page, char why[kReasonBytes]) {
-  if (nb_runs > 0 && runs[nb_runs - 1].first + runs[nb_runs - 1].nb_pages == page) {
-    ++runs[nb_runs - 1].nb_pages;
-    return 0;
-  }
-  if (nb_runs == room) {
-    size_t more = room == 0 ? 1024 : room * 2;
-    struct run* larger = realloc(runs, more * sizeof *runs);
-    if (larger == NULL) return fail(why, "remember", "the free pages");
-    runs = larger;
-    room = more;
-  }
-  runs[nb_runs++] = (struct run){.first = page, .nb_pages = 1};
-  return 0;
-}
-
-static bool is_buddy(uint64_t flags) { return (flags >> kBuddyBit & 1U) != 0; }
-
-/// Fills `runs`. The kernel looks at a page without a lock and may now and then take one in use for
-/// free, so each is looked at twice.
-static int scan_file(int fd, const char* path, char why[kReasonBytes]) {
-  static uint64_t flags[kFlagsPerRead], again[kFlagsPerRead];
-  nb_runs = 0;
-  for (uint64_t page = 0;;) {
-    ssize_t got = pread(fd, flags, sizeof flags, (off_t)(page * sizeof *flags));
-    if (got < 0) return fail(why, "read", path);
-    size_t nb_pages = (size_t)got / sizeof *flags;
-    if (nb_pages == 0) return 0;
-    got = pread(fd, again, nb_pages * sizeof *flags, (off_t)(page * sizeof *flags));
-    if (got < 0) return fail(why, "read", path);
-    if ((size_t)got / sizeof *flags < nb_pages) nb_pages = (size_t)got / sizeof *flags;
-    if (nb_pages == 0) return 0;
-    for (size_t i = 0; i < nb_pages; ++i)
-      if (is_buddy(flags[i]) && is_buddy(again[i]) && add(page + i, why) != 0) return -1;
-    page += nb_pages;
-  }
-}
-
-static int scan(char why[kReasonBytes]) {
-  const char* path = path_of("SF_KPAGEFLAGS", "/proc/kpageflags");
-  if (refuse_poison(why) != 0) return -1;
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return fail(why, "open", path);
-  int failed = scan_file(fd, path, why);
-  close(fd);
-  return failed;
-}
 
 static int flush(int fd) {
   for (size_t done = 0; done < out_used;) {
@@ -132,6 +34,8 @@ static int flush(int fd) {
 
 /// Tens of thousands of lines: a write each would cost more than the scan.
 static int send_runs(struct sf_port* port, const char* token) {
+  size_t nb_runs;
+  const struct sf_run* runs = sf_free_runs(&nb_runs);
   if (sf_port_say(port, "RANGES %s %zu", token, nb_runs) != 0) return -1;
   for (size_t i = 0; i < nb_runs; ++i) {
     if (sizeof out - out_used < kLongestRangeBytes && flush(port->fd) != 0) return -1;
@@ -144,12 +48,13 @@ static int send_runs(struct sf_port* port, const char* token) {
 }
 
 static int answer(struct sf_port* port, const char* line) {
-  char why[kReasonBytes], token[kTokenBytes];
+  char why[SF_REASON_BYTES], token[kTokenBytes];
   int end = 0;
   if (sscanf(line, "FREE %32[0-9a-f]%n", token, &end) != 1 || line[end] != '\0')
     return sf_port_say(port, "ERROR waiting for FREE and a hexadecimal number, not for \"%.60s\"",
                        line);
-  return scan(why) == 0 ? send_runs(port, token) : sf_port_say(port, "REFUSED %s %s", token, why);
+  return sf_free_scan(why) == 0 ? send_runs(port, token)
+                                : sf_port_say(port, "REFUSED %s %s", token, why);
 }
 
 /// A port whose host is away is ready at once and says nothing, for as long as it lasts; but the

@@ -1,13 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The only program of a Xen guest in the test bed: fills memory with a pattern, and each second
-// looks at all of it and rewrites a part, so that every page is one that a clone must have right.
+// The init of a Xen guest in the test bed: fills memory with a pattern, and each second looks at
+// all of it and rewrites a part, so that every page is one that a clone must have right. On the
+// kernel's command line: SF_MIB of pattern; SF_FILL_MIB that it takes, fills, checks and gives back
+// in the first second and each from SF_FILL_FROM on; SF_CLAIM_MS for sf-xen-agent, which runs if
+// this is there.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 
 enum { kPage = 4096, kMiB = 1 << 20, kDefaultMiB = 64, kRewritten = 1024 };
 
@@ -25,28 +31,76 @@ static int is_good(const uint64_t* words, size_t page, uint64_t version) {
   return 1;
 }
 
-int main(void) {
-  const char* wanted = getenv("SF_MIB");  // of the kernel's command line
-  const size_t nb_pages = (size_t)(wanted ? atoi(wanted) : kDefaultMiB) * kMiB / kPage;
+static int setting(const char* variable, int usual) {
+  const char* wanted = getenv(variable);
+  return wanted ? atoi(wanted) : usual;
+}
+
+static char* take_memory(size_t nb_pages, int flags) {
   char* memory = mmap(NULL, nb_pages * kPage, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+                      MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
   if (memory == MAP_FAILED) {
     perror("guest: mmap");
-    return 1;
+    exit(1);
   }
+  return memory;
+}
+
+static int64_t now_us(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+// Memory that was somebody else's a moment ago, and is free again afterwards.
+static size_t churn(size_t nb_pages, uint64_t tick) {
+  if (nb_pages == 0) return 0;
+  size_t nb_bad = 0;
+  char* memory = take_memory(nb_pages, 0);
+  for (size_t p = 0; p < nb_pages; ++p) fill((uint64_t*)(memory + p * kPage), p, tick);
+  for (size_t p = 0; p < nb_pages; ++p)
+    nb_bad += !is_good((const uint64_t*)(memory + p * kPage), p, tick);
+  munmap(memory, nb_pages * kPage);
+  return nb_bad;
+}
+
+static void start_agent(void) {
+  const char* claim_ms = getenv("SF_CLAIM_MS");
+  if (claim_ms == NULL) return;
+  mkdir("/proc", 0755);
+  mkdir("/dev", 0755);
+  if (mount("proc", "/proc", "proc", 0, NULL) != 0) perror("guest: mount /proc");
+  // The kernel may have done this one itself.
+  if (access("/dev/xen/xenbus", F_OK) != 0 && mount("dev", "/dev", "devtmpfs", 0, NULL) != 0)
+    perror("guest: mount /dev");
+  if (fork() != 0) return;
+  execl("/sf-xen-agent", "sf-xen-agent", claim_ms, (char*)NULL);
+  perror("guest: /sf-xen-agent");
+  _exit(1);
+}
+
+int main(void) {
+  const size_t nb_pages = (size_t)setting("SF_MIB", kDefaultMiB) * kMiB / kPage;
+  const size_t nb_churned = (size_t)setting("SF_FILL_MIB", 0) * kMiB / kPage;
+  const uint64_t churn_from = (uint64_t)setting("SF_FILL_FROM", 1);
+  start_agent();
+  char* memory = take_memory(nb_pages, MAP_POPULATE);
   setvbuf(stdout, NULL, _IOLBF, 0);
   uint64_t* versions = calloc(nb_pages, sizeof *versions);
   for (size_t p = 0; p < nb_pages; ++p) fill((uint64_t*)(memory + p * kPage), p, 0);
   for (uint64_t tick = 1;; ++tick) {
-    size_t nb_bad = 0;
+    const int64_t began = now_us();
+    size_t nb_bad = tick == 1 || tick >= churn_from ? churn(nb_churned, tick) : 0;
     for (size_t p = 0; p < nb_pages; ++p)
       nb_bad += !is_good((const uint64_t*)(memory + p * kPage), p, versions[p]);
+    const int64_t looked_us = now_us() - began;
     for (size_t i = 0; i < kRewritten; ++i) {
       const size_t p = (tick * kRewritten + i) % nb_pages;
       versions[p] = tick;
       fill((uint64_t*)(memory + p * kPage), p, tick);
     }
-    printf("guest: tick=%llu pages=%zu bad=%zu\n", (unsigned long long)tick, nb_pages, nb_bad);
+    printf("guest: tick=%llu pages=%zu bad=%zu us=%lld\n", (unsigned long long)tick, nb_pages,
+           nb_bad, (long long)looked_us);
     sleep(1);
   }
 }
