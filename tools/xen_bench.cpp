@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// xen-bench: what Xen itself takes for a freeze and for a page fault, on the domains that memserver
+// and memtap are measured with. In a dom0; tools/xen-testbed bench runs it.
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#include "descriptor/descriptor.hpp"
+#include "descriptor/xen_state.hpp"
+#include "fabric/base/unix_socket.hpp"
+#include "xen-glue/bare_loop.hpp"
+#include "xen-glue/domain_pager.hpp"
+#include "xen-glue/frozen_domain.hpp"
+#include "xen-glue/guest_bitmap.hpp"
+#include "xen-glue/libxen_calls.hpp"
+
+namespace snowfabric::xen {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::ordered_json;
+using Micros = std::chrono::microseconds;
+
+constexpr std::size_t kBurstPages = 1024;
+std::atomic<bool> stop_asked{false};
+
+Micros since(Clock::time_point began) {
+  return std::chrono::duration_cast<Micros>(Clock::now() - began);
+}
+
+// --- freeze -----------------------------------------------------------------------------------
+
+/// Anonymous memory, touched.
+class Buffer {
+ public:
+  explicit Buffer(std::size_t nb_bytes)
+      : bytes_{static_cast<std::byte*>(mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE,
+                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)),
+               nb_bytes} {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { munmap(bytes_.data(), bytes_.size()); }
+  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
+
+ private:
+  std::span<std::byte> bytes_;
+};
+
+/// What no freeze can be faster than: suspend, HVM record, resume.
+struct Bare {
+  Micros suspend{}, pause{};
+};
+Result<Bare> bare_freeze(const Domain& domain) {
+  Bare bare;
+  const auto asked = Clock::now();
+  if (auto ok = domain.store_write("control/shutdown", "suspend"); !ok)
+    return std::unexpected(ok.error());
+  for (;;) {
+    const auto info = domain.info();
+    if (!info) return std::unexpected(info.error());
+    if (info->suspended) break;
+    if (since(asked) > std::chrono::seconds{20}) return fail(ETIMEDOUT, "suspend");
+    std::this_thread::sleep_for(std::chrono::milliseconds{1});
+  }
+  bare.suspend = since(asked);
+  const auto suspended = Clock::now();
+  const auto context = domain.context();
+  const auto resumed = domain.resume();
+  bare.pause = since(suspended);
+  if (!context) return std::unexpected(context.error());
+  if (!resumed) return std::unexpected(resumed.error());
+  return bare;
+}
+
+Result<Json> measure_freeze(const Domain& domain, std::span<std::byte> room) {
+  const auto copied = bare_copy(domain.id(), room, kBurstPages);
+  if (!copied) return std::unexpected(copied.error());
+  const auto bare = bare_freeze(domain);
+  if (!bare) return std::unexpected(bare.error());
+  std::this_thread::sleep_for(std::chrono::seconds{1});  // the guest resumes its devices
+  const auto frozen = FrozenDomain::take(domain, {});
+  if (!frozen) return std::unexpected(frozen.error());
+  return Json{{"pages", frozen->nb_pages},
+              {"bare_copy_us", copied->count()},
+              {"copy_us", frozen->copy.count()},
+              {"bare_suspend_us", bare->suspend.count()},
+              {"bare_pause_us", bare->pause.count()},
+              {"suspend_us", frozen->suspend.count()},
+              {"pause_us", frozen->pause.count()},
+              {"pause_pages", frozen->nb_pages_in_pause},
+              {"avoided_pages", frozen->nb_avoided_pages}};
+}
+
+Result<void> freeze(const std::string& name, unsigned nb_rounds) {
+  const auto calls = open_libxen();
+  if (!calls) return std::unexpected(calls.error());
+  const auto domain = find_domain(**calls, name);
+  if (!domain) return std::unexpected(domain.error());
+  const auto size = domain->store_read("memory/static-max");
+  if (!size) return std::unexpected(size.error());
+  const Buffer room{std::stoull(*size) * 1024};
+  Json rounds = Json::array();
+  for (unsigned i = 0; i < nb_rounds; ++i) {
+    auto round = measure_freeze(*domain, room.bytes());
+    if (!round) return std::unexpected(round.error());
+    rounds.push_back(std::move(*round));
+  }
+  fmt::print("{}\n", rounds.dump());
+  return {};
+}
+
+// --- pager ------------------------------------------------------------------------------------
+
+/// The image, mapped.
+Result<std::span<const std::byte>> map_image(const std::string& path, std::uint64_t nb_pages) {
+  const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (!fd) return fail(errno, "open " + path);
+  void* bytes =
+      mmap(nullptr, nb_pages * kPageSize, PROT_READ, MAP_SHARED | MAP_POPULATE, fd.get(), 0);
+  if (bytes == MAP_FAILED) return fail(errno, "mmap " + path);
+  return std::span<const std::byte>{static_cast<const std::byte*>(bytes), nb_pages * kPageSize};
+}
+
+/// The socket of the next sf-xen-clone, and the domain it brings.
+struct Arrival {
+  UniqueFd socket;
+  DomId domain;
+};
+Result<Arrival> wait_for_clone(const std::string& path) {
+  const auto address = UnixAddress::of(path);
+  if (!address) return std::unexpected(address.error());
+  const UniqueFd listener{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  if (!listener || bind(listener.get(), address->get(), UnixAddress::size()) != 0 ||
+      listen(listener.get(), 1) != 0)
+    return fail(errno, "listen at " + path);
+  UniqueFd socket{accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC)};
+  unlink(path.c_str());
+  std::string text(4096, '\0');
+  const auto got = socket ? recv(socket.get(), text.data(), text.size(), 0) : -1;
+  if (got < 0) return fail(errno, "a clone at " + path);
+  text.resize(static_cast<std::size_t>(got));
+  const auto message = nlohmann::json::parse(text, nullptr, false);
+  if (!message.is_array() || message.empty() || !message[0].contains("domain"))
+    return fail(EPROTO, "a clone says " + text);
+  return Arrival{std::move(socket), DomId{message[0]["domain"].get<std::uint16_t>()}};
+}
+
+/// Serves faults from local memory until told to end: a pager with nothing in its way.
+Result<void> page(const std::string& socket, const std::string& descriptor_path,
+                  const std::string& image_path) {
+  const auto descriptor = read_descriptor(descriptor_path);
+  if (!descriptor) return std::unexpected(descriptor.error());
+  const auto state = state_of(*descriptor);
+  if (!state) return std::unexpected(state.error());
+  const std::uint64_t nb_pages = descriptor->spaces.front().nb_pages;
+  const auto image = map_image(image_path, nb_pages);
+  if (!image) return std::unexpected(image.error());
+  const auto calls = open_libxen();
+  if (!calls) return std::unexpected(calls.error());
+  const auto arrival = wait_for_clone(socket);
+  if (!arrival) return std::unexpected(arrival.error());
+
+  const auto pager = DomainPager::enable(Domain{**calls, arrival->domain});
+  if (!pager) return std::unexpected(pager.error());
+  if (const auto& where = state->bitmap; where)
+    if (const auto reset = GuestBitmap::reset((*pager)->domain(), *where, nb_pages); !reset)
+      return std::unexpected(reset.error());
+  for (const Gfn eager : state->eager)
+    (*pager)->load(eager, image->data() + eager.value * kPageSize);
+  if (auto ok = (*pager)->domain().unpause(); !ok) return ok;
+  std::uint64_t nb_faults = 0;
+  while (!stop_asked) {
+    pollfd ready{(*pager)->fd(), POLLIN, 0};
+    poll(&ready, 1, 100);
+    (*pager)->acknowledge();
+    for (DomainPager::Fault fault; (*pager)->take(fault) == PagingRing::Take::kRequest;
+         ++nb_faults) {
+      if (fault.request.page.value < nb_pages)
+        (*pager)->load(fault.request.page, image->data() + fault.request.page.value * kPageSize);
+      (*pager)->answer(fault.request.page);
+    }
+    (*pager)->notify();
+  }
+  fmt::print("{}\n", Json{{"faults", nb_faults}}.dump());
+  return {};
+}
+
+}  // namespace
+}  // namespace snowfabric::xen
+
+int main(int argc, char** argv) {
+  using namespace snowfabric;
+  CLI::App cli{"What Xen itself takes for a freeze and for a page fault.", "xen-bench"};
+  cli.set_version_flag("--version", SNOWFABRIC_VERSION);
+  cli.require_subcommand(1);
+  std::string domain, socket, descriptor, image;
+  unsigned nb_rounds = 5;
+  CLI::App* freeze =
+      cli.add_subcommand("freeze", "freezes a running domain, bare and as memserver does");
+  freeze->add_option("DOMAIN", domain, "name or number")->required();
+  freeze->add_option("--rounds", nb_rounds)->capture_default_str();
+  CLI::App* pager = cli.add_subcommand(
+      "pager", "serves one clone's faults from an image in memory, in memtap's place");
+  pager->add_option("SOCKET", socket, "where sf-xen-clone finds it")->required();
+  pager->add_option("DESCRIPTOR", descriptor)->required();
+  pager->add_option("IMAGE", image, "file with the parent's memory")->required();
+  CLI11_PARSE(cli, argc, argv);
+  for (const int signal : {SIGINT, SIGTERM})
+    std::signal(signal, [](int) { xen::stop_asked = true; });
+  const auto result =
+      *freeze ? xen::freeze(domain, nb_rounds) : xen::page(socket, descriptor, image);
+  if (!result)
+    fmt::print(stderr, "xen-bench: {}: {}\n", result.error().what,
+               std::strerror(result.error().errnum));
+  return result ? 0 : 1;
+}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""In dom0: what a freeze and page faults cost, beside what Xen itself takes. A job of tools/xen-testbed bench: reads
+/host/bench.json, writes /host/result.json."""
+import json
+import os
+import pathlib
+
+import xenfork
+from xenfork import HOST, RUN
+
+PATTERN_PAGES = 64 * 256  # that a clone looks at, one behind the other, as soon as it runs
+TICKS = 3
+
+
+def freezes(rounds):
+    """Of the running parent, before it is forked."""
+    return json.loads(xenfork.run(str(HOST / "xen-bench"), "freeze", xenfork.PARENT, "--rounds", str(rounds)))
+
+
+def frozen_image(server):
+    """memserver's copy of the parent."""
+    folder = pathlib.Path(f"/proc/{server.pid}/fd")
+    for fd in folder.iterdir():
+        if os.readlink(fd).startswith("/memfd:frozen domain"):
+            return fd
+    raise xenfork.ForkError("memserver holds no frozen domain")
+
+
+def faults_per_second(name):
+    """A clone wakes in the middle of a tick, so its first two have all the faults; the third has none."""
+    times = xenfork.tick_times(name)
+    return PATTERN_PAGES * 1e6 / max(1, times[0] + times[1] - 2 * times[2])
+
+
+def measure_clone(name, socket, config, *others):
+    clone = xenfork.Clone(name, socket, config)
+    xenfork.wait_for(f"{TICKS} ticks of {name}", lambda: len(xenfork.ticks(name)) >= TICKS, xenfork.PATIENCE_S, clone.keeper, *others)
+    if any(bad for *_, bad in xenfork.ticks(name)):
+        raise xenfork.ForkError(f"{name} found bad pages")
+    rate = faults_per_second(name)
+    stop(clone.keeper)
+    print(f"{name}: {rate:.0f} faults/s", flush=True)
+    return rate
+
+
+def stop(process):
+    if complaint := process.stop():
+        raise xenfork.ForkError(complaint)
+
+
+def bare_rate(number, server, config):
+    socket = RUN / "pager.sock"
+    pager = xenfork.program("pager", "xen-bench", ["pager", socket, xenfork.DESCRIPTOR, frozen_image(server)])
+    xenfork.wait_for("socket of the pager", socket.exists, 60, pager)
+    rate = measure_clone(f"bare{number}", socket, config, pager)
+    stop(pager)
+    return rate
+
+
+def measure_faults(rounds, server):
+    clones = xenfork.Clones([])
+    rates = {"bare": [], "fabric": [], "kept": []}
+    for i in range(rounds):
+        rates["bare"].append(bare_rate(i, server, clones.config))
+        for kind in ("fabric", "kept"):  # what the first has fetched, memtap has for the second
+            rates[kind].append(measure_clone(f"{kind}{i}", clones.socket, clones.config, clones.tap))
+        stop(clones.tap)
+        if i + 1 < rounds:
+            clones.start_tap()
+    return rates
+
+
+def main():
+    rounds = json.loads((HOST / "bench.json").read_text())["rounds"]
+    xenfork.SERVE.remove("--push")  # every page is a fault
+    xenfork.make_folders()
+    xenfork.make_network()
+    measured = {}
+    parent = xenfork.Parent(before=lambda: measured.update(freezes=freezes(rounds)))
+    measured["descriptor_bytes"] = xenfork.DESCRIPTOR.stat().st_size
+    measured["faults"] = measure_faults(rounds, parent.server)
+    stop(parent.server)
+    (HOST / "result.json").write_text(json.dumps(measured))
+    return 0
+
+
+if __name__ == "__main__":
+    xenfork.script(main)
