@@ -240,6 +240,8 @@ Result<std::unique_ptr<ProcessGuest>> GuestListener::make_qemu_guest(PendingHand
   const bool is_loader = handshake.handover() == Handover::kPrecopy;
   auto attachment = std::move(handshake).finish_qemu();
   if (!attachment) return std::unexpected(attachment.error());
+  if (const auto& image = attachment->image; image)
+    if (auto ok = check_image(*image); !ok) return std::unexpected(ok.error());
   if (is_loader)
     if (auto ok = check_ram(attachment->peer.pid); !ok) return std::unexpected(ok.error());
   if (auto ok = check_rights(attachment->peer); !ok) return std::unexpected(ok.error());

@@ -114,9 +114,8 @@ Result<Attachment> PendingHandshake::finish(std::uint64_t image_bytes) && {
 }
 
 Result<QemuAttachment> PendingHandshake::finish_qemu() && {
-  const auto recover =
-      handover() == Handover::kPrecopy ? Result<bool>{false} : asks_to_recover(message_);
-  if (!recover) return std::unexpected(recover.error());
+  auto request = qemu_request_of(message_);
+  if (!request) return std::unexpected(request.error());
   if (fds_.size() != 1)
     return fail(EPROTO, fmt::format("handshake: process {} sent {} descriptors, not the one "
                                     "migration channel",
@@ -124,7 +123,8 @@ Result<QemuAttachment> PendingHandshake::finish_qemu() && {
   if (auto ok = set_nonblocking(fds_[0].get()); !ok) return std::unexpected(ok.error());
   auto qemu = peer_of(std::move(fds_[0]));
   if (!qemu) return std::unexpected(qemu.error());
-  return QemuAttachment{std::move(peer_.socket), std::move(*qemu), *recover};
+  return QemuAttachment{std::move(peer_.socket), std::move(*qemu), std::move(request->image),
+                        request->recover};
 }
 
 Result<XenAttachment> PendingHandshake::finish_xen() && {

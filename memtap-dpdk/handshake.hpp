@@ -54,10 +54,16 @@ struct MappedFile {
 /// `"file_inode"` and `"image"` of the first region. @return nullopt: it maps none
 [[nodiscard]] std::optional<MappedFile> mapped_file_of(std::string_view json);
 
-/// Whether the QEMU of kPostcopy has paused and waits to be taken up again, `"recover": true`.
-/// Without it, it was started with -incoming and waits for its first byte.
-/// @return EINVAL: `recover` is neither true nor false, or the message is no such message
-[[nodiscard]] Result<bool> asks_to_recover(std::string_view json);
+/// What a QEMU of kPostcopy or kPrecopy is to get.
+struct QemuRequest {
+  std::optional<std::string> image;  ///< as image_name(); none: that of whichever memtap is asked
+  bool recover = false;  ///< it has paused and waits to be taken up again, `"recover": true`; else
+                         ///< it was started with -incoming and waits for its first byte
+  bool operator==(const QemuRequest&) const = default;
+};
+/// @return EINVAL: `image` is no text, or missing where `recover` is true, `recover` neither true
+///         nor false, or the message is no such message
+[[nodiscard]] Result<QemuRequest> qemu_request_of(std::string_view json);
 
 /// Domain of kXen, and whether it takes the place of a memtap that died, `"recover": true`: without
 /// it, the domain has never run.
@@ -112,7 +118,8 @@ struct Attachment {
 struct QemuAttachment {
   UniqueFd requester;  ///< stays open: it closes when the guest is gone
   Peer peer;           ///< QEMU itself; `socket` is its migration channel, O_NONBLOCK set
-  bool recover;        ///< the channel is that of `migrate-recover`: it has pages already
+  std::optional<std::string> image;  ///< as of QemuRequest
+  bool recover;  ///< the channel is that of `migrate-recover`: it has pages already
 };
 
 /// A domain handed over by the sf-xen-clone that keeps it.
@@ -147,7 +154,7 @@ class PendingHandshake {
 
   /// The same for kPostcopy and kPrecopy.
   /// @return EPROTO: no descriptor; ENOTSOCK, EINVAL: it is not a connected unix socket; as
-  ///         asks_to_recover; or what the call named reported
+  ///         qemu_request_of; or what the call named reported
   Result<QemuAttachment> finish_qemu() &&;
 
   /// The same for kXen. @return EPROTO: descriptors came with it; as xen_domain_of

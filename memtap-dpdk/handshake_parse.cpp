@@ -131,11 +131,20 @@ std::optional<MappedFile> mapped_file_of(std::string_view json) {
   return MappedFile{inode->get<std::uint64_t>(), is_named ? image->get<std::string>() : ""};
 }
 
-Result<bool> asks_to_recover(std::string_view json) {
+Result<QemuRequest> qemu_request_of(std::string_view json) {
   const Json array = Json::parse(json, nullptr, false);
-  if (handover_in(array) != Handover::kPostcopy)
-    return fail(EINVAL, "handshake: not that of a QEMU clone in postcopy");
-  return recovers(array[0]);
+  const Handover handover = handover_in(array);
+  if (handover != Handover::kPostcopy && handover != Handover::kPrecopy)
+    return fail(EINVAL, "handshake: not that of a QEMU clone");
+  const auto recover = recovers(array[0]);
+  if (!recover) return std::unexpected(recover.error());
+  if (*recover && handover == Handover::kPrecopy)
+    return fail(EINVAL, "handshake: only a QEMU in postcopy can be taken up again");
+  const auto image = array[0].find("image");
+  if (image == array[0].end() && !*recover) return QemuRequest{};
+  if (image == array[0].end() || !image->is_string())
+    return fail(EINVAL, "handshake: image must be the name of the clone's image");
+  return QemuRequest{image->get<std::string>(), *recover};
 }
 
 Result<XenDomainRequest> xen_domain_of(std::string_view json) {

@@ -99,7 +99,7 @@ def step(text):
 def build(build_dir):
     """Configures once, then builds what the demo runs."""
     programs = [fleetlib.SERVER, fleetlib.MEMTAP, fleetlib.GUEST, forklib.AGENT, forklib.SHIM,
-                forklib.CLONE_SHIM]
+                forklib.CLONE_SHIM, forklib.DESCRIPTOR]
     commands = [["ninja", "-C", str(build_dir), *programs]]
     if not (build_dir / "build.ninja").exists():
         commands.insert(0, ["meson", "setup", str(build_dir), str(ROOT)])

@@ -5,6 +5,7 @@ import http.client
 import json
 import pathlib
 import socket
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,21 +19,31 @@ from vmlib import VmError
 AGENT = "tools/sf-agent"
 SHIM = "memserver-dpdk/shim/libsf-shim.so"
 CLONE_SHIM = "memtap-dpdk/shim/libsf-clone.so"
-HANDOVER = b'[{"adapter": "qemu-postcopy"}]'
-STATE_ONLY = b'[{"adapter": "qemu-precopy"}]'
-RECOVERY = b'[{"adapter": "qemu-postcopy", "recover": true}]'
+DESCRIPTOR = "descriptor/sf-descriptor"
+POSTCOPY, PRECOPY = "qemu-postcopy", "qemu-precopy"
 
 
-def hand_over(clone, memtap_socket, message=HANDOVER):
-    """Gives memtap the channel on which a clone waits for its state, or RECOVERY: for the rest of its memory. The
-    connection returned is open while memtap serves the clone."""
+def image_of(build, descriptor):
+    """The name of the image that a descriptor is of, as memtap knows it."""
+    done = subprocess.run([build / DESCRIPTOR, "show", descriptor, "--json"], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise VmError(f"{DESCRIPTOR}: {done.stderr.strip()}")
+    shown = json.loads(done.stdout)
+    return f"{shown['image_id']}-{shown['epoch']}"
+
+
+def hand_over(clone, memtap_socket, image, adapter=POSTCOPY, recover=False):
+    """Gives memtap the channel on which a clone waits for its state, with PRECOPY without its RAM; to `recover`: for the
+    rest of its memory. The connection returned is open while memtap serves the clone.
+    @param image  image_of the clone's descriptor: memtap refuses a clone of any other"""
+    message = json.dumps([{"adapter": adapter, "image": image, **({"recover": True} if recover else {})}])
     tap = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
             tap.connect(str(memtap_socket))
             # Not before memtap is there: a channel that breaks before the resume kills a paused QEMU.
             channel.connect(str(clone.incoming))
-            socket.send_fds(tap, [message], [channel.fileno()])
+            socket.send_fds(tap, [message.encode()], [channel.fileno()])
     except OSError as error:
         tap.close()
         raise VmError(f"VM {clone.name}: its memory could not be handed to {memtap_socket}: {error.strerror}") from error
@@ -42,8 +53,8 @@ def hand_over(clone, memtap_socket, message=HANDOVER):
 class Clone:
     """A clone with what was measured of it."""
 
-    def __init__(self, vm, identity, host):
-        self.vm, self.identity, self.host = vm, identity, host
+    def __init__(self, vm, identity, host, image):
+        self.vm, self.identity, self.host, self.image = vm, identity, host, image
         self.spawned, self.tap, self.times_ms, self.answer = None, None, {}, {}
         self.postcopy, self.freezer = True, None
         self.starting = threading.Lock()  # held while QEMU is started: what has half begun cannot be stopped
@@ -72,7 +83,7 @@ class Family:
         self.machine = vmlib.machine_args(mb, cpus, devices=devices)
         self.parent_machine = vmlib.machine_args(mb, cpus, shared=shim, devices=devices)
         self.descriptor = fleet.dir / f"family{number}.descriptor"
-        self.parent, self.clones = None, []
+        self.parent, self.clones, self.image = None, [], None
         self.freezer = self.memtap = None  # sockets: the parent's monitor for memserver, the memtap of one that is a clone
         self.pool = ThreadPoolExecutor()
         self.ending, self.requests = False, set()
@@ -128,6 +139,7 @@ class Family:
             raise VmError(str(error)) from error
         self.fleet.info = {"descriptor": str(self.descriptor)}  # all that memtaps need
         self.parent.go_on()
+        self.image = image_of(self.fleet.opt.build, self.descriptor)
 
     def launch_server(self, extra=()):
         """Starts the memserver that freezes the parent."""
@@ -149,14 +161,14 @@ class Family:
             vm = vmlib.Vm(name, self.fleet.dir, vmlib.machine_args(self.mb, self.cpus, image=f"{memtap}.image",
                                                                        devices=self.devices),
                           nic=self._nic(clone_id), prefix=preload, postcopy=False, extra=extra)
-        clone = Clone(vm, self.identity(clone_id), host)
+        clone = Clone(vm, self.identity(clone_id), host, self.image)
         clone.postcopy, clone.freezer = postcopy, freezer
         self.clones.append(clone)
         clone.spawned = time.monotonic()
         with clone.starting:
             self._check_not_ending()
             vm.start()
-        clone.tap = hand_over(vm, memtap, HANDOVER if postcopy else STATE_ONLY)
+        clone.tap = hand_over(vm, memtap, self.image, POSTCOPY if postcopy else PRECOPY)
         clone.mark("handed_over")
         if not postcopy:
             vm.resume()
@@ -183,7 +195,7 @@ class Family:
         has said what it has."""
         clone.vm.reopen_incoming(timeout_s)
         clone.tap.close()
-        clone.tap = hand_over(clone.vm, self.fleet.socket_path(clone.host), RECOVERY)
+        clone.tap = hand_over(clone.vm, self.fleet.socket_path(clone.host), clone.image, recover=True)
         clone.vm.wait_migration("postcopy-active", "completed", timeout_s=timeout_s)
 
     def settle(self, clone, timeout_s=60.0):

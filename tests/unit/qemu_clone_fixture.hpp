@@ -18,7 +18,8 @@ namespace snowfabric::testing {
 
 inline constexpr std::uint64_t kRamPages = 1020, kClonePages = 1024;  // 4 are a ROM
 inline constexpr std::string_view kHandover = R"([{"adapter": "qemu-postcopy"}])";
-inline constexpr std::string_view kRecovery = R"([{"adapter": "qemu-postcopy", "recover": true}])";
+inline constexpr std::string_view kRecovery =
+    R"([{"adapter": "qemu-postcopy", "image": "0000000000000007-1", "recover": true}])";
 
 /// With 1020 pages of RAM and a ROM of 4.
 inline Descriptor parent() {
@@ -63,15 +64,31 @@ struct QemuCloneTest : ::testing::Test {
     listener_ = std::move(*listener);
   }
 
-  void hand_over(std::string_view handshake) {
+  void send_channel(std::string_view handshake) {
     std::array<int, 2> ends{};
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
     qemu_ = UniqueFd{ends[0]};
     const UniqueFd channel{ends[1]};
     requester_ = connect_to(dir_ / "sock");
     ASSERT_TRUE(send_with_fds(requester_.get(), handshake, {channel.get()}));
+  }
+  void hand_over(std::string_view handshake) {
+    send_channel(handshake);
     for (int i = 0; i < 100 && guest_ == nullptr; ++i) poll_listener();
     ASSERT_NE(guest_, nullptr);
+  }
+
+  /// Hands over a QEMU that memtap does not take. @return why
+  std::string refusal_of(std::string_view handshake) {
+    send_channel(handshake);
+    for (int i = 0; i < 100; ++i) {
+      pollfd ready{listener_->epoll_fd(), POLLIN, 0};
+      ::poll(&ready, 1, 100);
+      const ListenerEvents events = listener_->poll(Nanos{0});
+      if (!events.attached.empty()) return "it is taken";
+      if (!events.rejected.empty()) return events.rejected[0].what;
+    }
+    return "nothing happened";
   }
 
   void poll_listener() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memtap-dpdk/qemu_guest.hpp"
 
+#include <fmt/format.h>
 #include <sys/stat.h>
 
 #include "tests/unit/qemu_clone_fixture.hpp"
@@ -234,16 +235,32 @@ TEST_F(QemuRecoveryTest, AQemuThatHangsUpInTheMiddleLeaves) {
   EXPECT_EQ(nb_gone_, 1U);
 }
 
-TEST(QemuHandshake, RecoverIsTrueOrFalse) {
+/// Two checkpoints of one parent are served on one host: the pages of the other would fit in.
+TEST_F(QemuCloneTest, AQemuOfAnotherImageIsRefused) {
+  listen();
+  for (const char* image : {"0000000000000008-1", "0000000000000007-2", ""})
+    for (const char* rest : {R"("recover": true)", R"("recover": false)"})
+      EXPECT_THAT(refusal_of(fmt::format(R"([{{"adapter": "qemu-postcopy", "image": "{}", {}}}])",
+                                         image, rest)),
+                  HasSubstr("this memtap serves 0000000000000007-1"));
+  hand_over(R"([{"adapter": "qemu-postcopy", "image": "0000000000000007-1"}])");
+}
+
+TEST(QemuHandshake, WhoeverAsksForARecoveryNamesTheImage) {
   EXPECT_EQ(handover_of(kRecovery), Handover::kPostcopy);
-  EXPECT_EQ(asks_to_recover(kRecovery).value(), true);
-  EXPECT_EQ(asks_to_recover(kHandover).value(), false);
-  EXPECT_EQ(asks_to_recover(R"([{"adapter": "qemu-postcopy", "recover": false}])").value(), false);
-  for (const char* bad : {R"([{"adapter": "qemu-postcopy", "recover": 1}])", "[]", "x",
-                          R"([{"adapter": "qemu-postcopy", "recover": "true"}])"}) {
-    const auto recover = asks_to_recover(bad);
-    ASSERT_FALSE(recover) << bad;
-    EXPECT_EQ(recover.error().errnum, EINVAL);
+  EXPECT_EQ(qemu_request_of(kRecovery).value(), (QemuRequest{"0000000000000007-1", true}));
+  EXPECT_EQ(qemu_request_of(kHandover).value(), QemuRequest{});
+  EXPECT_EQ(qemu_request_of(R"([{"adapter": "qemu-precopy", "image": "i"}])").value(),
+            (QemuRequest{"i", false}));
+  for (const char* bad :
+       {R"([{"adapter": "qemu-postcopy", "recover": true}])",
+        R"([{"adapter": "qemu-postcopy", "image": "i", "recover": 1}])",
+        R"([{"adapter": "qemu-postcopy", "image": "i", "recover": "true"}])",
+        R"([{"adapter": "qemu-postcopy", "image": 1}])",
+        R"([{"adapter": "qemu-precopy", "image": "i", "recover": true}])", "[]", "x"}) {
+    const auto request = qemu_request_of(bad);
+    ASSERT_FALSE(request) << bad;
+    EXPECT_EQ(request.error().errnum, EINVAL);
   }
 }
 
