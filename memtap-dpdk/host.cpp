@@ -7,8 +7,9 @@
 namespace snowfabric {
 namespace {
 
-constexpr std::size_t kFaultBurst = 64;  // a guest and turn
-constexpr std::size_t kMaxDeferred = 4096;
+constexpr std::size_t kFaultBurst = 64;     // a guest and turn
+constexpr std::size_t kMaxDeferred = 4096;  // of one guest; beyond, its faults stay with it
+constexpr std::size_t kDeferredRoom = 2 * kMaxDeferred;      // faults, and installs put off
 constexpr Nanos kRetryPause = std::chrono::milliseconds{5};  // after an install was put off
 constexpr std::size_t kListInFlight = 512;  // a list leaves most of the request table to faults
 constexpr std::size_t kListStep = 4096;     // pages of a list looked at in one turn
@@ -24,19 +25,21 @@ Host::Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,
       prefetch_pages_{prefetch_pages},
       kept_{kept},
       gathered_{buffer_pages} {
-  deferred_.reserve(2 * kMaxDeferred);  // faults, and installs put off
-  retrying_.reserve(deferred_.capacity());
+  retrying_.reserve(kDeferredRoom);
   recorded_.reserve(kMaxRecorded);
   waits_.reserve(kMaxTimed);
 }
 
 void Host::attach(GuestAdapter& guest) {
   guests_.push_back(&guest);
+  deferred_.push_back({.guest = &guest, .pages = {}});
+  deferred_.back().pages.reserve(kDeferredRoom);
   if (kept_ != nullptr && !working_set_.empty()) loads_.push_back({&guest, working_set_});
 }
 
 void Host::detach(const GuestAdapter& guest) noexcept {
   std::erase(guests_, &guest);
+  std::erase_if(deferred_, [&guest](const Deferred& d) { return d.guest == &guest; });
   std::erase_if(loads_, [&guest](const Load& load) { return load.guest == &guest; });
   std::erase_if(completions_, [&guest](const Completion& c) { return c.guest == &guest; });
   std::erase_if(waits_, [&guest](const Wait& wait) { return wait.guest == &guest; });
@@ -59,10 +62,10 @@ unsigned Host::poll_faults(Nanos now) noexcept {
   if (!waits_.empty()) time_answered(now);
   unsigned nb_seen = 0;
   std::array<Gfn, kFaultBurst> faults;
-  for (GuestAdapter* guest : guests_) {
-    if (deferred_.size() + faults.size() > kMaxDeferred) break;  // the guest keeps the rest
-    const std::size_t nb_faults = guest->poll_faults(faults);
-    for (std::size_t i = 0; i < nb_faults; ++i) on_fault(*guest, faults[i], now);
+  for (const Deferred& deferred : deferred_) {
+    if (deferred.pages.size() + faults.size() > kMaxDeferred) continue;  // it keeps the rest
+    const std::size_t nb_faults = deferred.guest->poll_faults(faults);
+    for (std::size_t i = 0; i < nb_faults; ++i) on_fault(*deferred.guest, faults[i], now);
     nb_seen += static_cast<unsigned>(nb_faults);
   }
   return nb_seen;
@@ -77,21 +80,32 @@ void Host::time_answered(Nanos now) noexcept {
   });
 }
 
-/// All of them, so that a guest that cannot take its page holds up no other.
+/// All of them, so that a guest that cannot take its page holds up no other, and each time another
+/// guest first: the first has what there is of room in the request table.
 void Host::retry_deferred(Nanos now) noexcept {
-  if (deferred_.empty() || now < retry_at_) return;
-  retrying_.swap(deferred_);
-  bool full = false;                  // of requests: no use in asking on
-  for (const Gfn page : retrying_) {  // unless it came meanwhile, or its guest is gone
-    if (kept_ != nullptr && kept_->knows(page)) {
-      for (GuestAdapter* guest : guests_)
-        if (guest->waits(page)) give_kept(*guest, page, now);
-    } else if (unsettled(page) && (full || !engine_.want(page, wire::Priority::kDemand, now))) {
-      full = true;
-      deferred_.push_back(page);
-    }
+  bool full = false, any = false;
+  for (Deferred& deferred : deferred_) {
+    if (deferred.pages.empty() || now < deferred.retry_at) continue;
+    any = true;
+    retrying_.swap(deferred.pages);
+    for (const Gfn page : retrying_) full |= !retry(deferred, page, full, now);
+    retrying_.clear();
   }
-  retrying_.clear();
+  if (any) std::ranges::rotate(deferred_, deferred_.begin() + 1);
+}
+
+/// Unless the page came meanwhile. @param full  of requests: no use in asking on
+/// @return false: it is
+bool Host::retry(Deferred& deferred, Gfn page, bool full, Nanos now) noexcept {
+  GuestAdapter& guest = *deferred.guest;
+  if (kept_ != nullptr && kept_->knows(page)) {
+    if (guest.waits(page)) give_kept(guest, page, now);
+    return true;
+  }
+  if (guest.presence().state(page) == PageState::kPresent) return true;
+  if (!full && engine_.want(page, wire::Priority::kDemand, now)) return true;
+  deferred.pages.push_back(page);
+  return false;
 }
 
 void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
@@ -107,7 +121,7 @@ void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
     give_kept(guest, page, now);
     return;
   }
-  want(page, now);
+  want(guest, page, now);
   const std::uint32_t nb_more = guest.readahead(page, prefetch_pages_);
   const std::uint64_t end = std::min(page.value + 1 + nb_more, engine_.nb_pages());
   for (Gfn next{page.value + 1}; next.value < end; ++next.value) {
@@ -243,18 +257,21 @@ void Host::record(PageRange pages) noexcept {
   }
 }
 
-void Host::want(Gfn page, Nanos now) noexcept {
+void Host::want(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
   if (engine_.want(page, wire::Priority::kDemand, now)) return;
   stats_.wants_deferred.add(1);
-  defer(page);
+  defer(deferred_of(guest), page);
 }
 
-/// Room is never short: vCPUs wait for one page each, and poll_faults() leaves half of it.
-void Host::defer(Gfn page) noexcept {
-  if (deferred_.size() == deferred_.capacity() ||
-      std::ranges::find(deferred_, page) != deferred_.end())
-    return;
-  deferred_.push_back(page);
+Host::Deferred& Host::deferred_of(const GuestAdapter& guest) noexcept {
+  return *std::ranges::find(deferred_, &guest, &Deferred::guest);
+}
+
+/// Room is never short: poll_faults() leaves half of it, and no more are in flight.
+void Host::defer(Deferred& deferred, Gfn page) noexcept {
+  auto& pages = deferred.pages;
+  if (pages.size() == pages.capacity() || std::ranges::find(pages, page) != pages.end()) return;
+  pages.push_back(page);
 }
 
 // --- pages -----------------------------------------------------------------------------------
@@ -336,13 +353,14 @@ void Host::settle(GuestAdapter& guest, Install verdict, PageRange range, std::ui
                   Nanos now) noexcept {
   if (verdict != Install::kAgain && verdict != Install::kNoMemory) return;
   load_again(guest);
+  Deferred& deferred = deferred_of(guest);
   const std::uint64_t end = range.first.value + range.nb_pages;
   for (std::uint64_t p = range.first.value; p < end && most > 0; ++p) {
     if (!guest.waits(Gfn{p})) continue;
     --most;
     stats_.refetched_pages.add(1);
-    retry_at_ = now + kRetryPause;
-    defer(Gfn{p});
+    if (now >= deferred.retry_at) deferred.retry_at = now + kRetryPause;  // not later with each
+    defer(deferred, Gfn{p});
   }
 }
 
@@ -371,8 +389,11 @@ void Host::fail_unanswered() noexcept {
 
 void Host::fail(PageRange range, Nanos now) noexcept {
   range = inside(range);  // ABSENT may name pages that no guest has a bit for
-  for (std::uint64_t p = range.first.value; p < range.first.value + range.nb_pages; ++p)
-    if (!fail_page(Gfn{p})) want(Gfn{p}, now);  // to be told ABSENT again
+  for (std::uint64_t p = range.first.value; p < range.first.value + range.nb_pages; ++p) {
+    if (fail_page(Gfn{p})) continue;
+    for (GuestAdapter* guest : guests_)
+      if (guest->waits(Gfn{p})) want(*guest, Gfn{p}, now);  // to be told ABSENT again
+  }
 }
 
 }  // namespace snowfabric

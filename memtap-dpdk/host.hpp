@@ -120,8 +120,14 @@ class Host {
     Gfn page;
     Nanos since;
   };
+  struct Deferred {  // what the engine had no room for, and installs put off
+    GuestAdapter* guest;
+    std::vector<Gfn> pages;
+    Nanos retry_at = kNever;  // not before
+  };
   void time_answered(Nanos now) noexcept;
   void retry_deferred(Nanos now) noexcept;
+  bool retry(Deferred& deferred, Gfn page, bool full, Nanos now) noexcept;
   void give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   void give_some(Nanos now) noexcept;
   void load_some(Load& load, std::size_t most) noexcept;
@@ -129,8 +135,9 @@ class Host {
   bool complete_some(Completion& completion, std::size_t most, Nanos now) noexcept;
   bool complete_page(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   void record(PageRange pages) noexcept;
-  void want(Gfn page, Nanos now) noexcept;
-  void defer(Gfn page) noexcept;
+  void want(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
+  [[nodiscard]] Deferred& deferred_of(const GuestAdapter& guest) noexcept;
+  static void defer(Deferred& deferred, Gfn page) noexcept;
   void prefetch_from_list(Nanos now) noexcept;
   void install(Gfn first, std::span<const std::byte> pages, Nanos now) noexcept;
   void settle(GuestAdapter& guest, Install verdict, PageRange range, std::uint32_t most,
@@ -147,11 +154,10 @@ class Host {
   KeptImage* kept_;
   std::vector<GuestAdapter*> guests_;
   ArrivalBuffer gathered_;
-  std::vector<Gfn> deferred_;      // faults the engine had no room for, installs put off
-  std::vector<Gfn> retrying_;      // empty but for a moment
-  Nanos retry_at_ = kNever;        // not before
-  std::vector<PageRange> list_;    // still to prefetch, the last first
-  Nanos fetch_at_ = Nanos::max();  // if there is no guest before
+  std::vector<Deferred> deferred_;  // one a guest, so that none uses up the room of another
+  std::vector<Gfn> retrying_;       // empty but for a moment
+  std::vector<PageRange> list_;     // still to prefetch, the last first
+  Nanos fetch_at_ = Nanos::max();   // if there is no guest before
   std::vector<PageRange> working_set_;
   std::vector<Load> loads_;
   std::vector<Completion> completions_;

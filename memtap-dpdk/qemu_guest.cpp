@@ -12,6 +12,7 @@ namespace snowfabric {
 namespace {
 
 constexpr std::size_t kMaxQueuedBytes = std::size_t{1} << 20U;  // then installs are put off
+constexpr std::size_t kMaxLooked = 512;  // pages asked for that are looked at in one turn
 
 }  // namespace
 
@@ -44,18 +45,21 @@ std::size_t QemuGuest::poll_faults(std::span<Gfn> out) noexcept {
   flush();
   if (recovering_) recover();
   if (recovering_) return 0;
+  if (asked_.nb_pages == 0 && in_rest_.empty()) receive();
+  const std::size_t most = std::min(out.size(), kMaxAsked - nb_asked_);
   std::size_t nb_faults = 0;
   Gfn page;
-  while (nb_faults < out.size() && next_asked(page))
+  for (std::size_t i = 0; i < kMaxLooked && nb_faults < most && next_asked(page); ++i)
     if (on_fault(page)) out[nb_faults++] = page;
   flush();
   return nb_faults;
 }
 
-/// The next page QEMU asks for, from what was received or from the socket.
+/// The next page QEMU asks for, of what was received: one look at the socket a turn, or a QEMU that
+/// repeats itself would have the poll loop to itself.
 bool QemuGuest::next_asked(Gfn& page) noexcept {
   while (asked_.nb_pages == 0) {
-    if (gone_ || (in_rest_.empty() && !receive())) return false;
+    if (gone_ || in_rest_.empty()) return false;
     const auto message = next_message();
     if (message && message->kind == qemu::Message::Kind::kPages) asked_ = message->pages;
   }
@@ -101,6 +105,7 @@ bool QemuGuest::on_fault(Gfn page) noexcept {
     return false;
   }
   set_reported(page);
+  ++nb_asked_;
   counters_.faults.add(1);
   return true;
 }
@@ -181,6 +186,7 @@ void QemuGuest::send_page(Gfn page, const std::byte* bytes) noexcept {
       out_, page, bytes == nullptr ? std::span<const std::byte>{} : std::span{bytes, kPageSize});
   if (!known) counters_.range_gone_pages.add(1);  // the blocks are the image: does not happen
   presence_.mark_present(page);
+  if (reported(page)) --nb_asked_;
   clear_reported(page);
   (bytes == nullptr ? counters_.zero_pages : counters_.installed_pages).add(1);
   --nb_missing_;

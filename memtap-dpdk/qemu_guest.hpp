@@ -32,6 +32,11 @@ struct QemuSeed {
 /// and no fault comes out. Source: docs/qemu-stream.md.
 class QemuGuest final : public ProcessGuest {
  public:
+  /// Pages it may wait for; what it asks for beyond is read when some of them have come. A vCPU
+  /// waits for one page, or with KVM's asynchronous faults some more; but one message may name a
+  /// block.
+  static constexpr std::size_t kMaxAsked = 256;
+
   /// @param seed  borrowed
   QemuGuest(std::uint32_t id, QemuAttachment attachment, PresenceFile presence,
             const QemuSeed& seed);
@@ -69,6 +74,7 @@ class QemuGuest final : public ProcessGuest {
   std::array<std::byte, kReceiveBytes> in_{};
   std::span<const std::byte> in_rest_;  ///< of in_, not parsed yet
   PageRange asked_{};                   ///< rest of the request being looked at
+  std::size_t nb_asked_ = 0;            ///< pages it waits for
   std::vector<std::byte> out_;          ///< not yet taken by the socket, from sent_ on
   std::size_t sent_ = 0;
   std::uint64_t nb_missing_;   ///< pages neither sent nor there

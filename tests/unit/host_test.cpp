@@ -169,6 +169,55 @@ TEST_F(HostTest, ADeferredFaultWhosePageCameMeanwhileIsNotAskedFor) {
   EXPECT_FALSE(a.anybody_waits());
 }
 
+/// As many faults as it likes, for pages that it never takes.
+TEST_F(HostTest, AGuestThatTakesNoPageKeepsNoOtherFromItsOwn) {
+  constexpr std::uint64_t kMany = 16 * 1024;
+  test::TestClient big;
+  big.join(kMany);
+  FakeGuest hog{kMany}, other{kMany};
+  Host wide{big.engine, stats, 0, 4};
+  wide.attach(hog);
+  wide.attach(other);
+  for (std::uint64_t gfn = 0; gfn < kMany - 1; ++gfn) hog.touch(gfn);
+  const auto turn = [&] {
+    wide.poll_faults(big.now);
+    std::vector<std::uint64_t> asked;
+    big.engine.for_each_demand([&](Gfn page) {
+      if (asked.size() < 32) asked.push_back(page.value);  // the server has other hosts, too
+    });
+    for (const std::uint64_t gfn : asked) {
+      if (gfn != kMany - 1) hog.verdicts = {Install::kAgain};
+      wide.on_page(*big.page(gfn), big.now);
+    }
+    big.now += 1ms;
+  };
+  for (int i = 0; i < 300; ++i) turn();
+  other.touch(kMany - 1);
+  for (int i = 0; i < 300 && other.anybody_waits(); ++i) turn();
+  EXPECT_TRUE(other.has(kMany - 1));
+}
+
+/// Room in the table of requests goes round.
+TEST_F(HostTest, AGuestWithManyDeferredFaultsLetsOthersHaveTheirTurn) {
+  ClientConfig config = test::TestClient::defaults();
+  config.max_inflight = 1;
+  test::TestClient small{config};
+  small.join(kPages);
+  Host narrow{small.engine, stats, 0, 4};
+  narrow.attach(a);
+  narrow.attach(b);
+  for (std::uint64_t gfn = 0; gfn < 64; ++gfn) a.touch(gfn);
+  narrow.poll_faults(small.now);
+  b.touch(99);
+  for (int turn = 0; turn < 4 && !b.has(99); ++turn) {
+    narrow.poll_faults(small.now);
+    std::uint64_t asked = 0;
+    small.engine.for_each_demand([&](Gfn page) { asked = page.value; });
+    narrow.on_page(*small.page(asked), small.now);
+  }
+  EXPECT_TRUE(b.has(99));
+}
+
 // --- arrivals ----------------------------------------------------------------------------------
 
 TEST_F(HostTest, ADemandedPageIsInstalledAtOnceAndFlushesWhatGathered) {
@@ -246,6 +295,19 @@ TEST_P(PutOff, ADemandedPageIsAskedForAgainAndThenInstalled) {
   page_comes(5);
   expect_page(a, 5);
   EXPECT_EQ(stats.refetched_pages.read(), 1U);
+}
+
+TEST_P(PutOff, OthersAfterItDoNotPutOffAPageAnyLonger) {
+  host.attach(a);
+  for (const std::uint64_t gfn : {5U, 6U}) a.touch(gfn);
+  poll();
+  for (const std::uint64_t gfn : {5U, 6U}) {
+    a.verdicts = {GetParam()};
+    page_comes(gfn);
+    client.now += 4ms;
+  }
+  poll();
+  EXPECT_THAT(demands(), testing::UnorderedElementsAre(5, 6));
 }
 
 TEST_P(PutOff, ADemandedPageInAZeroRunIsServedThoughManyRunsWerePutOffBefore) {

@@ -72,6 +72,38 @@ TEST_F(QemuGuestTest, ARequestLongerThanTheCallersRoomIsReportedInParts) {
   EXPECT_EQ(faults().size(), 12U);
 }
 
+TEST_F(QemuGuestTest, OfAWholeBlockItGetsNoMoreAtOnceThanVcpusMayWaitFor) {
+  say(request("pc.ram", 0, kRamPages));
+  EXPECT_EQ(faults().size(), QemuGuest::kMaxAsked);
+  EXPECT_TRUE(faults().empty());
+  EXPECT_FALSE(guest_->gone());
+  EXPECT_EQ(guest_->install_zeros({Gfn{0}, 10}), Install::kDone);
+  EXPECT_EQ(guest_->install_zeros({Gfn{0}, 10}), Install::kDone);  // nobody waits for these
+  EXPECT_EQ(guest_->install_zeros({Gfn{kRamPages}, 4}), Install::kDone);
+  EXPECT_EQ(faults().size(), 10U);
+}
+
+TEST_F(QemuGuestTest, AQemuThatRepeatsItselfDoesNotKeepTheCaller) {
+  std::string again;
+  for (int i = 0; i < 4000; ++i) again += request("pc.rom", 1);
+  say(again);
+  std::array<Gfn, 8> out;
+  EXPECT_EQ(guest_->poll_faults(out), 1U);
+  EXPECT_LE(guest_->counters().faults_repeated.read(), 512U);
+  for (int i = 0; i < 40; ++i) guest_->poll_faults(out);
+  EXPECT_EQ(guest_->counters().faults_repeated.read(), 3999U);
+}
+
+TEST_F(QemuGuestTest, ARequestForPagesItHasDoesNotKeepTheCaller) {
+  EXPECT_EQ(guest_->install_zeros({Gfn{0}, kRamPages}), Install::kDone);
+  say(request("pc.ram", 0, kRamPages) + request("pc.rom", 1));
+  std::array<Gfn, 8> out;
+  EXPECT_EQ(guest_->poll_faults(out), 0U);
+  EXPECT_LE(guest_->counters().faults_raced.read(), 512U);
+  EXPECT_EQ(guest_->poll_faults(out), 1U);
+  EXPECT_EQ(guest_->counters().faults_raced.read(), kRamPages);
+}
+
 TEST_F(QemuGuestTest, TheLastPageEndsTheMigration) {
   EXPECT_EQ(guest_->install_zeros({Gfn{0}, kClonePages - 1}), Install::kDone);
   drain();
