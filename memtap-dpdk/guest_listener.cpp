@@ -153,11 +153,10 @@ void GuestListener::accept_some(Nanos now, ListenerEvents& events) {
         events.rejected.push_back({errno, fmt::format("accept on {}", config_.socket_path)});
       return;
     }
-    if (pending_.size() >= kMaxPending || guests_.size() >= config_.max_guests) {
-      events.rejected.push_back(
-          {EBUSY, fmt::format("a guest was turned away: {} guests of at most "
-                              "{}, {} handshakes under way",
-                              guests_.size(), config_.max_guests, pending_.size())});
+    if (pending_.size() >= kMaxPending) {
+      events.rejected.push_back({EBUSY, fmt::format("a connection was turned away: {} handshakes "
+                                                    "are under way",
+                                                    pending_.size())});
       continue;
     }
     auto handshake = PendingHandshake::begin(std::move(fd));
@@ -211,6 +210,8 @@ void GuestListener::expire(Nanos now, ListenerEvents& events) {
 
 Result<ProcessGuest*> GuestListener::attach(PendingHandshake handshake) {
   const Handover handover = handshake.handover();
+  if (handover != Handover::kPrecopy)
+    if (auto ok = check_room(); !ok) return std::unexpected(ok.error());
   auto guest = handover == Handover::kRegions ? make_guest(std::move(handshake))
                : handover == Handover::kXen   ? make_xen_guest(std::move(handshake))
                                               : make_qemu_guest(std::move(handshake));
@@ -271,6 +272,15 @@ Result<std::unique_ptr<ProcessGuest>> GuestListener::make_xen_guest(PendingHands
   return std::move(*guest);
 }
 
+/// A loader is a part of its clone, which is there already, and leaves soon.
+Result<void> GuestListener::check_room() const {
+  const auto nb_clones = static_cast<std::size_t>(
+      std::ranges::count_if(guests_, [](const auto& guest) { return !guest->is_loader(); }));
+  if (nb_clones < config_.max_guests) return {};
+  return fail(EBUSY, fmt::format("a guest was turned away: there are {} of at most {}", nb_clones,
+                                 config_.max_guests));
+}
+
 /// A clone whose memtap died looks for the next at the same socket: that may serve another image.
 Result<void> GuestListener::check_image(const std::string& name) const {
   const std::string ours = image_name(config_.image);
@@ -278,13 +288,17 @@ Result<void> GuestListener::check_image(const std::string& name) const {
   return fail(EINVAL, fmt::format("a clone of image {} came, this memtap serves {}", name, ours));
 }
 
-/// Its RAM does not come with its state. Without its preload library it would run on zeros.
+/// Its RAM does not come with its state. Without its preload library it would run on zeros. One
+/// loader a clone, for no other bound is on their number.
 Result<void> GuestListener::check_ram(pid_t pid) const {
   const RamBlock& ram = ram_of(config_.qemu->state);
   const PageRange pages{Gfn{ram.first_page}, static_cast<std::uint32_t>(ram.nb_pages)};
-  const bool comes = std::ranges::any_of(guests_, [&](const std::unique_ptr<ProcessGuest>& guest) {
-    return guest->pid() == pid && guest->maps(pages);
-  });
+  bool comes = false;
+  for (const auto& guest : guests_) {
+    if (guest->pid() != pid) continue;
+    if (guest->is_loader()) return fail(EBUSY, fmt::format("QEMU {} is being loaded already", pid));
+    comes |= guest->maps(pages);
+  }
   if (comes) return {};
   return fail(EPROTO, fmt::format("QEMU {} asks for all but its RAM, and has not handed over a "
                                   "userfaultfd for {}; was it started with libsf-clone.so?",

@@ -28,7 +28,7 @@ struct ListenerConfig {
       nullptr;                   ///< for clones that are QEMUs; borrowed; without it none can come
   const XenSeed* xen = nullptr;  ///< for clones that are Xen domains; likewise
   const KeptImage* kept = nullptr;  ///< that guests may map; borrowed
-  std::size_t max_guests = 64;
+  std::size_t max_guests = 64;      ///< without the loaders of QEMUs
   Nanos handshake_timeout = std::chrono::seconds{5};
 };
 
@@ -82,6 +82,7 @@ class GuestListener {
   Result<std::unique_ptr<ProcessGuest>> make_qemu_guest(PendingHandshake handshake);
   Result<std::unique_ptr<ProcessGuest>> make_xen_guest(PendingHandshake handshake);
   Result<PresenceFile> make_presence();
+  [[nodiscard]] Result<void> check_room() const;
   [[nodiscard]] Result<void> check_image(const std::string& name) const;
   [[nodiscard]] Result<void> check_ram(pid_t pid) const;
   Result<void> watch(const ProcessGuest& guest);

@@ -68,7 +68,7 @@ void add_tap_options(CLI::App& cli, TapOptions& options) {
   cli.add_option("--buffer", options.buffer_pages, "pages of the arrival buffer")
       ->check(CLI::Range(1, 65535))
       ->capture_default_str();
-  cli.add_option("--max-guests", options.max_guests, "guests at once")->capture_default_str();
+  cli.add_option("--max-guests", options.max_guests, "clones at once")->capture_default_str();
   cli.add_option("--give-up", options.give_up_s,
                  "seconds of a silent memserver after which faults fail with an error; one page "
                  "that a live memserver does not deliver fails after three times as long")

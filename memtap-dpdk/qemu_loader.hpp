@@ -32,6 +32,7 @@ class QemuLoader final : public ProcessGuest {
   [[nodiscard]] bool ends_with_socket() const noexcept override { return true; }
   /// QEMU refuses half a stream and exits: nothing wrong is read.
   [[nodiscard]] bool survives_memtap() const noexcept override { return true; }
+  [[nodiscard]] bool is_loader() const noexcept override { return true; }
   [[nodiscard]] int fault_fd() const noexcept override { return socket(); }
 
  private:

@@ -137,8 +137,31 @@ TEST_F(GuestListenerTest, OneGuestTooManyIsTurnedAway) {
   const UniqueFd first = std::move(peer_);
   ASSERT_NE(attach(memory[1]), nullptr);
   const UniqueFd third = connect_to(dir_ / "sock");
+  const std::string json = "[" + region_json(memory[0].base(), kPages, 0) + "]";
+  ASSERT_TRUE(send_with_fds(third.get(), json, {memory[0].fd()}));
   EXPECT_EQ(poll_until_rejected().rejected[0].errnum, EBUSY);
   EXPECT_EQ(listener_->guests().size(), 2U);
+}
+
+TEST_F(GuestListenerTest, AGuestOfAFullHostCanBeCompleted) {
+  const UffdMemory memory[2]{UffdMemory{kPages}, UffdMemory{kPages}};
+  ASSERT_NE(attach(memory[0]), nullptr);
+  const UniqueFd first = std::move(peer_);
+  ASSERT_NE(attach(memory[1]), nullptr);
+  const UniqueFd asker = connect_to(dir_ / "sock");
+  ASSERT_TRUE(send_with_fds(asker.get(), fmt::format(R"([{{"complete": {}}}])", getpid()), {}));
+  const auto events =
+      poll_until([](const auto& e) { return !e.to_complete.empty() || !e.rejected.empty(); });
+  ASSERT_EQ(events.to_complete.size(), 1U);
+  EXPECT_EQ(events.to_complete[0].guest, getpid());
+}
+
+TEST_F(GuestListenerTest, HandshakesUnderWayAreBounded) {
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < 65; ++i) silent.push_back(connect_to(dir_ / "sock"));
+  const auto events = poll_until_rejected();
+  ASSERT_EQ(events.rejected.size(), 1U);
+  EXPECT_EQ(events.rejected[0].errnum, EBUSY);
 }
 
 TEST_F(GuestListenerTest, ALiveSocketIsNotTakenOverAndAStaleOneIs) {

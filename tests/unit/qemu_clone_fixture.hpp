@@ -59,28 +59,33 @@ struct QemuCloneTest : ::testing::Test {
         GuestListener::create({.socket_path = dir_ / "sock",
                                .presence_dir = dir_ / "presence",
                                .image = {.image_id = 7, .nb_pages = kClonePages, .epoch = 1},
-                               .qemu = &*seed_});
+                               .qemu = &*seed_,
+                               .max_guests = max_guests_});
     ASSERT_TRUE(listener) << listener.error().what;
     listener_ = std::move(*listener);
   }
 
-  void send_channel(std::string_view handshake) {
+  struct Sent {
+    UniqueFd qemu, requester;
+  };
+  [[nodiscard]] Sent send_channel(std::string_view handshake) const {
     std::array<int, 2> ends{};
-    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
-    qemu_ = UniqueFd{ends[0]};
+    EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
     const UniqueFd channel{ends[1]};
-    requester_ = connect_to(dir_ / "sock");
-    ASSERT_TRUE(send_with_fds(requester_.get(), handshake, {channel.get()}));
+    Sent sent{UniqueFd{ends[0]}, connect_to(dir_ / "sock")};
+    EXPECT_TRUE(send_with_fds(sent.requester.get(), handshake, {channel.get()}));
+    return sent;
   }
   void hand_over(std::string_view handshake) {
-    send_channel(handshake);
+    auto [qemu, requester] = send_channel(handshake);
+    qemu_ = std::move(qemu);
+    requester_ = std::move(requester);
     for (int i = 0; i < 100 && guest_ == nullptr; ++i) poll_listener();
     ASSERT_NE(guest_, nullptr);
   }
-
   /// Hands over a QEMU that memtap does not take. @return why
   std::string refusal_of(std::string_view handshake) {
-    send_channel(handshake);
+    const Sent sent = send_channel(handshake);
     for (int i = 0; i < 100; ++i) {
       pollfd ready{listener_->epoll_fd(), POLLIN, 0};
       ::poll(&ready, 1, 100);
@@ -142,6 +147,7 @@ struct QemuCloneTest : ::testing::Test {
   }
   void say(const std::string& bytes) { ASSERT_TRUE(send_with_fds(qemu_.get(), bytes, {})); }
 
+  std::size_t max_guests_ = 64;
   TempDir dir_;
   std::optional<QemuSeed> seed_;
   std::unique_ptr<GuestListener> listener_;

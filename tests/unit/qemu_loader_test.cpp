@@ -18,6 +18,7 @@ struct QemuLoaderTest : QemuCloneTest {
   void SetUp() override {
     const UniqueFd probe{static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))};
     if (!probe) GTEST_SKIP() << "userfaultfd(2): " << std::strerror(errno);
+    max_guests_ = 1;  // full with the QEMU: how its state comes does not count
     listen();
     ram_ = std::make_unique<UffdMemory>(kRamPages);
     shim_ = connect_to(dir_ / "sock");
@@ -60,6 +61,11 @@ TEST_F(QemuLoaderTest, ItAsksForTheRomsAndSendsThemWithTheDeviceState) {
   }
   const auto expected = stream();
   EXPECT_EQ(hear(expected.size()), expected);
+}
+
+TEST_F(QemuLoaderTest, OnAFullHostNothingElseComesThough) {
+  EXPECT_THAT(refusal_of(kHandover), ::testing::HasSubstr("1 of at most 1"));
+  EXPECT_THAT(refusal_of(kStateOnly), ::testing::HasSubstr("being loaded already"));
 }
 
 TEST_F(QemuLoaderTest, PagesOfTheRamAreNotItsOwn) {
