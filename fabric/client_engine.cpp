@@ -185,7 +185,7 @@ bool ClientEngine::want(Gfn page, Priority priority, Nanos now) noexcept {
       flight.priority = Priority::kDemand;  // raised: tell the server too
       flight.first_asked = now;
       flight.demanded_since = now;
-      if (nb_demands_++ == 0) waiting_since_ = now;
+      add_demand(now);
       stats_.asked_demand.add(1);
       queue(slot - 1, now);
     }
@@ -197,11 +197,21 @@ bool ClientEngine::want(Gfn page, Priority priority, Nanos now) noexcept {
   flights_[id] = {
       .page = page, .first_asked = now, .demanded_since = now, .priority = priority, .used = true};
   slot_of_[page.value] = id + 1;
-  if (priority == Priority::kDemand && nb_demands_++ == 0) waiting_since_ = now;
+  if (priority == Priority::kDemand) add_demand(now);
   (priority == Priority::kDemand ? stats_.asked_demand : stats_.asked_prefetch).add(1);
   stats_.inflight.add(1);
   queue(id, now);
   return true;
+}
+
+void ClientEngine::add_demand(Nanos now) noexcept {
+  if (!waiting()) waiting_since_ = now;
+  ++nb_demands_;
+}
+
+void ClientEngine::await_prefetch(bool awaited, Nanos now) noexcept {
+  if (awaited && !waiting()) waiting_since_ = now;
+  awaits_prefetch_ = awaited;
 }
 
 bool ClientEngine::make_room(Priority priority) noexcept {

@@ -44,7 +44,7 @@ struct ClientConfig {
 enum class ClientState : std::uint8_t {
   kJoining,      ///< no WELCOME yet
   kJoined,       ///< geometry known
-  kServerDead,   ///< nothing heard for `give_up` while something was asked; HELLO goes on
+  kServerDead,   ///< nothing heard for `give_up` while somebody waited; HELLO goes on
   kMtuTooSmall,  ///< the server's page frames do not fit our port: ask no more
 };
 
@@ -80,6 +80,8 @@ class ClientEngine {
   /// Asks for a page. A page in flight is not asked for twice; demand raises a prefetch.
   /// @pre page is in the image @return false when the table is full: call again later
   bool want(Gfn page, wire::Priority priority, Nanos now) noexcept;
+  /// Somebody waits for all that is prefetched: a silent server is as bad as with a demand.
+  void await_prefetch(bool awaited, Nanos now) noexcept;
   /// The page is no longer wanted (all its guests are gone).
   void forget(Gfn page) noexcept;
   [[nodiscard]] bool in_flight(Gfn page) const noexcept { return slot_of_[page.value] != 0; }
@@ -149,8 +151,9 @@ class ClientEngine {
   void queue(std::uint32_t id, Nanos now) noexcept;
   void on_timer(std::uint32_t id, Nanos now) noexcept;
   [[nodiscard]] bool waiting() const noexcept {
-    return state_ == ClientState::kJoining || nb_demands_ != 0;
+    return state_ == ClientState::kJoining || nb_demands_ != 0 || awaits_prefetch_;
   }
+  void add_demand(Nanos now) noexcept;
   void watch_server(Nanos now) noexcept;
   void greet(Nanos now) noexcept;
   std::size_t write_hello(std::span<std::byte> out, Nanos now) noexcept;
@@ -176,6 +179,7 @@ class ClientEngine {
       send_queues_;  // flights, by priority; may hold stale ids
   TimerWheel timers_;
   std::uint32_t nb_demands_ = 0, nb_overdue_ = 0;
+  bool awaits_prefetch_ = false;
 
   Reassembler reassembler_{1};  // made anew at WELCOME where pages come in fragments
   LossMeter loss_;

@@ -59,6 +59,7 @@ unsigned Host::poll_faults(Nanos now) noexcept {
   retry_deferred(now);
   if (!list_.empty() && (now >= fetch_at_ || !guests_.empty())) prefetch_from_list(now);
   give_some(now);
+  engine_.await_prefetch(!completions_.empty(), now);
   if (!waits_.empty()) time_answered(now);
   unsigned nb_seen = 0;
   std::array<Gfn, kFaultBurst> faults;

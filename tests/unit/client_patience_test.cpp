@@ -126,6 +126,43 @@ TEST(ClientPatience, AServerSilentForTheConfiguredTimeIsDeadAndAliveAgainWithIts
   EXPECT_EQ(client.engine.state(), ClientState::kJoined);
 }
 
+TEST(ClientPatience, ASilentServerIsMissedWhenSomebodyWaitsForPrefetchedPages) {
+  ClientConfig config = TestClient::defaults();
+  config.give_up = 2s;
+  TestClient client{config};
+  client.join();
+  client.now = 10s;
+  client.prefetch(5);
+  client.send();
+  client.now = 20s;  // nobody waits
+  client.send();
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  client.engine.await_prefetch(true, client.now);
+  client.now = 21s;
+  client.engine.await_prefetch(true, client.now);
+  client.demand(6);  // the time goes on
+  client.send();
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  EXPECT_LE(client.engine.deadline(client.now), 22s);
+  client.now = 22s;
+  client.send();
+  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
+}
+
+TEST(ClientPatience, AServerThatHasNothingToSendIsNotMissedWhereItAnswers) {
+  TestClient client;
+  client.join();
+  client.engine.await_prefetch(true, client.now);
+  for (; client.now < 20s; client.now += 100ms)
+    for (const Parsed& sent : client.send())
+      if (sent.frame.type == FrameType::kHello) client.welcome();
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  client.engine.await_prefetch(false, client.now);
+  client.now += 20s;
+  client.send();
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+}
+
 TEST(ClientPatience, AByeMakesItAskForTheServerAtOnce) {
   TestClient client;
   client.join();

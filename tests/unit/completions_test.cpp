@@ -92,6 +92,15 @@ TEST_F(CompletionsTest, ADeadMemserverIsAnError) {
   EXPECT_THAT(said(), IsEmpty());
 }
 
+TEST_F(CompletionsTest, AMemserverThatDiesMeanwhileIsAnErrorThoughNoGuestWaits) {
+  ask(getpid());
+  for (int second = 0; second < 12; ++second) {
+    step(client_.engine.state() != ClientState::kServerDead);
+    client_.send();
+  }
+  EXPECT_THAT(said(), HasSubstr("{\"error\": \"the memserver"));
+}
+
 TEST_F(CompletionsTest, WhoeverAskedMayHangUp) {
   ask(getpid());
   asker_ = UniqueFd{};
