@@ -45,35 +45,6 @@ Result<void> remove_stale(const std::string& path) {
   return {};
 }
 
-Result<void> check_file(int fd, const std::string& path, std::size_t expected_bytes) {
-  struct stat st{};
-  if (fstat(fd, &st) != 0) return fail(errno, fmt::format("fstat {}", path));
-  if (!S_ISREG(st.st_mode)) return fail(EINVAL, fmt::format("{} is not a regular file", path));
-  if (st.st_uid != geteuid() || (st.st_mode & 077U) != 0)
-    return fail(EACCES, fmt::format("{} must belong to uid {} with mode 0600", path, geteuid()));
-  if (static_cast<std::size_t>(st.st_size) != expected_bytes)
-    return fail(EINVAL, fmt::format("{} has {} bytes, a bitmap of this image has {}", path,
-                                    st.st_size, expected_bytes));
-  return {};
-}
-
-Result<void> check_header(const PresenceHeader& h, const std::string& path,
-                          const ImageGeometry& image) {
-  if (h.magic != kPresenceMagic) return fail(EINVAL, fmt::format("{} is no presence file", path));
-  if (h.version != kPresenceVersion)
-    return fail(EINVAL, fmt::format("{} has version {}, this program reads {}", path, h.version,
-                                    kPresenceVersion));
-  if (h.header_bytes != sizeof h || h.page_bytes != kPageSize)
-    return fail(EINVAL, fmt::format("{}: header of {} bytes, pages of {} bytes: not ours", path,
-                                    h.header_bytes, h.page_bytes));
-  if (const ImageGeometry found{h.image_id, h.nb_pages, h.epoch}; found != image)
-    return fail(
-        EINVAL,
-        fmt::format("{} is of image {:#x} epoch {} ({} pages), not of {:#x} epoch {} ({})", path,
-                    h.image_id, h.epoch, h.nb_pages, image.image_id, image.epoch, image.nb_pages));
-  return {};
-}
-
 }  // namespace
 
 Result<PresenceFile> PresenceFile::map(std::string path, UniqueFd fd, const ImageGeometry& image) {
@@ -114,34 +85,16 @@ Result<PresenceFile> PresenceFile::create(std::string path, const ImageGeometry&
   return file;
 }
 
-Result<PresenceFile> PresenceFile::open(std::string path, const ImageGeometry& image) {
-  if (auto ok = check_geometry(image); !ok) return std::unexpected(ok.error());
-  UniqueFd fd{::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)};
-  if (!fd) return fail(errno, fmt::format("open {}", path));
-  if (auto ok = check_file(fd.get(), path, file_bytes(image.nb_pages)); !ok)
-    return std::unexpected(ok.error());
-  if (auto ok = lock(fd.get(), path); !ok) return std::unexpected(ok.error());
-  auto file = map(std::move(path), std::move(fd), image);
-  if (!file) return file;
-  file->keep();  // until it is known to be ours
-  const auto& header = *reinterpret_cast<const PresenceHeader*>(file->bytes_.data());
-  if (auto ok = check_header(header, file->path_, image); !ok) return std::unexpected(ok.error());
-  file->unlink_ = true;
-  file->view().unclaim_all();
-  return file;
-}
-
 PresenceFile::PresenceFile(PresenceFile&& other) noexcept
     : path_{std::move(other.path_)},
       fd_{std::move(other.fd_)},
       bytes_{std::exchange(other.bytes_, {})},
-      nb_pages_{other.nb_pages_},
-      unlink_{other.unlink_} {}
+      nb_pages_{other.nb_pages_} {}
 
 PresenceFile::~PresenceFile() {
   if (bytes_.empty()) return;
   munmap(bytes_.data(), bytes_.size());
-  if (unlink_) unlink(path_.c_str());
+  unlink(path_.c_str());
 }
 
 Presence PresenceFile::view() const noexcept {

@@ -43,21 +43,15 @@ class PresenceFile {
   /// @return EBUSY: a live process owns it; EINVAL: bad geometry; or what the call named reported
   static Result<PresenceFile> create(std::string path, const ImageGeometry& image);
 
-  /// Takes over the file of a dead memtap. Claims it left behind become absent again.
-  /// @return EBUSY as above; EINVAL: not a presence file, or of another image, epoch or size;
-  ///         EACCES: not ours, or open to others
-  static Result<PresenceFile> open(std::string path, const ImageGeometry& image);
-
-  /// Removes the presence files of dead memtaps from a folder; others stay.
+  /// Removes the presence files of dead memtaps from a folder; others stay. What a clone of theirs
+  /// has, its kernel, QEMU or Xen tells (docs/adr/0007).
   static void clean(const std::string& folder) noexcept;
 
   PresenceFile(PresenceFile&& other) noexcept;
   PresenceFile& operator=(PresenceFile&&) = delete;
-  /// Unmaps, and unlinks unless keep() was called.
+  /// Unmaps and unlinks.
   ~PresenceFile();
 
-  /// Leaves the file behind for the next memtap.
-  void keep() noexcept { unlink_ = false; }
   [[nodiscard]] Presence view() const noexcept;
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
 
@@ -70,7 +64,6 @@ class PresenceFile {
   UniqueFd fd_;
   std::span<std::byte> bytes_;
   std::size_t nb_pages_;
-  bool unlink_ = true;
 };
 
 }  // namespace snowfabric

@@ -82,12 +82,9 @@ class Presence {
   }
 
   /// Every page memtap had claimed and not installed -> absent. For a memtap that takes over after
-  /// the death of another: those pages are fetched again. @return how many
-  std::size_t unclaim_all() noexcept {
-    std::size_t nb_pages = 0;
-    for (std::uint64_t i = 0; i < nb_pages_; ++i)
-      if (state(Gfn{i}) == PageState::kClaimedByMemtap && unclaim(Gfn{i})) ++nb_pages;
-    return nb_pages;
+  /// the death of another: those pages are fetched again.
+  void unclaim_all() noexcept {
+    for (std::uint64_t i = 0; i < nb_pages_; ++i) unclaim(Gfn{i});
   }
   /// Pages in one state. Control path: walks the whole bitmap.
   [[nodiscard]] std::size_t count(PageState wanted) const noexcept {

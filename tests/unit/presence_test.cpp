@@ -111,31 +111,11 @@ TEST(PresenceFile, ANewFileIsPrivateAbsentThroughoutAndUnlinkedAtTheEnd) {
   EXPECT_FALSE(std::filesystem::exists(path));
 }
 
-TEST(PresenceFile, AKeptFileIsTakenOverAndOnlyInstalledPagesStayPresent) {
-  const TempDir dir;
-  {
-    auto file = PresenceFile::create(dir / "p", kImage);
-    ASSERT_TRUE(file.has_value()) << file.error().what;
-    Presence presence = file->view();
-    for (std::uint64_t i = 0; i < 3; ++i)
-      ASSERT_TRUE(presence.claim(Gfn{i}, PageState::kClaimedByMemtap));
-    presence.mark_present(Gfn{0});
-    presence.discard(Gfn{1});
-    file->keep();  // page 2 is claimed, and its memtap dies
-  }
-  const auto file = PresenceFile::open(dir / "p", kImage);
-  ASSERT_TRUE(file.has_value()) << file.error().what;
-  EXPECT_EQ(file->view().state(Gfn{0}), PageState::kPresent);
-  EXPECT_EQ(file->view().state(Gfn{1}), PageState::kClaimedByGuest);
-  EXPECT_EQ(file->view().state(Gfn{2}), PageState::kAbsent);
-}
-
-TEST(PresenceFile, AFileInUseIsNeitherReplacedNorTakenOver) {
+TEST(PresenceFile, AFileInUseIsNeitherReplacedNorRemoved) {
   const TempDir dir;
   const auto owner = PresenceFile::create(dir / "p", kImage);
   ASSERT_TRUE(owner.has_value()) << owner.error().what;
   EXPECT_EQ(PresenceFile::create(dir / "p", kImage).error().errnum, EBUSY);
-  EXPECT_EQ(PresenceFile::open(dir / "p", kImage).error().errnum, EBUSY);
   EXPECT_TRUE(std::filesystem::exists(dir / "p"));
 }
 
@@ -147,51 +127,22 @@ TEST(PresenceFile, AFileWithoutOwnerIsReplacedByAnEmptyOne) {
   EXPECT_EQ(file->view().count(PageState::kAbsent), kImage.nb_pages);
 }
 
-/// Makes a valid file, lets `spoil` change it, and opens it again. @return errno of the refusal
-int errno_after(auto spoil, const ImageGeometry& opened_as = kImage) {
+TEST(PresenceFile, FilesOfDeadMemtapsAreRemovedThoughTheyAreWhole) {
   const TempDir dir;
-  auto file = PresenceFile::create(dir / "p", kImage);
-  if (!file) return -1;
-  file->keep();
-  {
-    const PresenceFile closes = std::move(*file);
-  }
-  spoil(dir / "p");
-  const auto again = PresenceFile::open(dir / "p", opened_as);
-  EXPECT_TRUE(std::filesystem::exists(dir / "p")) << "a refused file must not be unlinked";
-  return again ? 0 : again.error().errnum;
-}
-
-void overwrite(const std::string& path, std::streamoff offset, char byte) {
-  std::fstream file{path, std::ios::in | std::ios::out | std::ios::binary};
-  file.seekp(offset);
-  file.put(byte);
-}
-
-TEST(PresenceFile, OpeningRefusesEveryFileThatIsNotExactlyTheOneExpected) {
-  const auto intact = [](const std::string&) {};
-  const auto spoil = [](std::streamoff offset) {
-    return [offset](const std::string& path) { overwrite(path, offset, '\x55'); };
-  };
-  EXPECT_EQ(errno_after(spoil(0)), EINVAL) << "magic";
-  EXPECT_EQ(errno_after(spoil(8)), EINVAL) << "version";
-  EXPECT_EQ(errno_after(spoil(12)), EINVAL) << "header_bytes";
-  EXPECT_EQ(errno_after(spoil(16)), EINVAL) << "nb_pages";
-  EXPECT_EQ(errno_after(spoil(24)), EINVAL) << "image_id";
-  EXPECT_EQ(errno_after(spoil(32)), EINVAL) << "epoch";
-  EXPECT_EQ(errno_after(spoil(36)), EINVAL) << "page_bytes";
-  EXPECT_EQ(errno_after(intact, {0x9999, 1000, 7}), EINVAL) << "another image";
-  EXPECT_EQ(errno_after(intact, {0x1234, 1000, 8}), EINVAL) << "another epoch";
-  EXPECT_EQ(errno_after(intact, {0x1234, 2000, 7}), EINVAL) << "another size";
-  EXPECT_EQ(errno_after([](const std::string& p) { std::filesystem::resize_file(p, 20); }), EINVAL);
-  EXPECT_EQ(errno_after([](const std::string& p) { chmod(p.c_str(), 0644); }), EACCES);
+  const auto used = PresenceFile::create(dir / "clone-0.presence", kImage);
+  ASSERT_TRUE(used.has_value()) << used.error().what;
+  std::filesystem::copy_file(dir / "clone-0.presence", dir / "clone-1.presence");
+  std::ofstream{dir / "notes"} << "somebody else's";
+  PresenceFile::clean(dir / "");
+  EXPECT_TRUE(std::filesystem::exists(dir / "clone-0.presence"));
+  EXPECT_FALSE(std::filesystem::exists(dir / "clone-1.presence"));
+  EXPECT_TRUE(std::filesystem::exists(dir / "notes"));
 }
 
 TEST(PresenceFile, AGeometryWithoutPagesOrBeyondReasonIsRefused) {
   const TempDir dir;
   EXPECT_EQ(PresenceFile::create(dir / "p", {1, 0, 1}).error().errnum, EINVAL);
   EXPECT_EQ(PresenceFile::create(dir / "p", {1, kMaxPresencePages + 1, 1}).error().errnum, EINVAL);
-  EXPECT_EQ(PresenceFile::open(dir / "none", kImage).error().errnum, ENOENT);
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 #include "memtap-dpdk/qemu_guest.hpp"
 
 #include <fmt/format.h>
-#include <sys/stat.h>
 
 #include "tests/unit/qemu_clone_fixture.hpp"
 
@@ -155,7 +154,6 @@ struct QemuRecoveryTest : QemuGuestTest {
   static constexpr std::uint64_t kThere = 100;
 
   void SetUp() override {
-    ASSERT_EQ(mkdir((dir_ / "presence").c_str(), 0700), 0);
     leave_presence_file();
     begin(kRecovery);
     const auto question = qemu::ask_received(seed_->state);
@@ -164,13 +162,14 @@ struct QemuRecoveryTest : QemuGuestTest {
 
   /// That of a memtap that thought it had sent everything.
   void leave_presence_file() {
-    auto old = PresenceFile::create(dir_ / "presence/clone-0.presence",
-                                    {.image_id = 7, .nb_pages = kClonePages, .epoch = 1});
+    ASSERT_TRUE(std::filesystem::create_directory(dir_ / "presence"));
+    const auto old =
+        PresenceFile::create(dir_ / "old", {.image_id = 7, .nb_pages = kClonePages, .epoch = 1});
     ASSERT_TRUE(old) << old.error().what;
     Presence pages = old->view();
     for (std::uint64_t i = 0; i < kClonePages; ++i)
       if (pages.claim(Gfn{i}, PageState::kClaimedByMemtap)) pages.mark_present(Gfn{i});
-    old->keep();
+    std::filesystem::copy_file(dir_ / "old", dir_ / "presence/clone-0.presence");
   }
   void recover(std::uint64_t nb_there = kThere, std::uint64_t nb_rom_there = 0) {
     say(received("pc.ram", kRamPages, nb_there) + received("pc.rom", 4, nb_rom_there));
