@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The sockets of a VM: lines, QEMU's control protocol, the guest channel."""
+import collections
 import json
 import os
 import re
@@ -17,6 +18,7 @@ class VmTimeout(VmError):
 
 class LineSocket:
     """A unix socket that carries lines. Connects as soon as somebody listens."""
+    MAX_LINE = 1 << 20  # bytes; who sends a longer one has lost the protocol, and is not listened to any more
 
     def __init__(self, path, timeout_s, alive=lambda: True):
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
@@ -44,29 +46,38 @@ class LineSocket:
     def line(self, timeout_s):
         """The next line, without its end."""
         deadline = time.monotonic() + timeout_s
-        while b"\n" not in self.pending:
-            self.sock.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                data = self.sock.recv(65536)
-            except TimeoutError as error:
-                raise VmTimeout(f"nothing came from {self.path} for {timeout_s:.0f} s") from error
-            except OSError as error:
-                raise VmError(f"cannot read from {self.path}: {error.strerror}") from error
-            if not data:
-                raise VmError(f"{self.path} was closed")
-            self.pending += data
-        line, _, self.pending = self.pending.partition(b"\n")
+        while (end := self.pending.find(b"\n")) < 0 and len(self.pending) <= self.MAX_LINE:
+            self.pending += self._receive(deadline, timeout_s)
+        if not 0 <= end <= self.MAX_LINE:
+            raise VmError(f"{self.path} sends a line longer than {self.MAX_LINE} bytes")
+        line, self.pending = self.pending[:end], self.pending[end + 1:]
         return line.decode(errors="replace").rstrip("\r")
+
+    def _receive(self, deadline, timeout_s):
+        left = deadline - time.monotonic()
+        try:
+            if left <= 0:
+                raise TimeoutError
+            self.sock.settimeout(left)
+            data = self.sock.recv(65536)
+        except TimeoutError as error:
+            raise VmTimeout(f"no line came from {self.path} for {timeout_s:.0f} s") from error
+        except OSError as error:
+            raise VmError(f"cannot read from {self.path}: {error.strerror}") from error
+        if not data:
+            raise VmError(f"{self.path} was closed")
+        return data
 
     def close(self):
         self.sock.close()
 
 
 class Qmp:
-    """QEMU's control socket: one command, one answer. Events gather in `events`."""
+    """QEMU's control socket: one command, one answer. Events gather in `events`, the latest of them."""
+    MAX_EVENTS = 1000
 
     def __init__(self, path, timeout_s, alive=lambda: True):
-        self.timeout_s, self.events, self.nb_sent = timeout_s, [], 0
+        self.timeout_s, self.events, self.nb_sent = timeout_s, collections.deque(maxlen=self.MAX_EVENTS), 0
         self.migration = "none"
         self.socket = LineSocket(path, timeout_s, alive)
         greeting = json.loads(self.socket.line(timeout_s))
@@ -88,8 +99,11 @@ class Qmp:
             return answer["return"]
 
     def _take(self, deadline):
-        """The next message, which is kept if it is an event."""
-        message = json.loads(self.socket.line(deadline - time.monotonic()))
+        """The next message, which is kept if it is an event. Past the deadline VmTimeout, though there be more."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise VmTimeout(f"what was waited for did not come from {self.socket.path}")
+        message = json.loads(self.socket.line(left))
         if "event" in message:
             self.events.append(message)
             if message["event"] == "MIGRATION":
@@ -129,6 +143,7 @@ def fields(text):
 
 class Channel(LineSocket):
     """The host's end of the guest channel (docs/guest-channel.md)."""
+    MAX_LINE = 511
 
     def expect(self, word, timeout_s=30.0):
         """The next line must begin with `word`: what follows it. The guest's ERROR is raised as it says it."""

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """tools/vmlib.py and tools/bootlib.py without a VM."""
+import contextlib
 import json
 import pathlib
 import socket
@@ -8,6 +9,7 @@ import sys
 import tempfile
 import threading
 import unittest
+import unittest.mock
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.dont_write_bytecode = True
@@ -165,10 +167,38 @@ class SocketTest(unittest.TestCase):
             client.sendall(b"lf\n")
 
         end = self.open(vmlib.LineSocket, peer)
-        with self.assertRaisesRegex(VmError, "nothing came from"):
+        with self.assertRaisesRegex(VmError, "no line came from"):
             end.line(0.05)
         go_on.set()
         self.assertEqual(end.line(5), "half")
+
+    def chatter(self, data):
+        """A peer that says this until it is closed."""
+        def peer(client):
+            with contextlib.suppress(OSError):
+                while True:
+                    client.sendall(data)
+        return peer
+
+    def test_a_line_without_an_end_is_refused_and_not_gathered(self):
+        end = self.open(vmlib.Channel, self.chatter(b"x" * 100))
+        for _ in range(2):
+            with self.assertRaisesRegex(VmError, "a line longer than 511 bytes"):
+                end.line(5)
+        self.assertLessEqual(len(end.pending), 511 + 65536)
+
+    def test_the_longest_line_is_taken_and_one_longer_is_not(self):
+        end = self.open(vmlib.Channel, lambda s: s.sendall(b"x" * 511 + b"\n" + b"y" * 512 + b"\n"))
+        self.assertEqual(end.line(5), "x" * 511)
+        with self.assertRaisesRegex(VmError, "a line longer than 511 bytes"):
+            end.line(5)
+
+    def test_who_goes_on_talking_does_not_put_off_the_deadline(self):
+        end = self.open(vmlib.LineSocket, lambda s: None)
+        with unittest.mock.patch.object(end, "sock", wraps=end.sock) as talker:
+            talker.recv = lambda _: b"x"
+            with self.assertRaisesRegex(vmlib.VmTimeout, "no line came from"):
+                end.line(0.01)
 
     def test_connecting_gives_up_in_time_or_when_the_other_end_is_dead(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -220,6 +250,16 @@ class SocketTest(unittest.TestCase):
         self.assertEqual(qmp.wait_event("STOP", 5)["event"], "STOP")
         self.assertEqual(asked[0]["arguments"], {})
         self.assertEqual(asked[1], {"execute": "stop", "arguments": {"all": 1}, "id": 2})
+
+    def test_qmp_keeps_the_latest_events_and_gives_up_in_the_middle_of_them(self):
+        hello = b'{"QMP": {}}\n{"return": {}, "id": 1}\n'
+        qmp = self.open(vmlib.Qmp, lambda s: (s.sendall(hello), self.chatter(b'{"event": "RTC_CHANGE"}\n' * 500)(s)))
+        qmp.timeout_s = 0.3
+        with self.assertRaises(vmlib.VmTimeout):
+            qmp("query-status")
+        with self.assertRaises(vmlib.VmTimeout):
+            qmp.wait_event("STOP", 0.1)
+        self.assertEqual(len(qmp.events), qmp.MAX_EVENTS)
 
     def test_qmp_passes_over_an_answer_that_was_given_up(self):
         qmp, _ = self.open_qmp("", '{"return": "late", "id": 2}\n{"return": "mine", "id": 3}\n')
