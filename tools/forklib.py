@@ -127,6 +127,15 @@ class Family:
         """Freezes the parent and returns when its descriptor is there: the parent runs on, memtaps may be started, and
         wait until the memserver has scanned the memory (fleet.wait_server)."""
         self.parent.ask_fork(nb_clones)
+        self._freeze(timeout_s)
+
+    def fork_for_guest(self, timeout_s=120.0):
+        """As `fork`, when a program in the parent calls sf_clone. @return the number of clones that it wants"""
+        nb_clones = self.parent.wait_clone_call(timeout_s)
+        self._freeze(timeout_s)
+        return nb_clones
+
+    def _freeze(self, timeout_s):
         self.descriptor.unlink(missing_ok=True)
         # Only write protection knows what the guest writes after it said what is free.
         more = ("--free-pages", self.parent.dir / "free.sock") if self.shim else ()

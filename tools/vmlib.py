@@ -174,6 +174,7 @@ class Vm:
                      *instance_args(name, self.dir, nic, self.is_clone, postcopy), *extra]
         self.process = self.qmp = self.channel = None
         self.has_tap, self.nb_recoveries = False, 0
+        self.guest_asked = False  # for the last fork, by itself
 
     def __enter__(self):
         return self.start()
@@ -259,6 +260,16 @@ class Vm:
         asked = self.channel.ask(f"FORK {nb_clones}", "CLONE", timeout_s)
         if asked != str(nb_clones):
             raise VmError(f"VM {self.name}: asked to fork to {nb_clones} it says CLONE {asked}")
+        self.guest_asked = False
+
+    def wait_clone_call(self, timeout_s=30.0):
+        """Blocks until a program in the guest has called sf_clone: how many clones it wants. From here on as after
+        `ask_fork`. The host must ask nothing of the guest meanwhile."""
+        asked = self.channel.expect("CLONE", timeout_s)
+        if not (asked.isdecimal() and 1 <= int(asked) <= MAX_CLONES):
+            raise VmError(f"VM {self.name}: the guest says CLONE {asked}; 1 to {MAX_CLONES} are possible")
+        self.guest_asked = True
+        return int(asked)
 
     def go_on(self, timeout_s=30.0):
         """Tells the parent of a fork that it is the parent."""
@@ -277,7 +288,8 @@ class Vm:
                     raise
                 time.sleep(0.01)
         self.channel.send(f"FAIL {why}")
-        self.channel.line(timeout_s)  # the agent's ERROR about its FORK
+        if not self.guest_asked:
+            self.channel.line(timeout_s)  # the agent's ERROR about its FORK
 
     def become(self, identity, timeout_s=60.0):
         """Makes a clone somebody of its own and connects its network card."""

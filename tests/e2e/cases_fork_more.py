@@ -37,6 +37,27 @@ def fork_two_parents_at_once_on_the_same_hosts(context):
     return f"{foreign} frames of the other family came to the memtaps"
 
 
+@case(240)
+def fork_is_asked_for_by_a_program_in_the_guest(context):
+    """It hears first that there is none, and asks again. Then it goes on in parent and clones: each says its number."""
+    with family(context) as vms:
+        program = 'n=$(sf-clone 2 2>&1); echo "program: $n of $(hostname)"'
+        vms.parent.channel.ask(f"RUN {program}", "RUNNING")
+        check(vms.parent.wait_clone_call() == 2, "the guest wants another number of clones")
+        vms.parent.cancel_fork("not now")
+        vms.parent.wait_console("program: sf-clone: Operation canceled of sf0-0", 20.0)
+        vms.parent.channel.ask(f"RUN {program}", "RUNNING")
+        nb_clones = vms.fork_for_guest()
+        check(nb_clones == 2, f"the guest wants {nb_clones} clones")
+        start_memtaps(vms)
+        vms.parent.wait_console("program: 0 of sf0-0", 20.0)
+        for clone in [vms.settle(vms.spawn(i, i)) for i in range(1, nb_clones + 1)]:
+            clone.vm.wait_console(f"program: {clone.identity.id} of {clone.identity.hostname}", 20.0)
+            check_answer(clone)
+            check_memory(clone.vm)
+        check_parent(vms)
+
+
 def rewrite_all(vm):
     """Has the guest rewrite all of its pattern as fast as it can. @return pages it has rewritten until now"""
     return vmlib.fields(vm.channel.ask(f"DIRTY {NB_PATTERN_PAGES}", "DIRTYING"))["rewritten"]
