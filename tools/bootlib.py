@@ -163,8 +163,9 @@ def pack(root, out):
     return out
 
 
-def make_agent_initramfs(kernel, agent, out):
-    """The userland of a VM that forks: busybox, sf-agent as init's successor, sf-clone, the modules they need."""
+def make_agent_initramfs(kernel, agent, out, spare=()):
+    """The userland of a VM that forks: busybox, sf-agent as init's successor, sf-clone, the modules they need.
+    @param spare  modules that lie in /modules beside those, and are not loaded"""
     if not os.access(agent, os.X_OK):
         raise VmError(f"{agent} is not there: build first (ninja tools/sf-agent)")
     modules = module_files(kernel, MODULES)
@@ -173,4 +174,6 @@ def make_agent_initramfs(kernel, agent, out):
         shutil.copy2(agent, root / "bin" / "sf-agent")
         (root / "bin" / "sf-clone").symlink_to("sf-agent")
         write_init(root, INIT, modules)
+        for module in module_files(kernel, spare):
+            shutil.copy2(module, root / "modules" / module.name)
         return pack(root, pathlib.Path(out))

@@ -74,12 +74,14 @@ class Family:
     """Use with `with`, inside a lab that is up and a fleet without an image. All VMs' network cards meet in a bridge of
     their own, in which this machine has an address."""
 
-    def __init__(self, lab, fleet, *, number=0, mb=192, cpus=1, kernel=None, shim=True, devices=()):
+    def __init__(self, lab, fleet, *, number=0, mb=192, cpus=1, kernel=None, shim=True, devices=(),
+                 spare_modules=()):
         """@param shim  start the parent with the preload library, to freeze it by write protection
-        @param devices  that each VM has beside the usual ones"""
+        @param devices  that each VM has beside the usual ones
+        @param spare_modules  of the kernel, that lie ready in the VM"""
         self.lab, self.fleet, self.number, self.shim = lab, fleet, number, shim
         self.kernel = kernel or bootlib.fetch_kernel()
-        self.mb, self.cpus, self.devices = mb, cpus, devices
+        self.mb, self.cpus, self.devices, self.spare_modules = mb, cpus, devices, spare_modules
         self.machine = vmlib.machine_args(mb, cpus, devices=devices)
         self.parent_machine = vmlib.machine_args(mb, cpus, shared=shim, devices=devices)
         self.descriptor = fleet.dir / f"family{number}.descriptor"
@@ -112,7 +114,7 @@ class Family:
     def boot(self):
         """Boots the parent; returns when its agent is there."""
         initramfs = bootlib.make_agent_initramfs(self.kernel, self.fleet.opt.build / AGENT,
-                                                 self.fleet.dir / "agent-initramfs.gz")
+                                                 self.fleet.dir / "agent-initramfs.gz", self.spare_modules)
         self.freezer = self.fleet.dir / f"freezer{self.number}.sock"
         preload = ["env", f"LD_PRELOAD={(self.fleet.opt.build / SHIM).absolute()}",
                    f"SF_SHIM_SOCKET={self.fleet.dir / f'shim{self.number}.sock'}"] if self.shim else []

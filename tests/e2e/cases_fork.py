@@ -11,20 +11,47 @@ import fleetlib
 import forklib
 import lablib
 import vmlib
-from forking import check_memory, check_parent, check_verified, family, fork
+from forking import VM_MB, check_memory, check_parent, check_verified, family, fork
 from lib import Failed, check, check_no_leftovers, case, lab_name, wait_until
 
-CHURN_VM_MB, CHURN_MB = 256, 8
+SMALL_VM_MB = 192
+NB_VM_PAGES = VM_MB * 256
+# The page cache takes what the device returns: zeros, without an end. It would be emptied when nobody had that open.
+PRESSURE = ("insmod /modules/brd.ko rd_nr=1 rd_size=1048576; exec 8</dev/ram0; "
+            "while :; do cat /dev/ram0 >/dev/null; done")
 GIVE_UP_S = 3
 
 
-def free_kb(vm):
-    """MemFree as the guest says it now, on its console."""
+def said(vm, command):
+    """What a shell command prints in the guest."""
     before = len(vm.console.read_text(errors="replace"))
-    vm.channel.ask("RUN grep MemFree /proc/meminfo >/dev/console; echo said >/dev/console", "RUNNING")
-    said = lambda: vm.console.read_text(errors="replace")[before:]  # noqa: E731
-    wait_until(lambda: "said" in said(), "the guest says what is free")
-    return int(re.search(r"MemFree: +(\d+) kB", said()).group(1))
+    vm.channel.ask(f"RUN {{ {command}; echo end of it; }} >/dev/console", "RUNNING")
+    text = lambda: vm.console.read_text(errors="replace")[before:]  # noqa: E731
+    wait_until(lambda: "end of it" in text(), f"the guest has done {command}")
+    return text()
+
+
+def free_kb(vm):
+    """MemFree as the guest says it now."""
+    return int(re.search(r"MemFree: +(\d+) kB", said(vm, "grep MemFree /proc/meminfo"))[1])
+
+
+def nb_reclaimed(vm):
+    """Pages that the guest's kernel has taken back because there were too few."""
+    return sum(map(int, re.findall(r"pgsteal_(?:kswapd|direct) (\d+)", said(vm, "grep pgsteal /proc/vmstat"))))
+
+
+def wait_until_full(vm):
+    """Until the guest's kernel has reclaimed as much as there is: what was free before is in use."""
+    before = nb_reclaimed(vm)
+    wait_until(lambda: nb_reclaimed(vm) - before > NB_VM_PAGES, "the guest's kernel reclaims", 60.0)
+
+
+def churn(vm, mb):
+    """Has the guest take and give back memory, and waits until it holds most of what it shall hold at a time."""
+    free_before = free_kb(vm)
+    vm.channel.ask(f"CHURN {mb}", "CHURNING")
+    wait_until(lambda: free_kb(vm) < free_before - 0.8 * mb * 1024, f"the guest holds {mb} MiB more")
 
 
 def check_churn(vm):
@@ -35,10 +62,14 @@ def check_churn(vm):
 
 @case(240)
 def fork_clones_answer_as_themselves(context):
-    """With frames lost, and pages in fragments: each clone has the parent's memory and counter, and its own id."""
-    with family(context, mtu=1500, loss=3.0) as vms:
+    """With frames lost, and pages in fragments: each clone has the parent's memory and counter, and its own id. The
+    descriptor is small."""
+    with family(context, mb=SMALL_VM_MB, mtu=1500, loss=3.0) as vms:
         counter = vms.ask_web(vms.identity(0))["counter"]
-        for clone in fork(vms, 3):
+        clones = fork(vms, 3)
+        nb_bytes = forklib.descriptor_bytes(vms.descriptor)
+        check(nb_bytes * 500 <= SMALL_VM_MB << 20, f"a descriptor of {nb_bytes} bytes for {SMALL_VM_MB} MiB")
+        for clone in clones:
             freeze = vms.fleet.info["freeze"]
             check(freeze["by_shim"] == 1, "not frozen by write protection")
             check(freeze["descriptor_ms"] <= freeze["total_ms"], f"the descriptor came last: {freeze}")
@@ -46,31 +77,67 @@ def fork_clones_answer_as_themselves(context):
                   f"clone {clone.identity.id} answers {clone.answer}")
             check_memory(clone.vm)
         check_parent(vms)
+        return f"{nb_bytes} bytes of descriptor, 1/{(SMALL_VM_MB << 20) // nb_bytes} of the memory"
 
 
-@case(180, round_s=60)
+def fork_with_free_pages(vms, check_clone):
+    """Forks to two clones that check what they hold. @return what memserver says of the freeze"""
+    clones = fork(vms, 2)
+    freeze = vms.fleet.info["freeze"]
+    check(freeze["avoided_pages"] <= min(freeze["free_pages"], vms.fleet.info["images"][0]["zero_pages"]),
+          f"{vms.fleet.info}")
+    for clone in clones:
+        check_clone(clone.vm)
+        check_memory(clone.vm)
+    vms.end_fork()
+    return freeze
+
+
+def forks_under_pressure(vms, nb_forks):
+    """While a few per cent of the memory are free, other ones all the time. @return a line about it"""
+    freezes, reclaimed = [], [nb_reclaimed(vms.parent)]
+    for _ in range(nb_forks):
+        freezes.append(fork_with_free_pages(vms, check_churn))
+        reclaimed.append(nb_reclaimed(vms.parent))
+        print(f"    {reclaimed[-1]} pages reclaimed: {freezes[-1]}", file=sys.stderr)
+        check(reclaimed[-1] > reclaimed[-2], "the guest's kernel does not reclaim any more")
+        check(freezes[-1]["free_pages"] <= 0.1 * NB_VM_PAGES, f"too many pages are free: {freezes[-1]}")
+    # MemFree is another one by the time it is known, and what was free is written before the freeze.
+    free, avoided = (sum(freeze[key] for freeze in freezes) for key in ("free_pages", "avoided_pages"))
+    check(avoided > 0.5 * free, f"{avoided} pages avoided, and the guest called {free} free, in all forks")
+    most = max(freeze["free_pages"] for freeze in freezes)
+    return (f"{nb_forks} forks with at most {100 * most / NB_VM_PAGES:.1f} % free, {100 * avoided / free:.0f} % of it "
+            f"avoided, {reclaimed[-1] - reclaimed[0]} pages reclaimed")
+
+
+def fork_avoids_what_is_free(vms, check_clone=lambda vm: None):
+    """While MemFree does not change much: nearly all of it is left out. @return a line about it"""
+    free_pages = free_kb(vms.parent) // 4
+    avoided = fork_with_free_pages(vms, check_clone)["avoided_pages"]
+    check(avoided > 0.8 * free_pages, f"{avoided} pages avoided, and {free_pages} were free")
+    return f"{avoided} of {free_pages} free pages avoided"
+
+
+@case(240, round_s=60)
 def fork_never_avoids_a_page_in_use(context):
-    """While the guest takes, checks and gives back memory, and rewrites other memory: what was free is not fetched, and
-    no clone misses a page."""
-    with family(context, mb=CHURN_VM_MB, cpus=2) as vms:
-        vms.parent.channel.ask(f"CHURN {CHURN_MB}", "CHURNING")
-        shares = []
-        for _ in range(context.rounds):
-            free_pages = free_kb(vms.parent) // 4
-            clones = fork(vms, 2)
-            freeze = vms.fleet.info["freeze"]
-            print(f"    MemFree {free_pages} pages: {freeze}", file=sys.stderr)
-            check(freeze["avoided_pages"] <= min(freeze["free_pages"], vms.fleet.info["images"][0]["zero_pages"]),
-                  f"{vms.fleet.info}")
-            shares.append(freeze["avoided_pages"] / free_pages)
-            check(shares[-1] > 0.8, f"{freeze['avoided_pages']} pages avoided, and {free_pages} were free")
-            for clone in clones:
-                check_churn(clone.vm)
-                check_memory(clone.vm)
-            vms.end_fork()
+    """While the guest takes, checks and gives back memory, and rewrites other: what was free is not fetched, and no
+    clone misses a page. Also while it reads a device larger than its memory, so that its kernel reclaims all the
+    time, and when that stands still and leaves little free."""
+    with family(context, cpus=2, spare_modules=("brd",)) as vms:
+        churn(vms.parent, 8)
+        notes = [fork_avoids_what_is_free(vms, check_churn)]
         check_churn(vms.parent)
+        churn(vms.parent, 20)
+        reader = vms.parent.channel.ask(f"RUN {PRESSURE}", "RUNNING")
+        wait_until_full(vms.parent)
+        notes.append(forks_under_pressure(vms, context.rounds))
+        check_churn(vms.parent)
+        wait_until_full(vms.parent)
+        said(vms.parent, f"kill -STOP {reader}; killall -STOP cat")
+        check(free_kb(vms.parent) < 0.1 * NB_VM_PAGES * 4, "more than a tenth of the memory is free")
+        notes.append(fork_avoids_what_is_free(vms))
         check_parent(vms)
-        return f"{len(shares)} forks, {100 * min(shares):.1f} % of the free pages avoided at least"
+        return "; ".join(notes)
 
 
 @case(300)

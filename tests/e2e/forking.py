@@ -24,15 +24,17 @@ def vm_lab(nb_hosts=2, mtu=9000):
 
 
 @contextlib.contextmanager
-def parent_in(lab, context, *, number=0, mb=VM_MB, cpus=1, shim=True, devices=(), **options):
+def parent_in(lab, context, *, number=0, mb=VM_MB, cpus=1, shim=True, devices=(), spare_modules=(),
+              fill_mb=FILL_MB, **options):
     """A booted parent with a pattern in its memory, which it goes on rewriting. Several with different numbers may be
     in one lab.
     @param options  of the fleet"""
     options = fleetlib.Options(context.build, None, seed=context.seed, name=f"f{number}", **options)
     with fleetlib.Fleet(lab, options) as fleet:
         try:
-            with forklib.Family(lab, fleet, number=number, mb=mb, cpus=cpus, shim=shim, devices=devices) as vms:
-                boot(vms)
+            with forklib.Family(lab, fleet, number=number, mb=mb, cpus=cpus, shim=shim, devices=devices,
+                                spare_modules=spare_modules) as vms:
+                boot(vms, fill_mb)
                 yield vms
             complaints = fleet.stop()
             check(not complaints, "; ".join(complaints))
@@ -71,9 +73,9 @@ def family(context, nb_hosts=2, mtu=9000, **how):
     check_no_leftovers(lab, vms.fleet)
 
 
-def boot(vms):
+def boot(vms, fill_mb=FILL_MB):
     vms.boot()
-    vms.parent.channel.ask(f"FILL {FILL_MB}", "FILLED", 60.0)
+    vms.parent.channel.ask(f"FILL {fill_mb}", "FILLED", 60.0)
     vms.parent.channel.ask(f"DIRTY {NB_DIRTY_PAGES}", "DIRTYING")
 
 
@@ -90,12 +92,12 @@ def fork(vms, nb_clones):
     return [vms.settle(clone) for clone in clones]
 
 
-def check_memory(vm):
-    check_verified(vm, forklib.verify(vm))
+def check_memory(vm, nb_pages=NB_PATTERN_PAGES):
+    check_verified(vm, forklib.verify(vm), nb_pages)
 
 
-def check_verified(vm, found):
-    check(found["bad"] == 0 and found["pages"] == NB_PATTERN_PAGES, f"VM {vm.name}: {found}")
+def check_verified(vm, found, nb_pages=NB_PATTERN_PAGES):
+    check(found["bad"] == 0 and found["pages"] == nb_pages, f"VM {vm.name}: {found}")
 
 
 def check_answer(clone):
@@ -104,7 +106,7 @@ def check_answer(clone):
     check(said == {"id": clone.identity.id, "hostname": clone.identity.hostname}, f"VM {clone.vm.name} answers {said}")
 
 
-def check_parent(vms):
+def check_parent(vms, nb_pages=NB_PATTERN_PAGES):
     vms.parent.channel.ask("DIRTY 0", "DIRTYING")
-    check_memory(vms.parent)
+    check_memory(vms.parent, nb_pages)
     check(vms.ask_web(vms.identity(0))["id"] == 0, "the parent does not answer as the parent")
