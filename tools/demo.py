@@ -41,6 +41,11 @@ def add_fork_options(group):
     group.add_argument("--clone-memory", choices=["postcopy", "uffd"], default="postcopy",
                        help="how it comes into a clone: by migration to an unmodified QEMU, or by userfaultfd to one "
                             "with a preload library, whose clones share memory on a host (postcopy)")
+    group.add_argument("--record", type=pathlib.Path, metavar="FILE",
+                       help="start one clone ahead of all others, and write there which pages it had until it answered")
+    group.add_argument("--working-set", type=pathlib.Path, metavar="FILE",
+                       help="put the pages of this record into the descriptor, so that they come before clones ask; it "
+                            "may be the one that --record writes")
 
 
 def add_image_options(group):
@@ -61,7 +66,7 @@ def choose_mode(parser, args):
 
     if not args.image and given("image_mb", "order", "pcap", "timeout", "keep"):
         args.image = FRESH
-    if args.image and (useless := given("vm_mb", "fill_mb", "no_shim", "clone_memory")):
+    if args.image and (useless := given("vm_mb", "fill_mb", "no_shim", "clone_memory", "record", "working_set")):
         parser.error(f"{useless[0]} does nothing where a memory image is served")
 
 

@@ -48,6 +48,7 @@ def fault_times(counters):
 
 
 def clone_row(family, clone):
+    check_program(clone.vm, clone.identity.id)
     after = family.guest_counters(clone)
     try:
         found = forklib.verify(clone.vm)
@@ -97,16 +98,34 @@ def check(table, nb_clones):
     return wrong
 
 
+def fork_for_program(family, nb_clones):
+    """A program in the guest calls sf_clone; what it gets in each VM it says on the console."""
+    family.parent.channel.ask(f'RUN echo "the program is $(sf-clone {nb_clones})"', "RUNNING")
+    wanted = family.fork_for_guest()
+    if wanted != nb_clones:
+        raise vmlib.VmError(f"the program in the guest asks for {wanted} clones, not {nb_clones}")
+
+
+def check_program(vm, vm_id):
+    vm.wait_console(f"the program is {vm_id}\n", 20.0)
+
+
 def fork(args, family, fleet):
     step(f"booting the parent: {args.vm_mb} MiB")
     parent = family.boot()
     parent.channel.ask(f"FILL {args.fill_mb}", "FILLED", 120.0)
     for _ in range(3):
         counter = family.ask_web(family.identity(0))["counter"]
-    parent.channel.ask("DIRTY 4096", "DIRTYING")  # it goes on writing while it is frozen and served
+    parent.channel.ask("DIRTY 4096", "DIRTYING")  # it is frozen in the middle of writing, and clones wake in it
     step(f"forking it to {args.clones} clones on {args.hosts} hosts, MTU {args.mtu}")
     began = time.monotonic()
-    family.fork(args.clones)
+    fork_for_program(family, args.clones)
+    parent.channel.ask(f"DIRTY {args.fill_mb << 8}", "DIRTYING")  # while clones fetch it, the parent rewrites all
+    if args.record:
+        faults = family.record_first_clone(args.record.absolute(), args.clone_memory == "postcopy")
+        step(f"a clone ahead of all had {faults} faults until it answered: {args.record}")
+    if args.working_set:
+        family.add_working_set(args.working_set.absolute())
     fleet.start_memtaps(range(1, args.hosts + 1))
     fleet.wait_server()
     freeze = fleet.info["freeze"]
@@ -120,6 +139,7 @@ def fork(args, family, fleet):
     step("every clone answers; checking their memory")
     rows = [clone_row(family, clone) for clone in clones]
     parent.channel.ask("DIRTY 0", "DIRTYING")
+    check_program(parent, 0)
     answer = family.ask_web(family.identity(0))
     parent_row = {"answered_id": answer["id"], "counter_at_fork": counter, "counter": answer["counter"],
                   "memory_ok": forklib.verify(parent)["bad"] == 0}

@@ -201,6 +201,22 @@ class Family:
             if complaint or process.status() != 0:
                 raise VmError(complaint or f"{process.name} ended with status {process.status()}, not 0")
 
+    def record_first_clone(self, record, postcopy=True):
+        """Has a clone answer, alone, and ends it and its memtap: `record` says then which pages it had.
+        @return  its faults until it answered"""
+        self.fleet.start_memtap(1, extra=("--record", record))
+        self.fleet.wait_server()
+        first = self.settle(self.spawn(1, 1, postcopy))
+        faults = self.guest_counters(first).get("faults")
+        self.end_clones()
+        if complaint := self.fleet.memtaps[1].stop():  # it writes the rest of the record
+            raise VmError(complaint)
+        return faults
+
+    def add_working_set(self, record):
+        """Puts a record into the descriptor of the fork: before memtaps start."""
+        bootlib.run([self.fleet.opt.build / DESCRIPTOR, "add-working-set", self.descriptor, record])
+
     def recover(self, clone, timeout_s=20.0):
         """Has a clone whose memtap ended taken over by the one that runs on its host now; the clone goes on when it
         has said what it has."""

@@ -12,6 +12,8 @@ from forking import (NB_DIRTY_PAGES, NB_PATTERN_PAGES, check_answer, check_memor
                      fork, parent_in, second_fleet_of, start_memtaps, vm_lab)
 from lib import Failed, case, check, check_no_leftovers, wait_until
 
+LARGE_VM_MB, LARGE_FILL_MB = 192, 64
+
 
 @case(300)
 def fork_two_parents_at_once_on_the_same_hosts(context):
@@ -58,9 +60,9 @@ def fork_is_asked_for_by_a_program_in_the_guest(context):
         check_parent(vms)
 
 
-def rewrite_all(vm):
+def rewrite_all(vm, nb_pages=NB_PATTERN_PAGES):
     """Has the guest rewrite all of its pattern as fast as it can. @return pages it has rewritten until now"""
-    return vmlib.fields(vm.channel.ask(f"DIRTY {NB_PATTERN_PAGES}", "DIRTYING"))["rewritten"]
+    return vmlib.fields(vm.channel.ask(f"DIRTY {nb_pages}", "DIRTYING"))["rewritten"]
 
 
 def anonymous_pages(process):
@@ -72,24 +74,25 @@ def anonymous_pages(process):
 @case(300)
 def fork_parent_rewrites_everything_while_clones_read_it(context):
     """Both go through the same pages at the same time, most of which no clone has yet: each clone has all as it was."""
-    with family(context) as vms:
+    nb_pages = LARGE_FILL_MB * 256
+    with family(context, mb=LARGE_VM_MB, fill_mb=LARGE_FILL_MB) as vms:
         vms.fork(3)
         start_memtaps(vms)
         clones = [vms.settle(vms.spawn(clone_id, clone_id)) for clone_id in (1, 2)]
         alone = anonymous_pages(vms.fleet.server)
         for clone in clones:
             clone.vm.channel.send("VERIFY")
-        before = rewrite_all(vms.parent)
+        before = rewrite_all(vms.parent, nb_pages)
         for clone in clones:
-            check_verified(clone.vm, vmlib.fields(clone.vm.channel.expect("VERIFIED", 120.0)))
-        during = rewrite_all(vms.parent) - before
+            check_verified(clone.vm, vmlib.fields(clone.vm.channel.expect("VERIFIED", 120.0)), nb_pages)
+        during = rewrite_all(vms.parent, nb_pages) - before
         check(during > 0, "the parent wrote nothing while its clones read")
-        wait_until(lambda: rewrite_all(vms.parent) - before >= NB_PATTERN_PAGES, "the parent has rewritten all", 60.0)
+        wait_until(lambda: rewrite_all(vms.parent, nb_pages) - before >= nb_pages, "the parent has rewritten all", 60.0)
         aside = anonymous_pages(vms.fleet.server) - alone
-        check(aside >= 0.9 * (NB_PATTERN_PAGES - NB_DIRTY_PAGES), f"memserver set {aside} pages aside")
-        check_memory(vms.settle(vms.spawn(3, 1)).vm)
-        check_parent(vms)
-        return f"{during} pages rewritten while the clones read {NB_PATTERN_PAGES}; memserver set {aside} aside"
+        check(aside >= 0.9 * (nb_pages - NB_DIRTY_PAGES), f"memserver set {aside} pages aside")
+        check_memory(vms.settle(vms.spawn(3, 1)).vm, nb_pages)
+        check_parent(vms, nb_pages)
+        return f"{during} pages rewritten while the clones read {nb_pages}; memserver set {aside} aside"
 
 
 def stop_at(vms, came_so_far, extra=()):

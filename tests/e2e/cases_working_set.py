@@ -1,32 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What one clone had is put into the descriptor: the clones of a fork get it before they ask, by one multicast."""
-import os
-import subprocess
-
 from forking import check_memory, family
-from lib import ROOT, case, check
+from lib import case, check
 
 NB_HOSTS, NB_CLONES = 4, 8
 # A memtap that waits 10 ms for a CPU among its clones' QEMUs loses frames at full rate, and has them sent again.
 RATE = ("--rate-gbps", "1", "--max-rate-gbps", "1")
-
-
-def record_first_clone(vms, record):
-    """Lets a clone answer, and ends it and its memtap. Returns its faults until then, and the bytes it cost the wire."""
-    vms.fleet.start_memtap(1, extra=("--record", record))
-    vms.fleet.wait_server()
-    first = vms.settle(vms.spawn(1, 1))
-    faults = vms.guest_counters(first)["faults"]
-    first.close()
-    vms.clones.clear()
-    complaint = vms.fleet.memtaps[1].stop()  # it writes the rest of the record
-    check(not complaint, complaint)
-    return faults, vms.fleet.server_stats()["tx_bytes"]
-
-
-def add_working_set(context, vms, record):
-    subprocess.run([ROOT / "tools/descriptor", "add-working-set", vms.descriptor, record], check=True,
-                   env=os.environ | {"BUILD": str(context.build)})
 
 
 def start_clone(vms, clone_id):
@@ -41,8 +20,9 @@ def working_set_crosses_the_wire_once(context):
     with family(context, nb_hosts=NB_HOSTS, server_args=RATE) as vms:
         vms.fork(NB_CLONES + 1)
         record = vms.fleet.dir / "record"
-        faults_of_first, sent_for_first = record_first_clone(vms, record)
-        add_working_set(context, vms, record)
+        faults_of_first = vms.record_first_clone(record)
+        sent_for_first = vms.fleet.server_stats()["tx_bytes"]
+        vms.add_working_set(record)
         vms.fleet.start_memtaps(range(1, NB_HOSTS + 1))
         jobs = [vms.pool.submit(start_clone, vms, 2 + i) for i in range(NB_CLONES)]
         clones, faults = zip(*(job.result() for job in jobs))
