@@ -27,9 +27,8 @@ class CowMemory {
  public:
   /// Takes over the RAM of the process behind a shim's socket (docs/shim.md). The thread that sets
   /// pages aside may run where the caller may: not only on the CPU to which EAL pins an lcore.
-  /// @return ECONNREFUSED and the like: no shim there; EBUSY: another process holds the RAM;
-  /// EPROTO;
-  ///         or what the call named reported
+  /// @return ECONNREFUSED and the like: no shim there; as
+  ///         take_shim_memory; or what the call named reported
   static Result<std::unique_ptr<CowMemory>> attach(const std::string& shim_socket);
 
   CowMemory(const CowMemory&) = delete;

@@ -13,9 +13,11 @@
 #include <fmt/format.h>
 #include <sys/socket.h>
 
+#include "fabric/base/frame_number.hpp"
 #include "fabric/base/unique_fd.hpp"
 #include "memserver-dpdk/clone_parent.hpp"
 #include "memserver-dpdk/free_pages.hpp"
+#include "memserver-dpdk/parent_checks.hpp"
 #include "memserver-dpdk/process.hpp"
 #include "memserver-dpdk/qmp.hpp"
 
@@ -28,23 +30,6 @@ using Clock = std::chrono::steady_clock;
 constexpr const char* kFdName = "snowfabric";
 constexpr auto kVerdictTimeout = std::chrono::seconds{10};
 constexpr std::uint64_t kUnlimited = std::uint64_t{1} << 40U;  // bytes a second
-
-/// A disk goes on changing under the parent, so its clones would see another one than they froze.
-Result<void> refuse_writable_disks(Qmp& qmp) {
-  const auto blocks = qmp.execute("query-block");
-  if (!blocks) return std::unexpected(blocks.error());
-  for (const Json& device : *blocks) {
-    const auto inserted = device.is_object() ? device.find("inserted") : device.end();
-    if (inserted == device.end() || !inserted->is_object()) continue;
-    const auto read_only = inserted->find("ro");
-    if (read_only != inserted->end() && read_only->is_boolean() && read_only->get<bool>()) continue;
-    return fail(EROFS,
-                fmt::format("the parent's disk {} ({}) is writable, and disks are not frozen "
-                            "yet: run it from RAM or attach the disk read-only",
-                            text_of(device, "device"), text_of(*inserted, "file")));
-  }
-  return {};
-}
 
 constexpr const char* kPostcopy = "postcopy-ram";  // on in clones, and bars any other way
 
@@ -193,7 +178,7 @@ void describe_memory(const qemu::State& state, const std::vector<PageRange>& zer
   if (zeros.size() <= kMaxPageRanges) descriptor.zero_pages = zeros;  // nobody depends on them
 }
 
-/// A stream that ended early, and why by QEMU's own words.
+/// A stream that ended early, and why by QEMU's own words; or one way that failed and the other.
 Error both(const Error& ours, const Error& theirs) {
   return {ours.errnum, fmt::format("{} ({})", ours.what, theirs.what)};
 }
@@ -318,20 +303,14 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
   return parent;
 }
 
-/// RAM that can stay in place. A page that the guest gives back is gone from shared RAM although
-/// nobody writes it: an image would lose it.
+/// RAM that can stay in place.
 Result<std::unique_ptr<CowMemory>> memory_in_place(Qmp& qmp, const std::string& shim) {
-  constexpr const char* kWhy = "takes pages out of RAM behind the library's back";
-  const auto balloon = qmp.execute("query-balloon");
-  if (balloon) return fail(ENOTSUP, fmt::format("the VM's balloon {}", kWhy));
-  if (balloon.error().errnum != EREMOTEIO)  // that is QEMU's way to say that there is none
-    return std::unexpected(balloon.error());
-  const auto devices = qmp.execute("query-memory-devices");
-  if (!devices) return std::unexpected(devices.error());
-  for (const Json& device : *devices)
-    if (text_of(device, "type") == "virtio-mem")
-      return fail(ENOTSUP, fmt::format("the VM's virtio-mem device {}", kWhy));
-  return CowMemory::attach(shim);
+  if (auto ok = refuse_returned_memory(qmp); !ok) return std::unexpected(ok.error());
+  auto memory = CowMemory::attach(shim);
+  if (!memory) return memory;
+  if (auto ok = check_only_backend(qmp, (*memory)->nb_pages() * kPageSize); !ok)
+    return std::unexpected(ok.error());
+  return memory;
 }
 
 /// A VM that is a clone itself is frozen like any other once it has all its memory.
@@ -350,6 +329,7 @@ Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options, const std::at
   auto qmp = Qmp::connect(options.qmp_path);
   if (!qmp) return std::unexpected(qmp.error());
   if (auto ok = refuse_writable_disks(*qmp); !ok) return std::unexpected(ok.error());
+  if (auto ok = refuse_foreign_writers(*qmp); !ok) return std::unexpected(ok.error());
   if (auto ok = complete_first(*qmp, options, stop); !ok) return std::unexpected(ok.error());
   Descriptor descriptor;
   if (auto ok = describe_parent(*qmp, descriptor); !ok) return std::unexpected(ok.error());
@@ -360,7 +340,8 @@ Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options, const std::at
   if (memory.error().errnum == EBUSY)
     return std::unexpected(memory.error());  // QEMU could not either
   auto parent = freeze_by_snapshot(*qmp, options, std::move(descriptor));
-  if (parent) parent->why_no_shim = memory.error().what;
+  if (!parent) return std::unexpected(both(memory.error(), parent.error()));
+  parent->why_no_shim = memory.error().what;
   return parent;
 }
 

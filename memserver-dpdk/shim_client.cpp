@@ -67,7 +67,8 @@ std::optional<std::uint64_t> number(const Json& region, const char* name) {
 Result<ShimMemory> parse(Answer answer) {
   const Json json = Json::parse(answer.text, nullptr, false);
   if (json.is_object() && json.contains("error") && json["error"].is_string())
-    return fail(EBUSY, fmt::format("the shim refuses: {}", json["error"].get<std::string>()));
+    return fail(json.value("busy", Json{}) == true ? EBUSY : ENOTSUP,
+                fmt::format("the shim refuses: {}", json["error"].get<std::string>()));
   if (!json.is_array() || json.empty() || json.size() > kMaxRegions)
     return fail(EPROTO, "the shim's answer is not an array of regions");
   if (answer.fds.size() != json.size() + 1)

@@ -25,7 +25,8 @@ struct ShimMemory {
 };
 
 /// Asks the preload library inside a parent for its RAM (docs/shim.md). Blocks for its answer.
-/// @return what connect() reported; EBUSY with the shim's words; EPROTO: not a shim's answer
+/// @return what connect() reported; with the shim's words EBUSY: another memserver holds it, or
+///         ENOTSUP: it cannot be handed over; EPROTO: not a shim's answer
 [[nodiscard]] Result<ShimMemory> take_shim_memory(const std::string& socket_path);
 
 }  // namespace snowfabric

@@ -94,9 +94,10 @@ static void say(int peer, const char* text, const int* fds, size_t nb_fds) {
     complain("the memserver did not take its answer: %s", strerror(errno));
 }
 
-static void refuse(int peer, const char* reason) {
+/// @param busy  another memserver is the only reason
+static void refuse(int peer, const char* reason, bool busy) {
   char text[256];
-  snprintf(text, sizeof text, "{\"error\": \"%s\"}", reason);
+  snprintf(text, sizeof text, "{\"error\": \"%s\", \"busy\": %s}", reason, busy ? "true" : "false");
   complain("a memserver was refused: %s", reason);
   say(peer, text, NULL, 0);
 }
@@ -121,13 +122,13 @@ static void hand_over(int peer) {
   int fds[kMaxRegions + 1];
   size_t used = 0, offset = 0;
   if (nb_regions == 0 || incomplete) {
-    refuse(peer,
-           incomplete ? "not all of the RAM is known, see QEMU's stderr" : "no RAM is mapped");
+    refuse(peer, incomplete ? "not all of the RAM is known, see QEMU's stderr" : "no RAM is mapped",
+           false);
     return;
   }
   fds[0] = registered();
   if (fds[0] < 0) {
-    refuse(peer, reason_of(errno));
+    refuse(peer, reason_of(errno), errno == EBUSY);
     return;
   }
   for (size_t i = 0; i < nb_regions; ++i) {

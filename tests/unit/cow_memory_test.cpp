@@ -248,13 +248,17 @@ TEST_F(CowMemoryTest, WhenItGoesTheParentWritesFreely) {
   parent_.write(0, 2);  // would block for ever
 }
 
-TEST_F(CowMemoryTest, AShimThatRefusesIsQuoted) {
-  std::thread shim = parent_.answer(R"({"error": "the memory is held by process 7"})");
-  const auto cow = CowMemory::attach(dir_ / "shim");
-  shim.join();
-  ASSERT_FALSE(cow);
-  EXPECT_EQ(cow.error().errnum, EBUSY);
-  EXPECT_THAT(cow.error().what, HasSubstr("held by process 7"));
+TEST_F(CowMemoryTest, AShimThatRefusesIsQuotedAndOnlyMemoryThatIsHeldIsBusy) {
+  for (const auto& [answer, errnum] : {std::pair{R"({"error": "held by 7", "busy": true})", EBUSY},
+                                       {R"({"error": "held by 7", "busy": false})", ENOTSUP},
+                                       {R"({"error": "held by 7"})", ENOTSUP}}) {
+    std::thread shim = parent_.answer(answer);
+    const auto cow = CowMemory::attach(dir_ / "shim");
+    shim.join();
+    ASSERT_FALSE(cow);
+    EXPECT_EQ(cow.error().errnum, errnum) << answer;
+    EXPECT_THAT(cow.error().what, HasSubstr("held by 7"));
+  }
 }
 
 class BadAnswer : public CowMemoryTest, public ::testing::WithParamInterface<const char*> {};

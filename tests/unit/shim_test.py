@@ -217,6 +217,7 @@ class HandOver(ShimTest):
         base = parent.do(f"map({16 * MIB})")
         first, second = self.memserver(), self.memserver()
         self.assertIn("another memserver", second.said["error"])
+        self.assertTrue(second.said["busy"])
         self.assertEqual(second.fds, [])
         first.protect(base, 16 * MIB)
         parent.begin(f"fill({base}, 1, 1)")
@@ -230,7 +231,9 @@ class HandOver(ShimTest):
         self.assertEqual([r["base_host_virt_addr"] for r in memserver.said], [kept])
         memserver.die()
         parent.do(f"unmap({kept}, {16 * MIB})")
-        self.assertIn("no RAM", self.memserver().said["error"])
+        said = self.memserver().said
+        self.assertIn("no RAM", said["error"])
+        self.assertFalse(said["busy"])
 
     def test_a_mapping_over_ram_takes_its_place(self):
         parent = self.parent()
