@@ -183,6 +183,15 @@ void CowMemory::copy(Gfn page, std::size_t offset, std::span<std::byte> out) con
   std::memcpy(out.data(), aside_.data() + at, out.size());
 }
 
+void CowMemory::leave_out(std::span<const PageRange> pages) {
+  const std::lock_guard lock{mutex_};  // or the thread is about to set one aside
+  for (const PageRange& range : pages) {
+    const std::uint64_t end = std::min(range.first.value + range.nb_pages, nb_pages());
+    for (std::uint64_t p = range.first.value; p < end; ++p)
+      copied_[p].store(true, std::memory_order_release);  // as zeros
+  }
+}
+
 void CowMemory::detach(const std::function<bool(Gfn)>& is_zero) noexcept {
   for (Gfn page{0}; page.value < nb_pages(); ++page.value) {
     if (is_zero(page)) continue;

@@ -51,6 +51,10 @@ class CowMemory {
   /// Pages that were never touched before the instant, nor since: they are zero, and reading them
   /// would allocate them. Ascending. Control path, after freeze().
   [[nodiscard]] std::vector<PageRange> untouched() const;
+  /// Of these pages nobody needs the bytes: the parent writes them without a copy, and they read as
+  /// zeros from here on, but for those that it has written; others than ours do not matter.
+  /// Control path, after freeze().
+  void leave_out(std::span<const PageRange> pages);
   /// Sets aside all pages but the known zero ones, and lets the parent go: it writes freely, and
   /// may be frozen again by somebody else. Costs their memory. Control path, after freeze(); copy()
   /// may run meanwhile.

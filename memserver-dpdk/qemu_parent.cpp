@@ -297,6 +297,7 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
     leave_out(std::move(*avoided), parent);
   else
     parent.why_none_avoided = avoided.error().what;
+  live->leave_out(parent.zeros);
   parent.kind = FreezeKind::kShim;
   parent.since = stopped->since();
   parent.pause = *pause;

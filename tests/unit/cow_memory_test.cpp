@@ -175,6 +175,19 @@ TEST_F(CowMemoryTest, AnAvoidedPageOfTheImageIsZeroWhateverIsInTheParent) {
   }
 }
 
+TEST_F(CowMemoryTest, PagesLeftOutAreWrittenWithoutACopy) {
+  for (std::uint64_t page = 0; page < 8; ++page) parent_.write(page, 1);
+  attach();
+  arm();
+  ASSERT_TRUE(cow_->freeze());
+  parent_.write(4, 2);  // before it is known that nobody needs it
+  cow_->leave_out(std::array{PageRange{Gfn{2}, 3}, PageRange{Gfn{70}, 1}});
+  for (std::uint64_t page = 0; page < 80; ++page) parent_.write(page, 3);
+  EXPECT_EQ(cow_->nb_copied(), 80U - 3);
+  for (std::uint64_t page = 0; page < 8; ++page)
+    EXPECT_TRUE(is(page, page == 2 || page == 3 ? 0 : 1)) << page;
+}
+
 TEST_F(CowMemoryTest, PartsOfAPageCanBeCopied) {
   parent_.write(5, 9);
   attach();
