@@ -75,8 +75,8 @@ struct Descriptor {
   std::uint64_t frozen_at_ns = 0;  ///< wall clock of the freeze, UNIX time
   std::string parent_name;         ///< at most 255 bytes, no control characters
   std::array<std::uint8_t, 16> parent_uuid{};
-  /// The VMM's command line, program first, to start an equal VMM; without what names sockets and
-  /// files of the parent. No argument has a NUL byte.
+  /// The parent's command line as it stands, program first. It names sockets and files of the
+  /// parent too, which a clone must not use. No argument has a NUL byte.
   std::vector<std::string> machine_args;
 
   // The three lists name pages of space 0.

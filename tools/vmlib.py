@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """VMs that fork, under QEMU: their command line, control socket, console, guest channel and network.
 
-What a clone must have exactly as its parent is `machine_args`, and goes into the descriptor. All else is this VM's own:
-sockets, files, tap device, MAC, and for a parent what it boots from.
+What a clone must have exactly as its parent is `machine_args`. All else is this VM's own: sockets, files, tap device, MAC,
+and for a parent what it boots from. The descriptor has the parent's whole command line, of which clones here use nothing.
 """
 import dataclasses
 import pathlib
