@@ -60,6 +60,7 @@ Result<std::size_t> read_some(int channel, std::span<std::byte> out) {
   for (;;) {
     const ssize_t n = recv(channel, out.data(), out.size(), 0);
     if (n >= 0) return static_cast<std::size_t>(n);
+    if (errno == EAGAIN) return fail(ETIMEDOUT, "the parent's QEMU has stopped sending its state");
     if (errno != EINTR) return fail(errno, "receive the parent's memory");
   }
 }

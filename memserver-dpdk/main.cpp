@@ -4,9 +4,11 @@
 #include <spdlog/spdlog.h>
 
 #include "memserver-dpdk/control.hpp"
+#include "memserver-dpdk/parent_guard.hpp"
 
 int main(int argc, char** argv) {
   using namespace snowfabric;
+  if (const auto status = guard_parent({argv, static_cast<std::size_t>(argc)})) return *status;
   CLI::App cli{"Serves frozen memory images to memtaps by Ethernet multicast.", "memserver-dpdk"};
   ServerOptions options;
   add_server_options(cli, options);

@@ -3,7 +3,6 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <string_view>
@@ -12,9 +11,10 @@
 
 #include <fmt/format.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 
 #include "fabric/base/frame_number.hpp"
-#include "fabric/base/unique_fd.hpp"
+#include "memserver-dpdk/borrowed_parent.hpp"
 #include "memserver-dpdk/clone_parent.hpp"
 #include "memserver-dpdk/free_pages.hpp"
 #include "memserver-dpdk/parent_checks.hpp"
@@ -27,106 +27,9 @@ namespace {
 using Json = Qmp::Json;
 using Clock = std::chrono::steady_clock;
 
-constexpr const char* kFdName = "snowfabric";
 constexpr auto kVerdictTimeout = std::chrono::seconds{10};
-constexpr std::uint64_t kUnlimited = std::uint64_t{1} << 40U;  // bytes a second
-
-constexpr const char* kPostcopy = "postcopy-ram";  // on in clones, and bars any other way
-
-Json capability(const char* name, bool on) { return {{"capability", name}, {"state", on}}; }
-
-Result<bool> is_capable(Qmp& qmp, const char* name) {
-  const auto all = qmp.execute("query-migrate-capabilities");
-  if (!all) return std::unexpected(all.error());
-  return std::ranges::find(*all, capability(name, true)) != all->end();
-}
-
-/// A migration capability for the time of a freeze; the parent is as before, whatever happens.
-class MigrationMode {
- public:
-  static Result<MigrationMode> begin(Qmp& qmp, const char* name) {
-    const auto before = qmp.execute("query-migrate-parameters");
-    if (!before) return std::unexpected(before.error());
-    const auto postcopy = is_capable(qmp, kPostcopy);
-    if (!postcopy) return std::unexpected(postcopy.error());
-    MigrationMode mode{qmp, name, *postcopy, number_of(*before, "max-bandwidth")};
-    if (auto ok = mode.set(true); !ok) return std::unexpected(ok.error());
-    if (auto ok = qmp.execute("migrate-set-parameters", {{"max-bandwidth", kUnlimited}}); !ok)
-      return std::unexpected(ok.error());
-    return mode;
-  }
-  MigrationMode(MigrationMode&& from) noexcept
-      : qmp_{std::exchange(from.qmp_, nullptr)},
-        name_{from.name_},
-        postcopy_{from.postcopy_},
-        bandwidth_{from.bandwidth_} {}
-  MigrationMode& operator=(MigrationMode&&) = delete;
-  ~MigrationMode() {
-    if (qmp_ == nullptr) return;
-    // If QEMU is gone there is nothing to set back.
-    [[maybe_unused]] const auto off = set(false);
-    if (bandwidth_ == 0) return;
-    [[maybe_unused]] const auto set =
-        qmp_->execute("migrate-set-parameters", {{"max-bandwidth", bandwidth_}});
-  }
-
- private:
-  MigrationMode(Qmp& qmp, const char* name, bool postcopy, std::uint64_t bandwidth)
-      : qmp_{&qmp}, name_{name}, postcopy_{postcopy}, bandwidth_{bandwidth} {}
-  Result<void> set(bool on) {
-    Json all = Json::array({capability(name_, on)});
-    if (postcopy_) all.push_back(capability(kPostcopy, !on));
-    const auto done = qmp_->execute("migrate-set-capabilities", {{"capabilities", all}});
-    if (!done) return std::unexpected(done.error());
-    return {};
-  }
-  Qmp* qmp_;
-  const char* name_;
-  bool postcopy_;  // was on before
-  std::uint64_t bandwidth_;
-};
-
-/// A VM that stands still while this lives, and then runs on if it ran before.
-class StoppedVm {
- public:
-  static Result<StoppedVm> stop(Qmp& qmp) {
-    const auto status = qmp.execute("query-status");
-    if (!status) return std::unexpected(status.error());
-    StoppedVm vm{text_of(*status, "status") == "running" ? &qmp : nullptr};
-    if (vm.qmp_ == nullptr) return vm;
-    if (auto ok = qmp.execute("stop"); !ok) return std::unexpected(ok.error());
-    return vm;
-  }
-  StoppedVm(StoppedVm&& from) noexcept
-      : qmp_{std::exchange(from.qmp_, nullptr)}, since_{from.since_} {}
-  StoppedVm& operator=(StoppedVm&&) = delete;
-  ~StoppedVm() { [[maybe_unused]] const auto done = resume(); }
-
-  [[nodiscard]] Clock::time_point since() const noexcept { return since_; }
-  /// @return how long it stood still
-  Result<std::chrono::microseconds> resume() {
-    if (Qmp* qmp = std::exchange(qmp_, nullptr); qmp != nullptr)
-      if (auto ok = qmp->execute("cont"); !ok) return std::unexpected(ok.error());
-    return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - since_);
-  }
-
- private:
-  explicit StoppedVm(Qmp* qmp) : qmp_{qmp} {}
-  Qmp* qmp_;  // nullptr: nothing to resume
-  Clock::time_point since_ = Clock::now();
-};
-
-/// Both ends of a channel; QEMU keeps its own.
-Result<UniqueFd> channel_from(Qmp& qmp) {
-  std::array<int, 2> ends{};
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
-    return fail(errno, "socketpair for the parent's memory");
-  UniqueFd ours{ends[0]};
-  const UniqueFd theirs{ends[1]};
-  if (auto ok = qmp.execute("getfd", {{"fdname", kFdName}}, theirs.get()); !ok)
-    return std::unexpected(ok.error());
-  return ours;
-}
+// In the pause: a QEMU that stalls for so long does not leave its VM stopped.
+constexpr timeval kStatePatience{.tv_sec = 10, .tv_usec = 0};
 
 /// After the stream's end: what QEMU says of it. @return the pause
 Result<std::chrono::microseconds> verdict_of(Qmp& qmp) {
@@ -198,14 +101,14 @@ void hear_out(int channel) {
 }
 
 /// Has QEMU send its state, and takes it.
-Result<Migrated> migrate(Qmp& qmp, std::uint64_t nb_live_pages, std::optional<int> progress_fd) {
-  auto channel = channel_from(qmp);
-  if (!channel) return std::unexpected(channel.error());
-  if (auto ok = qmp.execute("migrate", {{"uri", fmt::format("fd:{}", kFdName)}}); !ok)
-    return std::unexpected(ok.error());
-  auto memory = FrozenMemory::take(channel->get(), nb_live_pages, progress_fd);
-  if (!memory) hear_out(channel->get());
-  *channel = UniqueFd{};
+Result<Migrated> migrate(Qmp& qmp, BorrowedParent& parent, std::uint64_t nb_live_pages,
+                         std::optional<int> progress_fd) {
+  if (nb_live_pages != 0)  // else a snapshot, for which nothing stands still
+    setsockopt(parent.channel(), SOL_SOCKET, SO_RCVTIMEO, &kStatePatience, sizeof kStatePatience);
+  if (auto ok = parent.send_state(); !ok) return std::unexpected(ok.error());
+  auto memory = FrozenMemory::take(parent.channel(), nb_live_pages, progress_fd);
+  if (!memory && memory.error().errnum == ETIMEDOUT) return std::unexpected(memory.error());
+  if (!memory) hear_out(parent.channel());
   const auto pause = verdict_of(qmp);
   if (!memory) return std::unexpected(pause ? memory.error() : both(memory.error(), pause.error()));
   if (!pause) return std::unexpected(pause.error());
@@ -226,12 +129,13 @@ FrozenParent complete(FrozenMemory memory, std::shared_ptr<CowMemory> live,
 
 Result<FrozenParent> freeze_by_snapshot(Qmp& qmp, const QemuFreezeOptions& options,
                                         Descriptor descriptor) {
-  const auto mode = MigrationMode::begin(qmp, "background-snapshot");
-  if (!mode) return std::unexpected(explained(mode.error(), qmp.pid()));
+  auto qemu = BorrowedParent::borrow(qmp, "background-snapshot");
+  if (!qemu) return std::unexpected(explained(qemu.error(), qmp.pid()));
   const auto began = Clock::now();
   descriptor.frozen_at_ns = wall_clock_ns();
-  auto migrated = migrate(qmp, 0, options.progress_fd);
+  auto migrated = migrate(qmp, *qemu, 0, options.progress_fd);
   if (!migrated) return std::unexpected(migrated.error());
+  qemu->give_back();
   auto parent = complete(std::move(migrated->memory), nullptr, options, std::move(descriptor));
   parent.kind = FreezeKind::kSnapshot;
   if (!options.free_pages_path.empty())
@@ -280,18 +184,18 @@ void leave_out(AvoidedPages avoided, FrozenParent& parent) {
 Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
                                     const QemuFreezeOptions& options, Descriptor descriptor) {
   const std::shared_ptr<CowMemory> live{std::move(memory)};
-  const auto mode = MigrationMode::begin(qmp, "x-ignore-shared");
-  if (!mode) return std::unexpected(mode.error());
+  auto qemu = BorrowedParent::borrow(qmp, "x-ignore-shared");
+  if (!qemu) return std::unexpected(qemu.error());
   if (auto ok = live->arm(); !ok) return std::unexpected(ok.error());
   const auto free = ask_free_memory(qmp, options, *live);
-  auto stopped = StoppedVm::stop(qmp);
-  if (!stopped) return std::unexpected(stopped.error());
+  if (auto ok = qemu->stop(); !ok) return std::unexpected(ok.error());
   if (auto ok = live->freeze(); !ok) return std::unexpected(ok.error());
   descriptor.frozen_at_ns = wall_clock_ns();
-  auto migrated = migrate(qmp, live->nb_pages(), std::nullopt);
+  auto migrated = migrate(qmp, *qemu, live->nb_pages(), std::nullopt);
   if (!migrated) return std::unexpected(migrated.error());
-  const auto pause = stopped->resume();
+  const auto pause = qemu->resume();
   if (!pause) return std::unexpected(pause.error());
+  qemu->give_back();
   auto parent = complete(std::move(migrated->memory), live, options, std::move(descriptor));
   if (auto avoided = avoidable(free, parent.memory.state(), *live); avoided)
     leave_out(std::move(*avoided), parent);
@@ -299,7 +203,7 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
     parent.why_none_avoided = avoided.error().what;
   live->leave_out(parent.zeros);
   parent.kind = FreezeKind::kShim;
-  parent.since = stopped->since();
+  parent.since = qemu->since();
   parent.pause = *pause;
   return parent;
 }

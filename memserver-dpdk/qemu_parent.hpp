@@ -24,11 +24,12 @@ struct QemuFreezeOptions {
 
 /// Freezes a running QEMU: by write protection if it was started with the preload library and that
 /// works, else by its own background snapshot, which takes seconds. Nothing of the parent's
-/// settings is changed for longer than the call. Control path. On all CPUs, like
-/// CowMemory::attach.
+/// settings is changed for longer than the call, nor does it stay stopped, though this process be
+/// killed: BorrowedParent. Control path. On all CPUs, like CowMemory::attach.
 /// @return EROFS: the VM has a writable disk, which is not frozen; EBUSY: a clone without all its
 ///         memory, or memory that another memserver holds; EREMOTEIO: QEMU refused, with
-///         its words; ENOTSUP: a RAM that QEMU cannot write-protect; as Qmp and the stream reader
+///         its words; ENOTSUP: RAM that somebody writes past QEMU, or that it cannot write-protect;
+///         ETIMEDOUT: it stalls; as Qmp and the stream reader
 [[nodiscard]] Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options,
                                                const std::atomic<bool>& stop);
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memserver-dpdk/qmp.hpp"
 
+#include <unistd.h>
+
 #include <array>
 #include <cerrno>
 #include <string_view>
@@ -50,13 +52,22 @@ Result<Qmp> Qmp::connect(const std::string& path, std::chrono::milliseconds time
   return qmp;
 }
 
+Qmp Qmp::adopt(UniqueFd socket) {
+  Qmp qmp{std::move(socket), 0, "an adopted QMP socket"};
+  qmp.amid_line_ = true;
+  return qmp;
+}
+
 Result<Qmp::Json> Qmp::execute(const std::string& command, Json arguments, int fd) {
-  Json message{{"execute", command}};
+  // Answers to a command that timed out, or to those of whom we adopted the socket, come still.
+  const std::string id = fmt::format("{}-{}", getpid(), ++nb_commands_);
+  Json message{{"execute", command}, {"id", id}};
   if (!arguments.is_null()) message["arguments"] = std::move(arguments);
   if (auto ok = send(message, fd); !ok) return std::unexpected(ok.error());
   for (;;) {
     auto answer = receive();
     if (!answer) return answer;
+    if (const auto theirs = text_of(*answer, "id"); !theirs.empty() && theirs != id) continue;
     if (const auto found = answer->find("return"); found != answer->end()) return *found;
     if (const auto found = answer->find("error"); found != answer->end())
       return fail(EREMOTEIO, fmt::format("QEMU refused {}: {}", command, reason_in(*found)));
@@ -72,6 +83,8 @@ Result<void> Qmp::send(const Json& message, int fd) {
     const ssize_t n = send_with_fds(socket_.get(), std::string_view{text}.substr(done),
                                     {&fd, with_fd ? std::size_t{1} : 0});
     if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+      return fail(ETIMEDOUT, fmt::format("QEMU does not listen on {}", path_));
     if (n < 0) return fail(errno, fmt::format("send to QEMU on {}", path_));
     done += static_cast<std::size_t>(n);
   }
@@ -79,12 +92,15 @@ Result<void> Qmp::send(const Json& message, int fd) {
 }
 
 Result<Qmp::Json> Qmp::receive() {
-  const auto text = line();
-  if (!text) return std::unexpected(text.error());
-  Json json = Json::parse(*text, nullptr, false);
-  if (!json.is_object())
-    return fail(EPROTO, fmt::format("{}: not a JSON object: \"{:.60}\"", path_, *text));
-  return json;
+  for (;;) {
+    const auto text = line();
+    if (!text) return std::unexpected(text.error());
+    Json json = Json::parse(*text, nullptr, false);
+    const bool may_be_a_part = std::exchange(amid_line_, false);
+    if (json.is_object()) return json;
+    if (!may_be_a_part)
+      return fail(EPROTO, fmt::format("{}: not a JSON object: \"{:.60}\"", path_, *text));
+  }
 }
 
 Result<std::string> Qmp::line() {

@@ -23,6 +23,9 @@ class Qmp {
   /// @return what connect() reported; ETIMEDOUT; EPROTO: no QMP server listens there
   static Result<Qmp> connect(const std::string& path,
                              std::chrono::milliseconds timeout = std::chrono::seconds{10});
+  /// Goes on with the connection of a process that ended: what that is answered still is passed
+  /// over.
+  static Qmp adopt(UniqueFd socket);
 
   /// @param arguments  a JSON object, or null for none
   /// @param fd         to pass along (getfd), or -1; QEMU gets a copy
@@ -31,6 +34,8 @@ class Qmp {
 
   /// Process that listens: QEMU's, unless something relays the socket.
   [[nodiscard]] pid_t pid() const noexcept { return pid_; }
+  /// To adopt it elsewhere.
+  [[nodiscard]] int socket() const noexcept { return socket_.get(); }
 
  private:
   Qmp(UniqueFd socket, pid_t pid, std::string path)
@@ -42,7 +47,9 @@ class Qmp {
   UniqueFd socket_;
   pid_t pid_;
   std::string path_;
-  std::string buffer_;  // received, and not a whole line yet
+  std::string buffer_;      // received, and not a whole line yet
+  bool amid_line_ = false;  // somebody else has read how the first line begins
+  unsigned nb_commands_ = 0;
 };
 
 /// A member of what QEMU says; empty, or 0: it has none of that kind.

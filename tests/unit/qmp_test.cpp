@@ -102,6 +102,24 @@ TEST(Qmp, AServerOfAnotherKindIsToldByItsGreeting) {
   EXPECT_EQ(qmp.error().errnum, EPROTO);
 }
 
+TEST(Qmp, ALateAnswerToAnEarlierCommandIsPassedOver) {
+  std::atomic<bool> timed_out{false};
+  FakeServer qemu{[&](FakeServer& q) {
+    greet(q);
+    const Qmp::Json first = json_of(q.hear().first);
+    timed_out.wait(false);
+    const Qmp::Json second = json_of(q.hear().first);
+    for (const Qmp::Json& command : {first, second})
+      q.say(Qmp::Json{{"return", command["execute"]}, {"id", command["id"]}}.dump() + "\n");
+  }};
+  auto qmp = Qmp::connect(qemu.path(), 200ms);
+  ASSERT_TRUE(qmp);
+  EXPECT_EQ(qmp->execute("stop").error().errnum, ETIMEDOUT);
+  timed_out = true;
+  timed_out.notify_all();
+  EXPECT_EQ(qmp->execute("cont").value(), "cont");
+}
+
 TEST(Qmp, ASilentServerTimesOut) {
   std::atomic<bool> done{false};
   FakeServer silent{[&](FakeServer&) { done.wait(false); }};

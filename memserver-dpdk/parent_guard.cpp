@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/parent_guard.hpp"
+
+#include <fcntl.h>
+#include <spawn.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include <fmt/format.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+
+namespace snowfabric {
+namespace {
+
+using Json = Qmp::Json;
+
+constexpr const char* kName = "sf-guard";  // argv[0] and comm: not found as a memserver
+constexpr timeval kPatience{.tv_sec = 10, .tv_usec = 0};
+constexpr useconds_t kLookAgainUs = 5000;
+// The guard's descriptors, beside stdout and stderr.
+constexpr int kControlFd = STDIN_FILENO, kQmpFd = 3, kChannelFd = 4, kFirstForeignFd = 5;
+
+/// What posix_spawn() is to do.
+struct SpawnPlan {
+  SpawnPlan() {
+    posix_spawn_file_actions_init(&actions);
+    posix_spawnattr_init(&attributes);
+  }
+  SpawnPlan(const SpawnPlan&) = delete;
+  SpawnPlan& operator=(const SpawnPlan&) = delete;
+  ~SpawnPlan() {
+    posix_spawn_file_actions_destroy(&actions);
+    posix_spawnattr_destroy(&attributes);
+  }
+  posix_spawn_file_actions_t actions{};
+  posix_spawnattr_t attributes{};
+};
+
+/// Neither a signal to our process group nor a terminal that closes ends it, and it holds none of
+/// our descriptors: not those of EAL, and by no means a userfaultfd.
+Result<pid_t> spawn(int control, int qmp, int channel, std::string undo) {
+  SpawnPlan plan;
+  std::array<UniqueFd, 3> above;  // all numbers given away, so that none is overwritten too early
+  int errnum = 0;
+  const auto give = [&](std::size_t i, int fd, int number) {
+    above.at(i) = UniqueFd{fcntl(fd, F_DUPFD_CLOEXEC, kFirstForeignFd)};
+    if (errnum == 0)
+      errnum = above.at(i)
+                   ? posix_spawn_file_actions_adddup2(&plan.actions, above.at(i).get(), number)
+                   : errno;
+  };
+  give(0, control, kControlFd);
+  give(1, qmp, kQmpFd);
+  give(2, channel, kChannelFd);
+  if (errnum == 0)
+    errnum = posix_spawn_file_actions_addclosefrom_np(&plan.actions, kFirstForeignFd);
+  sigset_t all;
+  sigfillset(&all);
+  posix_spawnattr_setsigmask(&plan.attributes, &all);
+  posix_spawnattr_setflags(&plan.attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
+  std::string name{kName};
+  const std::array<char*, 3> args{name.data(), undo.data(), nullptr};
+  pid_t pid = -1;
+  if (errnum == 0)
+    errnum =
+        posix_spawn(&pid, "/proc/self/exe", &plan.actions, &plan.attributes, args.data(), environ);
+  if (errnum != 0) return fail(errnum, "start a process that guards the parent");
+  return pid;
+}
+
+/// One byte, or the end. @return bytes, -1 with errno
+ssize_t hear(int control) noexcept {
+  for (char byte = 0;;)
+    if (const ssize_t n = recv(control, &byte, 1, 0); n >= 0 || errno != EINTR) return n;
+}
+
+/// What QEMU sends goes nowhere, for it must not wait: until the end.
+void drain(int channel) noexcept {
+  std::array<std::byte, 65536> rest;
+  for (;;) {
+    const ssize_t n = recv(channel, rest.data(), rest.size(), 0);
+    if (n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN)) return;
+  }
+}
+
+bool has_ended(const std::string& migration) {
+  constexpr std::array<std::string_view, 5> kEnds{"", "none", "completed", "failed", "cancelled"};
+  return std::ranges::find(kEnds, migration) != kEnds.end();
+}
+
+/// @return as keep_guard; ETIMEDOUT: QEMU stalls
+Result<void> set_back(Qmp& qmp, const Json& undo) {
+  for (;;) {  // QEMU refuses all of it before
+    const auto info = qmp.execute("query-migrate");
+    if (!info) return std::unexpected(info.error());
+    if (has_ended(text_of(*info, "status"))) break;
+    usleep(kLookAgainUs);
+  }
+  Result<void> all;
+  for (const Json& command : undo) {
+    const auto done = qmp.execute(text_of(command, "execute"), command.value("arguments", Json{}));
+    if (!done && done.error().errnum != EREMOTEIO) return std::unexpected(done.error());
+    if (!done && all) all = std::unexpected(done.error());
+  }
+  return all;
+}
+
+}  // namespace
+
+Result<ParentGuard> ParentGuard::start(const Qmp& qmp, int channel, const Json& undo) {
+  std::array<int, 2> ends{};
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
+    return fail(errno, "socketpair for the parent's guard");
+  ParentGuard guard{UniqueFd{ends[0]}};
+  UniqueFd theirs{ends[1]};
+  setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
+  const auto pid = spawn(theirs.get(), qmp.socket(), channel, undo.dump());
+  if (!pid) return std::unexpected(pid.error());
+  guard.pid_ = *pid;
+  theirs = UniqueFd{};
+  // Its start takes CPU time that the parent's pause must not wait for.
+  if (const ssize_t n = hear(guard.control_.get()); n != 1)
+    return fail(n == 0 ? ECONNRESET : ETIMEDOUT,
+                "the process that guards the parent does not start");
+  return guard;
+}
+
+ParentGuard::~ParentGuard() {
+  if (pid_ < 0) return;
+  shutdown(control_.get(), SHUT_WR);
+  wait();
+}
+
+void ParentGuard::dismiss() noexcept {
+  send(control_.get(), "", 1, MSG_NOSIGNAL);
+  wait();
+}
+
+/// If it takes longer it goes on without us.
+void ParentGuard::wait() noexcept {
+  const bool has_closed = hear(control_.get()) == 0;
+  while (has_closed && waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
+  }
+  pid_ = -1;
+}
+
+std::optional<int> guard_parent(std::span<char*> args) {
+  if (args.size() != 2 || std::string_view{args[0]} != kName) return std::nullopt;
+  prctl(PR_SET_NAME, kName);
+  const Json undo = Json::parse(args[1], nullptr, false);
+  if (!undo.is_array()) return 2;
+  const auto done = keep_guard(UniqueFd{kControlFd}, UniqueFd{kQmpFd}, UniqueFd{kChannelFd}, undo);
+  if (done) return 0;
+  fmt::print(stderr, "{}: the parent could not be set back: {}: {}\n", kName, done.error().what,
+             std::strerror(done.error().errnum));
+  return 1;
+}
+
+Result<void> keep_guard(UniqueFd control, UniqueFd qmp, UniqueFd channel, const Json& undo) {
+  send(control.get(), "", 1, MSG_NOSIGNAL);
+  if (hear(control.get()) == 1) return {};
+  fmt::print(stderr, "{}: memserver did not give its parent back after a freeze; this does\n",
+             kName);
+  std::thread drainer{drain, channel.get()};
+  Qmp parent = Qmp::adopt(std::move(qmp));
+  Result<void> done;
+  do done = set_back(parent, undo);
+  while (!done && done.error().errnum == ETIMEDOUT);
+  shutdown(channel.get(), SHUT_RDWR);
+  drainer.join();
+  return done;
+}
+
+}  // namespace snowfabric

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <optional>
+#include <span>
+
+#include <sys/types.h>
+
+#include "fabric/base/result.hpp"
+#include "fabric/base/unique_fd.hpp"
+#include "memserver-dpdk/qmp.hpp"
+
+namespace snowfabric {
+
+/// A process that sets a parent's QEMU back to what it was before a freeze, if the process that
+/// freezes it ends too early, by SIGKILL for instance: it takes what QEMU still sends (a QEMU 7.2
+/// whose background snapshot is broken off hangs), waits for the end of the migration, and says the
+/// commands it was given. No signal but SIGKILL ends it, and it waits for a QEMU that stalls.
+class ParentGuard {
+ public:
+  /// Starts this program's file again, as guard_parent(). Any thread.
+  /// @param channel  from which QEMU's migration stream comes
+  /// @param undo     an array of QMP commands, as QMP has them
+  /// @return what the call named reported; ETIMEDOUT, ECONNRESET: it does not come up
+  static Result<ParentGuard> start(const Qmp& qmp, int channel, const Qmp::Json& undo);
+
+  ParentGuard(ParentGuard&& from) noexcept
+      : control_{std::move(from.control_)}, pid_{std::exchange(from.pid_, -1)} {}
+  ParentGuard& operator=(ParentGuard&&) = delete;
+  /// Unless it was dismissed it now does its work. Waits for that, but no longer than 10 s.
+  ~ParentGuard();
+
+  /// There is nothing to set back any more.
+  void dismiss() noexcept;
+
+ private:
+  explicit ParentGuard(UniqueFd control) : control_{std::move(control)} {}
+  void wait() noexcept;
+  UniqueFd control_;  // its end, or one byte first, is what the guard waits for
+  pid_t pid_ = -1;
+};
+
+/// What main() does first of all. @return the exit status, if this process is a guard
+[[nodiscard]] std::optional<int> guard_parent(std::span<char*> args);
+
+/// The guard's work. Blocks until it was dismissed, or all is set back, or QEMU is gone.
+/// @param control  the other end of a ParentGuard's
+/// @return ECONNRESET and the like: QEMU is gone; EREMOTEIO: QEMU refused one of `undo`, with its
+///         words, and got the others
+[[nodiscard]] Result<void> keep_guard(UniqueFd control, UniqueFd qmp, UniqueFd channel,
+                                      const Qmp::Json& undo);
+
+}  // namespace snowfabric
