@@ -61,21 +61,25 @@ Result<void> DomainPager::start(Gfn ring_page) {
 Result<std::unique_ptr<DomainPager>> DomainPager::take_over(Domain domain) {
   const auto info = domain.info();
   if (!info) return std::unexpected(info.error());
-  // Not an error if there is none.
-  if (const auto ok = domain.checked(domain.calls().paging_disable(domain.id()), "end the paging");
-      !ok)
-    return std::unexpected(ok.error());
+  const int errnum = domain.calls().paging_disable(domain.id());  // good if there is none
+  const char* const what = errnum == EBUSY
+                               ? "end the paging, whose ring was full when its pager died (only "
+                                 "destroying the domain helps),"
+                               : "end the paging";
+  if (const auto ok = domain.checked(errnum, what); !ok) return std::unexpected(ok.error());
   if (const auto ok = release_vcpus(domain, info->nb_vcpus); !ok)
     return std::unexpected(ok.error());
   return enable(domain);
 }
 
-/// A ring for as many as fit, and then another: see PagingRing::release().
+/// A vCPU may wait for more answers than one: Xen touches pages for it while it stops it, to note
+/// in the guest's memory since when it stands, and stops it once more for each that is missing. A
+/// ring's slots bound them, so each vCPU gets a ring of answers: see PagingRing::release().
 Result<void> DomainPager::release_vcpus(Domain domain, std::uint32_t nb_vcpus) {
-  for (std::uint32_t vcpu = 0; vcpu < nb_vcpus;) {
+  for (std::uint32_t vcpu = 0; vcpu < nb_vcpus; ++vcpu) {
     const auto pager = enable(domain);
     if (!pager) return std::unexpected(pager.error());
-    for (std::size_t i = 0; i < kRingSlots && vcpu < nb_vcpus; ++i) (*pager)->ring_.release(vcpu++);
+    for (std::size_t i = 0; i < kRingSlots; ++i) (*pager)->ring_.release(vcpu);
     (*pager)->notify();
   }
   return {};

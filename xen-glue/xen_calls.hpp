@@ -92,6 +92,7 @@ class XenCalls {
   ///         populates on demand
   virtual int paging_enable(DomId domain, std::uint32_t& port) noexcept = 0;
   /// Whoever asks: also the paging of another process. Good if nobody pages the domain.
+  /// @return EBUSY: a vCPU waits for room in the ring
   virtual int paging_disable(DomId domain) noexcept = 0;
   /// @return EBUSY: more than the guest refers to the page; EINVAL: no page there
   virtual int paging_nominate(DomId domain, Gfn page) noexcept = 0;

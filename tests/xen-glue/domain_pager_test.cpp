@@ -105,6 +105,33 @@ TEST_F(DomainPagerTest, TheEndPausesADomainThatLacksPages) {
   EXPECT_FALSE(guest.crashed);
 }
 
+TEST_F(DomainPagerTest, ATakeOverLetsAVcpuGoOnThatXenStoppedSeveralTimes) {
+  const auto killed = evicted();  // does nothing from here on
+  guest.touch(3, Gfn{7});
+  for (int i = 0; i < 3; ++i) guest.touch_for(3, Gfn{8});
+  guest.touch(4, Gfn{9});
+  DomainPager::Fault fault;
+  ASSERT_EQ(killed->take(fault), PagingRing::Take::kRequest);
+  ASSERT_EQ(xen.pause(kDom), 0);
+  const auto pager = DomainPager::take_over(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  ASSERT_EQ(xen.unpause(kDom), 0);
+  for (std::uint64_t i = 0; i < 64; ++i) ASSERT_EQ((*pager)->load(Gfn{i}, bytes), 0);
+  while ((*pager)->take(fault) == PagingRing::Take::kRequest) (*pager)->answer(fault.request.page);
+  (*pager)->notify();
+  EXPECT_FALSE(guest.anybody_waits());
+}
+
+TEST_F(DomainPagerTest, ATakeOverSaysWhenTheDeadPagersRingWasFull) {
+  xen.fail(Call::kDisable, EBUSY);
+  const auto pager = DomainPager::take_over(domain);
+  ASSERT_FALSE(pager);
+  EXPECT_EQ(pager.error().errnum, EBUSY);
+  EXPECT_EQ(pager.error().what,
+            "end the paging, whose ring was full when its pager died (only destroying the domain "
+            "helps), of domain 4");
+}
+
 TEST_F(DomainPagerTest, ADomainThatIsGoneEndsInPeace) {
   auto pager = evicted();
   guest.touch(0, Gfn{3});

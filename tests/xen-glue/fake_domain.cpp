@@ -56,11 +56,14 @@ void FakeDomain::make_ram(Gfn page) {
 }
 
 bool FakeDomain::touch(std::uint32_t vcpu, Gfn page) {
-  if (p2m_[page.value] == P2m::kNominated) p2m_[page.value] = P2m::kRam;
   if (p2m_[page.value] == P2m::kRam) return true;
-  vcpus_[vcpu] = {.wants = page, .asked = false};
+  vcpus_[vcpu] = {.wants = page, .nb_asked = 0};
   ask();
   return false;
+}
+
+void FakeDomain::touch_for(std::uint32_t vcpu, Gfn page) {
+  if (put(page, vcpu, kVcpuPaused, 0)) ++vcpus_[vcpu].nb_asked;
 }
 
 void FakeDomain::write(Gfn page, std::byte value) {
@@ -102,11 +105,11 @@ void FakeDomain::ask() {
   if (nb_pauses > 0) return;
   for (std::uint32_t i = 0; i < vcpus_.size(); ++i) {
     Vcpu& vcpu = vcpus_[i];
-    if (!vcpu.wants || vcpu.asked) continue;
+    if (!vcpu.wants || vcpu.nb_asked > 0) continue;
     if (p2m_[vcpu.wants->value] == P2m::kRam)
       vcpu.wants.reset();
     else if (paging_)
-      vcpu.asked = put(*vcpu.wants, i, kVcpuPaused, 0);
+      vcpu.nb_asked = put(*vcpu.wants, i, kVcpuPaused, 0) ? 1 : 0;
     else
       crashed = true;
   }
@@ -118,8 +121,8 @@ void FakeDomain::on_notify() {
     RingSlot answer;
     std::memcpy(&answer, ring().data() + kRingSlotsAt + heard_ % kRingSlots * kRingSlotBytes,
                 sizeof answer);
-    if ((answer.flags & kVcpuPaused) != 0 && answer.vcpu < vcpus_.size())
-      vcpus_[answer.vcpu].asked = false;
+    if ((answer.flags & kVcpuPaused) == 0 || answer.vcpu >= vcpus_.size()) continue;
+    if (Vcpu& vcpu = vcpus_[answer.vcpu]; vcpu.nb_asked > 0) --vcpu.nb_asked;
   }
   ask();
 }

@@ -59,6 +59,9 @@ class FakeDomain {
   // --- what a test does ---
   /// A vCPU reads a page. @return whether it goes on at once; else it waits until it can
   bool touch(std::uint32_t vcpu, Gfn page);
+  /// Xen itself touches an evicted page for a vCPU that waits, as when it notes that it stands: one
+  /// more request, and the vCPU goes on when all are answered.
+  void touch_for(std::uint32_t vcpu, Gfn page);
   /// The guest puts another page there, as with add_to_physmap: Xen says nothing of it.
   void replace(Gfn page);
   /// The guest gives the page back: Xen tells the pager.
@@ -89,7 +92,7 @@ class FakeDomain {
   friend class FakePort;
   struct Vcpu {
     std::optional<Gfn> wants;
-    bool asked = false;  ///< its request is in the ring, or taken; else there is no room
+    unsigned nb_asked = 0;  ///< requests in the ring, or taken; 0: there was no room
   };
 
   [[nodiscard]] bool known(Gfn page) const { return page.value < p2m_.size() || page == kRingPage; }
