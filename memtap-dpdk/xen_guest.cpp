@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -14,7 +13,7 @@
 namespace snowfabric {
 namespace {
 
-alignas(kPageSize) constexpr std::array<std::byte, kPageSize> kZeros{};
+constexpr std::array<std::byte, kPageSize> kZeros{};
 /// Claimed pages behind a faulting one that get their zeros with it: whoever fills memory asks for
 /// them next, and a fault costs more than they do.
 constexpr std::uint64_t kZerosAhead = 15;
@@ -161,7 +160,7 @@ Install XenGuest::fill(PageRange pages, const std::byte* bytes) noexcept {
 
 /// One page, claimed.
 Install XenGuest::put(Gfn page, const std::byte* bytes) noexcept {
-  const int errnum = load(page, bytes == nullptr ? kZeros.data() : bytes);
+  const int errnum = pager_->load(page, bytes == nullptr ? kZeros.data() : bytes);
   // ENOENT: it is there, put by the guest itself since its eviction. Xen does not overwrite it.
   if (errnum != 0 && errnum != ENOENT) return give_up(errnum, page);
   presence_.mark_present(page);
@@ -173,16 +172,6 @@ Install XenGuest::put(Gfn page, const std::byte* bytes) noexcept {
   pager_->answer(page);
   if (is_eager(page)) ++nb_eager_in_;
   return Install::kDone;
-}
-
-/// @return 0 or errno
-int XenGuest::load(Gfn page, const std::byte* bytes) noexcept {
-  alignas(kPageSize) std::array<std::byte, kPageSize> aligned;
-  if (reinterpret_cast<std::uintptr_t>(bytes) % kPageSize != 0) {
-    std::memcpy(aligned.data(), bytes, kPageSize);
-    bytes = aligned.data();
-  }
-  return pager_->load(page, bytes);
 }
 
 Install XenGuest::give_up(int errnum, Gfn page) noexcept {

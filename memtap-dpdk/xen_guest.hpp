@@ -73,7 +73,6 @@ class XenGuest final : public ProcessGuest {
   [[nodiscard]] bool on_fault(const xen::DomainPager::Fault& fault) noexcept;
   [[nodiscard]] Install fill(PageRange pages, const std::byte* bytes) noexcept;
   [[nodiscard]] Install put(Gfn page, const std::byte* bytes) noexcept;
-  [[nodiscard]] int load(Gfn page, const std::byte* bytes) noexcept;
   [[nodiscard]] Install give_up(int errnum, Gfn page) noexcept;
   void answer_with_zeros(Gfn page) noexcept;
   [[nodiscard]] bool give_zeros(Gfn page) noexcept;

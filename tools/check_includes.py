@@ -25,7 +25,7 @@ LEVEL_OF = {folder: level for level, folders in enumerate(LEVELS) for folder in 
 # System headers that only some folders may include.
 RESTRICTED = [
     (re.compile(r"rte_\w+\.h"), {"fabric", "pmd-config", "memserver-dpdk", "memtap-dpdk", "tools", "tests"}),
-    (re.compile(r"(xen|xenctrl|xenforeignmemory|xenevtchn|xenstore)[./].*|xen\w*\.h"), {"xen-glue"}),
+    (re.compile(r"(xen|xencall|xenctrl|xenforeignmemory|xenevtchn|xenstore)[./].*|xen\w*\.h"), {"xen-glue"}),
     (re.compile(r"spdlog/.*"), {"pmd-config", "memserver-dpdk", "memtap-dpdk", "control", "tools", "tests"}),
 ]
 # Calls that only some folders may make.

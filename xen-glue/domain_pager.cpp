@@ -109,14 +109,14 @@ void DomainPager::answer_all() noexcept {
 }
 
 Result<void> DomainPager::evict(PageRange pages, std::vector<Gfn>& kept) {
-  XenCalls& calls = domain_.calls();
-  for (std::uint32_t i = 0; i < pages.nb_pages; ++i) {
-    const Gfn page{pages.first.value + i};
-    int errnum = calls.paging_nominate(domain_.id(), page);
-    if (errnum == 0) errnum = calls.paging_evict(domain_.id(), page);
-    if (errnum == EBUSY)
-      kept.push_back(page);
-    else if (const auto ok = domain_.checked(errnum, "evict a page", page); !ok)
+  std::vector<Gfn> all(pages.nb_pages);
+  for (std::uint32_t i = 0; i < pages.nb_pages; ++i) all[i] = {pages.first.value + i};
+  std::vector<int> errors(all.size());
+  domain_.calls().paging_evict(domain_.id(), all, errors);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (errors[i] == EBUSY)
+      kept.push_back(all[i]);
+    else if (const auto ok = domain_.checked(errors[i], "evict a page", all[i]); !ok)
       return ok;
   }
   return {};

@@ -64,7 +64,8 @@ class XenCalls {
   /// Ends it: kills the guest and gives its memory back.
   virtual int destroy(DomId domain) noexcept = 0;
 
-  /// Maps pages in a row. Blocks while one of them is evicted: not for a domain one pages oneself.
+  /// Maps pages in a row. Evicted ones are asked for and have ENOENT; while all of them are evicted
+  /// it blocks: not for a domain one pages oneself.
   /// @param errors  of each page, 0 or errno; as many as pages
   /// @param out     the first page, if 0 is returned; pages with an error are not to be touched
   virtual int map(DomId domain, Access access, std::span<const Gfn> pages, std::span<int> errors,
@@ -94,11 +95,11 @@ class XenCalls {
   /// Whoever asks: also the paging of another process. Good if nobody pages the domain.
   /// @return EBUSY: a vCPU waits for room in the ring
   virtual int paging_disable(DomId domain) noexcept = 0;
-  /// @return EBUSY: more than the guest refers to the page; EINVAL: no page there
-  virtual int paging_nominate(DomId domain, Gfn page) noexcept = 0;
-  /// @return EBUSY: touched since it was nominated
-  virtual int paging_evict(DomId domain, Gfn page) noexcept = 0;
-  /// @param bytes  a page, on a page boundary
+  /// Takes pages and what is in them away: who touches one waits for the pager.
+  /// @param errors  of each page; as many as pages. EBUSY: more than the guest refers to it
+  virtual void paging_evict(DomId domain, std::span<const Gfn> pages,
+                            std::span<int> errors) noexcept = 0;
+  /// @param bytes  a page
   /// @return ENOENT: it is not evicted; ENOMEM: the host is short of memory
   virtual int paging_load(DomId domain, Gfn page, const std::byte* bytes) noexcept = 0;
   virtual int bind(DomId domain, std::uint32_t port, std::unique_ptr<EventPort>& out) noexcept = 0;

@@ -70,8 +70,8 @@ TEST_F(XenContract, NobodysCallsAreESRCH) {
   EXPECT_EQ(xen.destroy(bed.nobody), ESRCH);
   EXPECT_EQ(xen.paging_enable(bed.nobody, port), ESRCH);
   EXPECT_EQ(xen.paging_disable(bed.nobody), ESRCH);
-  EXPECT_EQ(xen.paging_nominate(bed.nobody, page), ESRCH);
-  EXPECT_EQ(xen.paging_evict(bed.nobody, page), ESRCH);
+  xen.paging_evict(bed.nobody, {&page, 1}, errors);
+  EXPECT_EQ(errors[0], ESRCH);
   EXPECT_EQ(xen.paging_load(bed.nobody, page, buffer), ESRCH);
   EXPECT_EQ(xen.paging_ring_page(bed.nobody, page), ESRCH);
   std::uint64_t word = 0;
@@ -208,11 +208,14 @@ TEST_F(XenContract, APagerWithNothingToDoIsSilent) {
   EXPECT_EQ(poll(&ready, 1, 0), 0);
 }
 
-TEST_F(XenContract, OnlyWhatIsThereIsNominated) {
+TEST_F(XenContract, OnlyWhatIsThereIsEvicted) {
   const auto pager = DomainPager::enable(domain);
   ASSERT_TRUE(pager) << pager.error().what;
-  EXPECT_NE(xen.paging_nominate(bed.domain, bed.hole), 0);
-  EXPECT_EQ(xen.paging_evict(bed.domain, at(0)), EBUSY);  // not nominated
+  const std::vector pages{at(0), bed.hole, at(0), at(1)};
+  std::vector<int> errors(pages.size(), -1);
+  xen.paging_evict(bed.domain, pages, errors);
+  EXPECT_EQ(errors, (std::vector{0, EBUSY, EBUSY, 0}));
+  EXPECT_EQ(nb_paged(), 2U);
 }
 
 TEST_F(XenContract, PausesAreCounted) {

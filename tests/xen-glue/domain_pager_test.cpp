@@ -212,7 +212,7 @@ TEST_F(DomainPagerTest, ARingThatIsGoneIsPopulatedAnew) {
 TEST_F(DomainPagerTest, EvictionStopsAtAnErrorThatIsNoRefusal) {
   const auto pager = DomainPager::enable(domain);
   ASSERT_TRUE(pager);
-  xen.fail(Call::kNominate, ENOMEM, 2);
+  xen.fail(Call::kEvict, ENOMEM, 2);
   std::vector<Gfn> kept;
   const auto ok = (*pager)->evict({Gfn{0}, 64}, kept);
   ASSERT_FALSE(ok);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
@@ -69,6 +70,15 @@ void FakeDomain::touch_for(std::uint32_t vcpu, Gfn page) {
 void FakeDomain::write(Gfn page, std::byte value) {
   std::memset(this->page(page), std::to_integer<int>(value), kPageSize);
   if (dirty) dirty->insert(page);
+}
+
+/// @return 0 or errno
+int FakeDomain::evict(Gfn page) {
+  if (!known(page) || state(page) != P2m::kRam || referred.contains(page)) return EBUSY;
+  state(page) = P2m::kEvicted;
+  std::memset(this->page(page), 0xdd, kPageSize);  // the memory is somebody else's now
+  ++info.nb_paged_pages;
+  return 0;
 }
 
 void FakeDomain::replace(Gfn page) { make_ram(page); }

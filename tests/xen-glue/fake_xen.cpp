@@ -210,29 +210,17 @@ int FakeXen::paging_disable(DomId id) noexcept {
   return 0;
 }
 
-int FakeXen::paging_nominate(DomId id, Gfn page) noexcept {
-  FakeDomain* domain;
-  if (const int errnum = begin(Call::kNominate, id, domain)) return errnum;
-  if (!domain->known(page) || domain->state(page) != FakeDomain::P2m::kRam) return EINVAL;
-  if (domain->referred.contains(page)) return EBUSY;
-  domain->state(page) = FakeDomain::P2m::kNominated;
-  return 0;
-}
-
-int FakeXen::paging_evict(DomId id, Gfn page) noexcept {
-  FakeDomain* domain;
-  if (const int errnum = begin(Call::kEvict, id, domain)) return errnum;
-  if (!domain->known(page) || domain->state(page) != FakeDomain::P2m::kNominated) return EBUSY;
-  domain->state(page) = FakeDomain::P2m::kEvicted;
-  std::memset(domain->page(page), 0xdd, kPageSize);  // the memory is somebody else's now
-  ++domain->info.nb_paged_pages;
-  return 0;
+void FakeXen::paging_evict(DomId id, std::span<const Gfn> pages, std::span<int> errors) noexcept {
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    FakeDomain* domain;
+    errors[i] = begin(Call::kEvict, id, domain);
+    if (errors[i] == 0) errors[i] = domain->evict(pages[i]);
+  }
 }
 
 int FakeXen::paging_load(DomId id, Gfn page, const std::byte* bytes) noexcept {
   FakeDomain* domain;
   if (const int errnum = begin(Call::kLoad, id, domain)) return errnum;
-  if (reinterpret_cast<std::uintptr_t>(bytes) % kPageSize != 0) return EINVAL;
   if (!domain->known(page) || domain->state(page) != FakeDomain::P2m::kEvicted) return ENOENT;
   std::memcpy(domain->page(page), bytes, kPageSize);
   domain->make_ram(page);

@@ -29,7 +29,6 @@ enum class Call : std::uint8_t {
   kRingPage,
   kEnable,
   kDisable,
-  kNominate,
   kEvict,
   kLoad,
   kBind,
@@ -48,7 +47,7 @@ enum class Call : std::uint8_t {
 class FakeDomain {
  public:
   static constexpr Gfn kRingPage{0xfeff8};
-  enum class P2m : std::uint8_t { kNone, kRam, kNominated, kEvicted };
+  enum class P2m : std::uint8_t { kNone, kRam, kEvicted };
 
   /// @param nb_room  more pages that it may get
   FakeDomain(std::uint64_t nb_pages, std::uint32_t nb_vcpus, std::uint64_t nb_room);
@@ -79,9 +78,10 @@ class FakeDomain {
   std::uint64_t max_pages = ~std::uint64_t{0};
   std::optional<std::set<Gfn>> dirty;  ///< while it is noted: what was written
   std::function<void()> meanwhile;     ///< what the guest does between two looks at `dirty`
-  std::set<Gfn> referred;              ///< nominate refuses these
+  std::set<Gfn> referred;              ///< evict refuses these
   std::vector<std::byte> context{kPageSize};
   TscInfo tsc{.mode = 1, .elapsed_ns = 5, .khz = 2'000'000, .incarnation = 1};
+  unsigned nb_looks_till_suspend = 0;       ///< by info(); 0: it does not
   unsigned nb_pauses = 1;                   ///< as libxl leaves a domain that is created paused
   std::map<std::uint64_t, Gfn> page_table;  ///< by address, the same for all vCPUs
   std::vector<std::uint64_t> gs_bases;      ///< of each vCPU
@@ -102,6 +102,7 @@ class FakeDomain {
   void ask();
   void on_notify();
   void enable();
+  [[nodiscard]] int evict(Gfn page);
   void make_ram(Gfn page);
 
   UniqueFd memory_;
@@ -141,8 +142,8 @@ class FakeXen final : public XenCalls {
   int paging_ring_page(DomId domain, Gfn& out) noexcept override;
   int paging_enable(DomId domain, std::uint32_t& port) noexcept override;
   int paging_disable(DomId domain) noexcept override;
-  int paging_nominate(DomId domain, Gfn page) noexcept override;
-  int paging_evict(DomId domain, Gfn page) noexcept override;
+  void paging_evict(DomId domain, std::span<const Gfn> pages,
+                    std::span<int> errors) noexcept override;
   int paging_load(DomId domain, Gfn page, const std::byte* bytes) noexcept override;
   int bind(DomId domain, std::uint32_t port, std::unique_ptr<EventPort>& out) noexcept override;
   int get_context(DomId domain, std::vector<std::byte>& out) noexcept override;

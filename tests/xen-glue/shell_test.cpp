@@ -78,7 +78,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Failing{Call::kStoreWrite, "write /local/domain/3/memory/static-max"},
                     Failing{Call::kEnable, "enable memory paging of domain 3"},
                     Failing{Call::kPopulate, "populate of domain 3, gfn 0x1000"},
-                    Failing{Call::kNominate, "evict a page of domain 3, gfn 0x0"},
+                    Failing{Call::kEvict, "evict a page of domain 3, gfn 0x0"},
                     Failing{Call::kSetTsc, "set TSC of domain 3"},
                     Failing{Call::kSetContext, "set HVM context of domain 3"}));
 
