@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "xen-glue/frozen_domain.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <span>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -15,10 +11,9 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <isa-l/mem_routines.h>
-#include <sys/mman.h>
 
 #include "fabric/base/parse_number.hpp"
+#include "xen-glue/copier.hpp"
 #include "xen-glue/guest_bitmap.hpp"
 
 namespace snowfabric::xen {
@@ -66,6 +61,15 @@ Result<void> check_kind(const Domain& domain) {
                                    to_string(domain.id()), kind));
 }
 
+/// What a clone has not got yet cannot be told from what its guest gave back.
+Result<void> check_complete(const Domain& domain) {
+  const auto info = domain.info();
+  if (!info) return std::unexpected(info.error());
+  if (info->nb_paged_pages == 0) return {};
+  return fail(ENODATA, fmt::format("{} lacks {} of its pages: it can be forked once it has all",
+                                   to_string(domain.id()), info->nb_paged_pages));
+}
+
 /// A domain that is told to suspend; it runs on with the end of this object.
 class Suspended {
  public:
@@ -74,16 +78,17 @@ class Suspended {
   Suspended& operator=(const Suspended&) = delete;
   ~Suspended() {
     if (!asked_) return;
-    // So that it does not suspend later. A domain that is gone refuses.
-    [[maybe_unused]] const auto taken_back = domain_.store_write(kRequest, "");
-    DomainInfo info;
-    if (domain_.calls().info(domain_.id(), info) == 0 && info.suspended)
-      domain_.calls().resume(domain_.id());
+    const bool is_about_to = take_back();
+    for (const auto deadline = Clock::now() + kLastLook; !resume_suspended();) {
+      if (!is_about_to || Clock::now() >= deadline) return;
+      std::this_thread::sleep_for(kLookEvery);
+    }
   }
-  [[nodiscard]] Result<void> wait(std::chrono::milliseconds timeout) {
+  [[nodiscard]] Result<void> wait(const FreezeOptions& options) {
     if (auto ok = domain_.store_write(kRequest, "suspend"); !ok) return ok;
     asked_ = true;
-    for (const auto deadline = Clock::now() + timeout; Clock::now() < deadline;) {
+    for (const auto deadline = Clock::now() + options.suspend_timeout; Clock::now() < deadline;) {
+      if (options.stop != nullptr && *options.stop) return fail(ECANCELED, "a freeze");
       const auto info = domain_.info();
       if (!info) return std::unexpected(info.error());
       if (info->suspended) return {};
@@ -99,6 +104,24 @@ class Suspended {
 
  private:
   static constexpr std::string_view kRequest = "control/shutdown";
+  /// For a guest that took the request: Linux needs less than a second from there.
+  static constexpr auto kLastLook = std::chrono::seconds{5};
+
+  /// @return whether the guest had taken the request, which is no longer there then
+  [[nodiscard]] bool take_back() const {
+    const auto request = domain_.store_read(kRequest);
+    if (request && request->empty()) return true;
+    // A domain that is gone refuses.
+    [[maybe_unused]] const auto taken_back = domain_.store_write(kRequest, "");
+    return false;
+  }
+  /// @return whether it runs, or is gone
+  [[nodiscard]] bool resume_suspended() const noexcept {
+    DomainInfo info;
+    if (domain_.calls().info(domain_.id(), info) != 0) return true;
+    return info.suspended && domain_.calls().resume(domain_.id()) == 0;
+  }
+
   Domain domain_;
   bool asked_ = false;
 };
@@ -141,144 +164,6 @@ Result<DomainState> read_state(const Domain& domain, std::uint64_t nb_pages) {
                      .eager = std::move(*eager),
                      .target_kib = parse_number(*target, 10).value_or(0)};
 }
-
-/// A memfd and its bytes, while they are written.
-class Target {
- public:
-  [[nodiscard]] static Result<Target> make(std::uint64_t nb_pages) {
-    Target target;
-    target.fd_ = UniqueFd{memfd_create("frozen domain", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
-    const std::size_t nb_bytes = nb_pages * kPageSize;
-    if (!target.fd_ || ftruncate(target.fd_.get(), static_cast<off_t>(nb_bytes)) != 0)
-      return fail(errno, fmt::format("memfd of {} bytes", nb_bytes));
-    void* bytes = mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, target.fd_.get(), 0);
-    if (bytes == MAP_FAILED) return fail(errno, fmt::format("mmap of {} bytes", nb_bytes));
-    target.bytes_ = {static_cast<std::byte*>(bytes), nb_bytes};
-    return target;
-  }
-  Target(Target&& from) noexcept
-      : fd_{std::move(from.fd_)}, bytes_{std::exchange(from.bytes_, {})} {}
-  Target& operator=(Target&&) = delete;
-  ~Target() { unmap(); }
-
-  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
-  /// Ends the writing, for everybody.
-  [[nodiscard]] Result<UniqueFd> seal() && {
-    unmap();
-    if (fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW) != 0)
-      return fail(errno, "seal of a frozen domain");
-    return std::move(fd_);
-  }
-
- private:
-  Target() = default;
-  void unmap() noexcept {
-    if (!bytes_.empty()) munmap(bytes_.data(), bytes_.size());
-    bytes_ = {};
-  }
-  UniqueFd fd_;
-  std::span<std::byte> bytes_;
-};
-
-/// Copies a domain's RAM while it runs, and at last what was written meanwhile.
-class Copier {
- public:
-  Copier(Domain domain, std::span<std::byte> out)
-      : domain_{domain},
-        out_{out},
-        dirty_((out.size() / kPageSize + 63) / 64, ~std::uint64_t{0}),
-        holds_(out.size() / kPageSize) {}
-  Copier(const Copier&) = delete;
-  Copier& operator=(const Copier&) = delete;
-  ~Copier() {
-    if (logs_) domain_.calls().log_dirty(domain_.id(), false);
-  }
-
-  [[nodiscard]] Result<void> begin() {
-    const auto ok =
-        domain_.checked(domain_.calls().log_dirty(domain_.id(), true), "log what is written");
-    logs_ = ok.has_value();
-    return ok;
-  }
-  /// Leaves out pages that were free since begin(), until they are written. @pre no look() yet
-  void skip(const FreeWords& free) {
-    free_ = free;
-    for (std::size_t i = 0; i < dirty_.size(); ++i) dirty_[i] &= ~free[i];
-  }
-  /// @return how many pages were written since the last look
-  [[nodiscard]] Result<std::size_t> look() {
-    const int errnum = domain_.calls().take_dirty(domain_.id(), dirty_);
-    if (const auto ok = domain_.checked(errnum, "look what was written"); !ok)
-      return std::unexpected(ok.error());
-    return dirty_pages().size();
-  }
-  /// Copies the pages of the last look; of no look, all.
-  [[nodiscard]] Result<void> copy(const FreezeOptions& options) {
-    const std::vector<Gfn> pages = dirty_pages();
-    for (std::span<const Gfn> rest{pages}; !rest.empty();) {
-      if (options.stop != nullptr && *options.stop) return fail(ECANCELED, "a freeze");
-      const auto burst = rest.first(std::min(rest.size(), kMapBurstPages));
-      if (auto ok = copy(burst); !ok) return ok;
-      rest = rest.subspan(burst.size());
-      if (options.progress) options.progress(holds_.size(), pages.size() - rest.size());
-    }
-    return {};
-  }
-  [[nodiscard]] bool was_free(Gfn page) const noexcept {
-    return !free_.empty() && (free_[page.value / 64] >> (page.value % 64) & 1U) != 0;
-  }
-  /// Pages that were skipped, and of them those that nothing was written to, or zeros.
-  [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> nb_free_and_avoided() const {
-    std::uint64_t nb_free = 0, nb_avoided = 0;
-    for (std::uint64_t i = 0; i < holds_.size(); ++i) {
-      if (!was_free(Gfn{i})) continue;
-      ++nb_free;
-      nb_avoided += holds_[i] ? 0 : 1;
-    }
-    return {nb_free, nb_avoided};
-  }
-  /// Pages that the copy does not hold.
-  [[nodiscard]] std::vector<PageRange> zeros() const {
-    std::vector<PageRange> ranges;
-    for (std::uint64_t i = 0; i < holds_.size(); ++i) {
-      if (holds_[i]) continue;
-      if (i == 0 || holds_[i - 1]) ranges.push_back({Gfn{i}, 0});
-      ++ranges.back().nb_pages;
-    }
-    return ranges;
-  }
-
- private:
-  [[nodiscard]] std::vector<Gfn> dirty_pages() const {
-    std::vector<Gfn> pages;
-    for (std::uint64_t i = 0; i < holds_.size(); ++i)
-      if ((dirty_[i / 64] >> (i % 64) & 1U) != 0) pages.push_back({i});
-    return pages;
-  }
-  [[nodiscard]] Result<void> copy(std::span<const Gfn> pages) {
-    const auto mapped = domain_.map(pages, Access::kRead);
-    if (!mapped) return std::unexpected(mapped.error());
-    for (std::size_t i = 0; i < pages.size(); ++i) {
-      const int errnum = mapped->error(i);
-      if (errnum != 0 && !is_missing(errnum)) return domain_.checked(errnum, "map", pages[i]);
-      holds_[pages[i].value] = errnum == 0 && copy(pages[i], mapped->page(i));
-    }
-    return {};
-  }
-  /// @return false: all zero, and then it takes no memory here
-  [[nodiscard]] bool copy(Gfn page, std::span<std::byte, kPageSize> bytes) const noexcept {
-    if (isal_zero_detect(bytes.data(), kPageSize) == 0) return false;
-    std::memcpy(out_.data() + page.value * kPageSize, bytes.data(), kPageSize);
-    return true;
-  }
-
-  Domain domain_;
-  std::span<std::byte> out_;
-  std::vector<std::uint64_t> dirty_;
-  std::vector<bool> holds_;  // of each page: out_ has its bytes
-  FreeWords free_;           // empty: nobody said
-  bool logs_ = false;
-};
 
 /// Is told when the freeze is over that it was asked for.
 class GuestAgent {
@@ -327,9 +212,9 @@ Result<void> skip_free_pages(GuestAgent& agent, Copier& copier, FrozenDomain& fr
 /// While the guest runs: until it has written little since the last round, or no less than before.
 Result<void> copy_in_rounds(GuestAgent& agent, Copier& copier, FrozenDomain& frozen,
                             const FreezeOptions& options) {
-  const auto began = Clock::now();
   if (auto ok = copier.begin(); !ok) return ok;
   if (auto ok = skip_free_pages(agent, copier, frozen, options); !ok) return ok;
+  const auto began = Clock::now();
   if (auto ok = copier.copy(options); !ok) return ok;
   frozen.copy = since(began);
   FreezeOptions quiet = options;
@@ -361,7 +246,7 @@ Result<void> copy_in_pause(const Domain& domain, Copier& copier, FrozenDomain& f
                            const FreezeOptions& options) {
   const auto asked = Clock::now();
   Suspended suspended{domain};
-  if (auto ok = suspended.wait(options.suspend_timeout); !ok) return ok;
+  if (auto ok = suspended.wait(options); !ok) return ok;
   frozen.suspend = since(asked);
   frozen.since = Clock::now();
   if (auto ok = copy_rest(domain, copier, frozen); !ok) return ok;
@@ -376,9 +261,10 @@ Result<void> copy_in_pause(const Domain& domain, Copier& copier, FrozenDomain& f
 
 Result<FrozenDomain> FrozenDomain::take(Domain domain, const FreezeOptions& options) {
   if (const auto ok = check_kind(domain); !ok) return std::unexpected(ok.error());
+  if (const auto ok = check_complete(domain); !ok) return std::unexpected(ok.error());
   const auto nb_pages = ram_pages(domain);
   if (!nb_pages) return std::unexpected(nb_pages.error());
-  auto target = Target::make(*nb_pages);
+  auto target = CopyTarget::make(*nb_pages);
   if (!target) return std::unexpected(target.error());
   FrozenDomain frozen;
   frozen.nb_pages = *nb_pages;

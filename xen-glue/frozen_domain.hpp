@@ -33,7 +33,7 @@ struct FrozenDomain {
   std::chrono::steady_clock::time_point since{};  ///< when it was suspended
   std::chrono::microseconds suspend{};            ///< the guest took to suspend, running on
   std::chrono::microseconds pause{};              ///< from its suspend to its resume
-  std::chrono::microseconds copy{};   ///< of all its memory, while it ran: the first round
+  std::chrono::microseconds copy{};   ///< of all but free pages, while it ran: the first round
   std::uint64_t nb_pages_in_pause{};  ///< written since the last round, and so copied in the pause
   /// That the guest's agent called free when Xen noted already what is written.
   std::uint64_t nb_free_pages{};
@@ -45,7 +45,8 @@ struct FrozenDomain {
   /// What the guest's agent says is free (guest_bitmap.hpp) is copied only if it is written then.
   /// Needs as much memory as the domain has. Source: the log-dirty rounds of xl's own migration,
   /// tools/libs/guest/xg_sr_save.c.
-  /// @return ETIMEDOUT: it did not suspend; ECANCELED: stopped; ENOTSUP: RAM that reaches the hole
+  /// @return ETIMEDOUT: it did not suspend; ECANCELED: stopped; ENODATA: a clone that lacks pages;
+  /// ENOTSUP: RAM that reaches the hole
   ///         below 4 GiB, or no PVH domain; EINVAL: xenstore does not say its size, or somebody
   ///         else has Xen note what it writes (a migration); or what a call reported
   [[nodiscard]] static Result<FrozenDomain> take(Domain domain, const FreezeOptions& options);

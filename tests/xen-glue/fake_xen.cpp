@@ -74,6 +74,8 @@ int FakeXen::info(DomId id, DomainInfo& out) noexcept {
   FakeDomain* domain;
   if (const int errnum = begin(Call::kInfo, id, domain)) return errnum;
   domain->info.paused = domain->nb_pauses > 0;
+  if (domain->nb_looks_till_suspend > 0 && --domain->nb_looks_till_suspend == 0)
+    domain->info.suspended = domain->info.shut_down = true;
   out = domain->info;
   return 0;
 }

@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/xen-glue/fake_agent.hpp"
+#include "xen-glue/domain_pager.hpp"
 
 namespace snowfabric::xen::test {
 namespace {
@@ -132,6 +133,44 @@ TEST_F(FrozenDomainTest, AStopEndsTheCopyAndTheGuestNeverStands) {
   expect_running();
 }
 
+TEST_F(FrozenDomainTest, AStopIsHeardWhileTheGuestIsWaitedFor) {
+  xen.suspends = false;
+  xen.on_store_write = [this](const std::string& path, const std::string&) {
+    stop = stop || path.ends_with("control/shutdown");
+  };
+  const auto frozen = freeze();
+  ASSERT_FALSE(frozen);
+  EXPECT_EQ(frozen.error().errnum, ECANCELED);
+  EXPECT_EQ(xen.store["/local/domain/6/control/shutdown"], "");
+  expect_running();
+}
+
+TEST_F(FrozenDomainTest, AGuestThatSuspendsTooLateRunsOn) {
+  xen.suspends = false;
+  xen.on_store_write = [this](const std::string& path, const std::string& value) {
+    if (value != "suspend") return;
+    xen.store[path] = "";                // it has read the request
+    domain.nb_looks_till_suspend = 100;  // more than there are while it is waited for
+  };
+  const auto frozen = freeze();
+  ASSERT_FALSE(frozen);
+  EXPECT_EQ(frozen.error().errnum, ETIMEDOUT);
+  EXPECT_EQ(domain.nb_looks_till_suspend, 0U);
+  expect_running();
+}
+
+TEST_F(FrozenDomainTest, ACloneThatLacksPagesIsRefused) {
+  ASSERT_EQ(xen.pause(kDom), 0);
+  const auto pager = DomainPager::enable(Domain{xen, kDom});
+  ASSERT_TRUE(pager) << pager.error().what;
+  std::vector<Gfn> kept;
+  ASSERT_TRUE((*pager)->evict({Gfn{5}, 3}, kept));
+  const auto frozen = freeze();
+  ASSERT_FALSE(frozen);
+  EXPECT_EQ(frozen.error().errnum, ENODATA);
+  EXPECT_EQ(frozen.error().what, "domain 6 lacks 3 of its pages: it can be forked once it has all");
+}
+
 TEST_F(FrozenDomainTest, NobodyCanWriteTheCopy) {
   const auto frozen = freeze();
   ASSERT_TRUE(frozen);
@@ -224,6 +263,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Failing{Call::kInfo, 0, "info of domain 6"},
                     Failing{Call::kTakeDirty, 1, "look what was written of domain 6"},
                     Failing{Call::kInfo, 1, "info of domain 6"},
+                    Failing{Call::kInfo, 2, "info of domain 6"},
                     Failing{Call::kGetContext, 0, "get HVM context of domain 6"},
                     Failing{Call::kGetTsc, 0, "get TSC of domain 6"},
                     Failing{Call::kGsBase, 1, "read a CPU record of domain 6"},
