@@ -86,6 +86,13 @@ TEST_F(XenGuestTest, RunsAtOnceIfNothingIsEager) {
   EXPECT_EQ(domain.info.nb_paged_pages, kNbPages);
 }
 
+TEST_F(XenGuestTest, ARunningDomainThatIsNoCloneRunsOn) {
+  ASSERT_EQ(xen.unpause(kDom), 0);
+  xen.fail(Call::kEnable, EBUSY);
+  EXPECT_FALSE(try_adopt());
+  EXPECT_EQ(domain.nb_pauses, 0U);
+}
+
 TEST_F(XenGuestTest, RunsOnceItsEagerPagesAreIn) {
   special.eager = {Gfn{3}, Gfn{9}, Gfn{40}};
   const auto guest = adopt();
