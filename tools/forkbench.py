@@ -88,7 +88,7 @@ class LocalImage:
         nic = vmlib.Nic(f"local{clone_id}", family.identity(clone_id).mac, family.lab.vm_ns)
         vm = vmlib.Vm(f"local{clone_id}", family.fleet.dir, vmlib.machine_args(family.mb, family.cpus, image=self.ram),
                       nic=nic, postcopy=False, extra=["-incoming", "defer"])
-        clone = forklib.Clone(vm, family.identity(clone_id), host=None)
+        clone = forklib.Clone(vm, family.identity(clone_id), host=None, image=None)
         family.clones.append(clone)
         vm.start()
         self._mode(vm, True)
