@@ -13,6 +13,7 @@
 #include <cstring>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -23,6 +24,7 @@
 
 #include "descriptor/descriptor.hpp"
 #include "descriptor/xen_state.hpp"
+#include "fabric/base/parse_number.hpp"
 #include "fabric/base/unix_socket.hpp"
 #include "xen-glue/bare_loop.hpp"
 #include "xen-glue/domain_pager.hpp"
@@ -37,7 +39,7 @@ using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 using Micros = std::chrono::microseconds;
 
-constexpr std::size_t kBurstPages = 1024;
+constexpr auto kRest = std::chrono::seconds{1};  // a guest resumes its devices meanwhile
 std::atomic<bool> stop_asked{false};
 
 Micros since(Clock::time_point began) {
@@ -49,16 +51,22 @@ Micros since(Clock::time_point began) {
 /// Anonymous memory, touched.
 class Buffer {
  public:
-  explicit Buffer(std::size_t nb_bytes)
-      : bytes_{static_cast<std::byte*>(mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE,
-                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)),
-               nb_bytes} {}
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { munmap(bytes_.data(), bytes_.size()); }
+  /// @return ENOMEM
+  static Result<Buffer> make(std::size_t nb_bytes) {
+    void* bytes = mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (bytes == MAP_FAILED) return fail(errno, fmt::format("mmap of {} bytes", nb_bytes));
+    return Buffer{{static_cast<std::byte*>(bytes), nb_bytes}};
+  }
+  Buffer(Buffer&& from) noexcept : bytes_{std::exchange(from.bytes_, {})} {}
+  Buffer& operator=(Buffer&&) = delete;
+  ~Buffer() {
+    if (!bytes_.empty()) munmap(bytes_.data(), bytes_.size());
+  }
   [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
 
  private:
+  explicit Buffer(std::span<std::byte> bytes) : bytes_{bytes} {}
   std::span<std::byte> bytes_;
 };
 
@@ -89,11 +97,12 @@ Result<Bare> bare_freeze(const Domain& domain) {
 }
 
 Result<Json> measure_freeze(const Domain& domain, std::span<std::byte> room) {
-  const auto copied = bare_copy(domain.id(), room, kBurstPages);
+  const auto copied = bare_copy(domain.id(), room, kMapBurstPages);
   if (!copied) return std::unexpected(copied.error());
+  std::this_thread::sleep_for(kRest);
   const auto bare = bare_freeze(domain);
   if (!bare) return std::unexpected(bare.error());
-  std::this_thread::sleep_for(std::chrono::seconds{1});  // the guest resumes its devices
+  std::this_thread::sleep_for(kRest);
   const auto frozen = FrozenDomain::take(domain, {});
   if (!frozen) return std::unexpected(frozen.error());
   return Json{{"pages", frozen->nb_pages},
@@ -114,10 +123,11 @@ Result<void> freeze(const std::string& name, unsigned nb_rounds) {
   if (!domain) return std::unexpected(domain.error());
   const auto size = domain->store_read("memory/static-max");
   if (!size) return std::unexpected(size.error());
-  const Buffer room{std::stoull(*size) * 1024};
+  const auto room = Buffer::make(parse_number(*size, 10).value_or(0) * 1024);
+  if (!room) return std::unexpected(room.error());
   Json rounds = Json::array();
   for (unsigned i = 0; i < nb_rounds; ++i) {
-    auto round = measure_freeze(*domain, room.bytes());
+    auto round = measure_freeze(*domain, room->bytes());
     if (!round) return std::unexpected(round.error());
     rounds.push_back(std::move(*round));
   }
@@ -161,7 +171,29 @@ Result<Arrival> wait_for_clone(const std::string& path) {
   return Arrival{std::move(socket), DomId{message[0]["domain"].get<std::uint16_t>()}};
 }
 
-/// Serves faults from local memory until told to end: a pager with nothing in its way.
+/// Until told to end.
+Result<void> serve(DomainPager& pager, std::span<const std::byte> image) {
+  std::uint64_t nb_faults = 0;
+  while (!stop_asked) {
+    pollfd ready{pager.fd(), POLLIN, 0};
+    poll(&ready, 1, 100);
+    pager.acknowledge();
+    DomainPager::Fault fault;
+    PagingRing::Take taken;
+    for (; (taken = pager.take(fault)) == PagingRing::Take::kRequest; ++nb_faults) {
+      const Gfn page = fault.request.page;
+      if (page.value < image.size() / kPageSize)
+        pager.load(page, image.data() + page.value * kPageSize);
+      pager.answer(page);
+    }
+    if (taken == PagingRing::Take::kBroken) return fail(EPROTO, "the paging ring");
+    pager.notify();
+  }
+  fmt::print("{}\n", Json{{"faults", nb_faults}}.dump());
+  return {};
+}
+
+/// Serves faults from local memory: a pager with nothing in its way.
 Result<void> page(const std::string& socket, const std::string& descriptor_path,
                   const std::string& image_path) {
   const auto descriptor = read_descriptor(descriptor_path);
@@ -182,23 +214,10 @@ Result<void> page(const std::string& socket, const std::string& descriptor_path,
     if (const auto reset = GuestBitmap::reset((*pager)->domain(), *where, nb_pages); !reset)
       return std::unexpected(reset.error());
   for (const Gfn eager : state->eager)
-    (*pager)->load(eager, image->data() + eager.value * kPageSize);
+    if (const int errnum = (*pager)->load(eager, image->data() + eager.value * kPageSize))
+      return (*pager)->domain().checked(errnum, "load", eager);
   if (auto ok = (*pager)->domain().unpause(); !ok) return ok;
-  std::uint64_t nb_faults = 0;
-  while (!stop_asked) {
-    pollfd ready{(*pager)->fd(), POLLIN, 0};
-    poll(&ready, 1, 100);
-    (*pager)->acknowledge();
-    for (DomainPager::Fault fault; (*pager)->take(fault) == PagingRing::Take::kRequest;
-         ++nb_faults) {
-      if (fault.request.page.value < nb_pages)
-        (*pager)->load(fault.request.page, image->data() + fault.request.page.value * kPageSize);
-      (*pager)->answer(fault.request.page);
-    }
-    (*pager)->notify();
-  }
-  fmt::print("{}\n", Json{{"faults", nb_faults}}.dump());
-  return {};
+  return serve(**pager, *image);
 }
 
 }  // namespace

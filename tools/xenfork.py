@@ -87,7 +87,7 @@ def ticks(name):
 
 def tick_times(name):
     """How long the guest looked at its memory in each tick, in us."""
-    return [int(found) for found in re.findall(r"guest: tick=.* us=(\d+)", log_of(name))]
+    return [int(found) for found in re.findall(r"guest: tick=.* us=(\d+)\r?\n", log_of(name))]
 
 
 def program(name, path, args):
@@ -154,9 +154,9 @@ class Clone:
 class Clones:
     """The clones of this host and their memtap."""
 
-    def __init__(self, names):
+    def __init__(self, names, tap_args=()):
         link("tap0")
-        self.socket, self.tap = RUN / "memtap.sock", None
+        self.socket, self.tap, self.tap_args = RUN / "memtap.sock", None, tap_args
         self.start_tap()
         self.config = RUN / "clone.cfg"
         self.config.write_text('cpus = "1"\n')  # dom0 has the other
@@ -170,7 +170,8 @@ class Clones:
     def start_tap(self):
         self.socket.unlink(missing_ok=True)
         self.tap = program("memtap", "memtap-dpdk", ["--descriptor", DESCRIPTOR, "--socket", self.socket, "--give-up", "30",
-                                                     "--stats", RUN / "memtap-stats.json", *port_args("tap0", "tap")])
+                                                     *self.tap_args, "--stats", RUN / "memtap-stats.json",
+                                                     *port_args("tap0", "tap")])
         wait_for("socket of memtap", self.socket.exists, PATIENCE_S, self.tap)
 
     def wait(self, seconds, nb_ticks=GOOD_TICKS):
