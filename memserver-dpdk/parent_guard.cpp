@@ -2,6 +2,7 @@
 #include "memserver-dpdk/parent_guard.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <spawn.h>
 #include <unistd.h>
 
@@ -13,10 +14,10 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <utility>
 
-#include <fmt/format.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -81,6 +82,13 @@ Result<pid_t> spawn(int control, int qmp, int channel, std::string undo) {
   return pid;
 }
 
+/// Where it can be said at once: stderr may be a pipe that nobody reads, or a terminal that is
+/// gone, and the parent needs its guard all the same.
+void complain(const char* what, const char* why = "") noexcept {
+  pollfd room{STDERR_FILENO, POLLOUT, 0};
+  if (poll(&room, 1, 0) == 1) dprintf(STDERR_FILENO, "%s: %s%s\n", kName, what, why);
+}
+
 /// One byte, or the end. @return bytes, -1 with errno
 ssize_t hear(int control) noexcept {
   for (char byte = 0;;)
@@ -93,6 +101,16 @@ void drain(int channel) noexcept {
   for (;;) {
     const ssize_t n = recv(channel, rest.data(), rest.size(), 0);
     if (n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN)) return;
+  }
+}
+
+/// Without a thread QEMU may have to wait for ever, but it may as well have sent all.
+std::thread start_to_drain(int channel) noexcept {
+  try {
+    return std::thread{drain, channel};
+  } catch (const std::system_error& error) {
+    complain("nobody takes what QEMU still sends: ", error.what());
+    return {};
   }
 }
 
@@ -164,23 +182,22 @@ std::optional<int> guard_parent(std::span<char*> args) {
   if (!undo.is_array()) return 2;
   const auto done = keep_guard(UniqueFd{kControlFd}, UniqueFd{kQmpFd}, UniqueFd{kChannelFd}, undo);
   if (done) return 0;
-  fmt::print(stderr, "{}: the parent could not be set back: {}: {}\n", kName, done.error().what,
-             std::strerror(done.error().errnum));
+  complain("the parent could not be set back: ",
+           (done.error().what + ": " + std::strerror(done.error().errnum)).c_str());
   return 1;
 }
 
 Result<void> keep_guard(UniqueFd control, UniqueFd qmp, UniqueFd channel, const Json& undo) {
   send(control.get(), "", 1, MSG_NOSIGNAL);
   if (hear(control.get()) == 1) return {};
-  fmt::print(stderr, "{}: memserver did not give its parent back after a freeze; this does\n",
-             kName);
-  std::thread drainer{drain, channel.get()};
+  complain("memserver did not give its parent back after a freeze; this does");
+  std::thread drainer = start_to_drain(channel.get());
   Qmp parent = Qmp::adopt(std::move(qmp));
   Result<void> done;
   do done = set_back(parent, undo);
   while (!done && done.error().errnum == ETIMEDOUT);
   shutdown(channel.get(), SHUT_RDWR);
-  drainer.join();
+  if (drainer.joinable()) drainer.join();
   return done;
 }
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memserver-dpdk/parent_guard.hpp"
 
+#include <fcntl.h>
+
 #include <array>
+#include <csignal>
 #include <string>
 #include <thread>
 #include <vector>
@@ -144,6 +147,62 @@ TEST_F(ParentGuardTest, AQemuThatIsGoneNeedsNothing) {
   qemu_ = UniqueFd{};
   guard_.join();
   EXPECT_FALSE(done_);
+}
+
+/// While it lives, stderr is another file; a write to a closed pipe is an error, as in a guard.
+class StderrTo {
+ public:
+  explicit StderrTo(int fd) : before_{dup(STDERR_FILENO)}, handler_{std::signal(SIGPIPE, SIG_IGN)} {
+    dup2(fd, STDERR_FILENO);
+  }
+  StderrTo(const StderrTo&) = delete;
+  StderrTo& operator=(const StderrTo&) = delete;
+  ~StderrTo() {
+    dup2(before_.get(), STDERR_FILENO);
+    static_cast<void>(std::signal(SIGPIPE, handler_));
+  }
+
+ private:
+  UniqueFd before_;
+  void (*handler_)(int);
+};
+
+struct StderrLostTest : ParentGuardTest {
+  void set_back_with_stderr(int fd) {
+    const StderrTo lost{fd};
+    memserver_ = UniqueFd{};
+    EXPECT_EQ(name_of_next("completed"), "query-migrate");
+    EXPECT_EQ(answer("return", {})["execute"], "cont");
+    answer("return", {});
+    guard_.join();
+    EXPECT_TRUE(done_);
+  }
+};
+
+TEST_F(StderrLostTest, AClosedPipeDoesNotKeepItFromItsWork) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(pipe(ends.data()), 0);
+  const UniqueFd writer{ends[1]};
+  close(ends[0]);
+  set_back_with_stderr(writer.get());
+}
+
+TEST_F(StderrLostTest, NorDoesAFullPipe) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(pipe(ends.data()), 0);
+  const UniqueFd reader{ends[0]};
+  const UniqueFd writer{ends[1]};
+  fcntl(writer.get(), F_SETFL, O_NONBLOCK);
+  const std::array<char, 4096> much{};
+  while (write(writer.get(), much.data(), much.size()) > 0) {
+  }
+  fcntl(writer.get(), F_SETFL, 0);
+  set_back_with_stderr(writer.get());
+}
+
+TEST_F(StderrLostTest, NorDoesAFullDisk) {
+  const UniqueFd full{open("/dev/full", O_WRONLY | O_CLOEXEC)};
+  set_back_with_stderr(full.get());
 }
 
 TEST(ParentGuard, OnlyAProcessOfItsNameIsOne) {
