@@ -55,7 +55,8 @@ struct Frozen {
 /// @param server  where memtaps find this memserver
 /// @param cpus    for the scan and for the thread that sets pages aside
 /// @param stop    set by a signal: gives up once the parent runs on, which a background snapshot
-///                takes its time for: a QEMU 7.2 whose snapshot is broken off hangs
+///                takes its time for: a QEMU 7.2 whose snapshot is broken off hangs; or when QEMU
+///                falls silent
 /// @return ECANCELED: stopped; as freeze_qemu, write_descriptor and Image::open
 [[nodiscard]] Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server,
                                            const CpuMask& cpus, const std::atomic<bool>& stop);

@@ -9,7 +9,6 @@
 
 #include <fmt/format.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 
 #include "memserver-dpdk/holes.hpp"
 #include "memserver-dpdk/progress.hpp"
@@ -56,18 +55,9 @@ class Arena {
   std::size_t nb_bytes_ = 0;
 };
 
-Result<std::size_t> read_some(int channel, std::span<std::byte> out) {
-  for (;;) {
-    const ssize_t n = recv(channel, out.data(), out.size(), 0);
-    if (n >= 0) return static_cast<std::size_t>(n);
-    if (errno == EAGAIN) return fail(ETIMEDOUT, "the parent's QEMU has stopped sending its state");
-    if (errno != EINTR) return fail(errno, "receive the parent's memory");
-  }
-}
-
 }  // namespace
 
-Result<FrozenMemory> FrozenMemory::take(int channel, std::uint64_t nb_live_pages,
+Result<FrozenMemory> FrozenMemory::take(const StreamChannel& channel, std::uint64_t nb_live_pages,
                                         std::optional<int> progress_fd) {
   UniqueFd file{memfd_create("snowfabric-frozen", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
   if (!file) return fail(errno, "memfd_create for the parent's memory");
@@ -75,7 +65,7 @@ Result<FrozenMemory> FrozenMemory::take(int channel, std::uint64_t nb_live_pages
   std::optional<Progress> progress;
   auto state = qemu::read_stream(
       [&](std::span<std::byte> out) {
-        auto nb_bytes = read_some(channel, out);
+        auto nb_bytes = channel.receive(out);
         if (nb_bytes && progress) progress->add(*nb_bytes);
         return nb_bytes;
       },

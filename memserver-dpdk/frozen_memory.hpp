@@ -9,6 +9,7 @@
 #include "descriptor/qemu_stream.hpp"
 #include "fabric/base/result.hpp"
 #include "fabric/base/unique_fd.hpp"
+#include "memserver-dpdk/stream_channel.hpp"
 
 namespace snowfabric {
 
@@ -17,13 +18,13 @@ namespace snowfabric {
 class FrozenMemory {
  public:
   /// Blocks until the stream has ended.
-  /// @param channel      a socket, the other end is QEMU's; it may have a time-out
   /// @param nb_live_pages  of the first block, if it does not come by the stream but is shared with
   ///                       the parent: its place in the file stays empty; else 0
   /// @param progress_fd    where to show how far it is
-  /// @return as qemu::read_stream; EINVAL: the first block has another size; ETIMEDOUT; or what the
-  ///         call named reported
-  [[nodiscard]] static Result<FrozenMemory> take(int channel, std::uint64_t nb_live_pages,
+  /// @return as qemu::read_stream and StreamChannel::receive; EINVAL: the first block has another
+  ///         size; or what the call named reported
+  [[nodiscard]] static Result<FrozenMemory> take(const StreamChannel& channel,
+                                                 std::uint64_t nb_live_pages,
                                                  std::optional<int> progress_fd);
 
   /// @param sealed  of all pages, in their order; nothing can write it

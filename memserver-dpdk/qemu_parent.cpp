@@ -10,8 +10,6 @@
 #include <vector>
 
 #include <fmt/format.h>
-#include <sys/socket.h>
-#include <sys/time.h>
 
 #include "fabric/base/frame_number.hpp"
 #include "memserver-dpdk/borrowed_parent.hpp"
@@ -20,6 +18,7 @@
 #include "memserver-dpdk/parent_checks.hpp"
 #include "memserver-dpdk/process.hpp"
 #include "memserver-dpdk/qmp.hpp"
+#include "memserver-dpdk/stream_channel.hpp"
 
 namespace snowfabric {
 namespace {
@@ -28,8 +27,10 @@ using Json = Qmp::Json;
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kVerdictTimeout = std::chrono::seconds{10};
-// In the pause: a QEMU that stalls for so long does not leave its VM stopped.
-constexpr timeval kStatePatience{.tv_sec = 10, .tv_usec = 0};
+// In the pause: a QEMU that stalls for so long does not leave its VM stopped. A background snapshot
+// stops nothing, and may have to wait for the disk that the VM's memory was swapped to.
+constexpr auto kStatePatience = std::chrono::seconds{10};
+constexpr auto kSnapshotPatience = std::chrono::seconds{60};
 
 /// After the stream's end: what QEMU says of it. @return the pause
 Result<std::chrono::microseconds> verdict_of(Qmp& qmp) {
@@ -91,24 +92,21 @@ struct Migrated {
   std::chrono::microseconds pause;  ///< as QEMU measured it
 };
 
-/// What we cannot take is said to nobody: a QEMU 7.2 whose background snapshot is broken off hangs.
-void hear_out(int channel) {
-  std::array<std::byte, 65536> rest;
-  for (;;) {
-    const ssize_t n = recv(channel, rest.data(), rest.size(), 0);
-    if (n == 0 || (n < 0 && errno != EINTR)) return;
-  }
+/// Whether QEMU says nothing: then it may not answer either.
+bool is_silence(const Error& error) {
+  return error.errnum == ETIMEDOUT || error.errnum == ECANCELED;
 }
 
-/// Has QEMU send its state, and takes it.
+/// Has QEMU send its state, and takes it. What we cannot take is said to nobody: a QEMU 7.2 whose
+/// background snapshot is broken off hangs. One that falls silent is left to the guard.
 Result<Migrated> migrate(Qmp& qmp, BorrowedParent& parent, std::uint64_t nb_live_pages,
-                         std::optional<int> progress_fd) {
-  if (nb_live_pages != 0)  // else a snapshot, for which nothing stands still
-    setsockopt(parent.channel(), SOL_SOCKET, SO_RCVTIMEO, &kStatePatience, sizeof kStatePatience);
+                         std::optional<int> progress_fd, const std::atomic<bool>& stop) {
   if (auto ok = parent.send_state(); !ok) return std::unexpected(ok.error());
-  auto memory = FrozenMemory::take(parent.channel(), nb_live_pages, progress_fd);
-  if (!memory && memory.error().errnum == ETIMEDOUT) return std::unexpected(memory.error());
-  if (!memory) hear_out(parent.channel());
+  const StreamChannel channel{parent.channel(),
+                              nb_live_pages != 0 ? kStatePatience : kSnapshotPatience, stop};
+  auto memory = FrozenMemory::take(channel, nb_live_pages, progress_fd);
+  if (!memory && (is_silence(memory.error()) || !channel.hear_out()))
+    return std::unexpected(memory.error());
   const auto pause = verdict_of(qmp);
   if (!memory) return std::unexpected(pause ? memory.error() : both(memory.error(), pause.error()));
   if (!pause) return std::unexpected(pause.error());
@@ -128,12 +126,12 @@ FrozenParent complete(FrozenMemory memory, std::shared_ptr<CowMemory> live,
 }
 
 Result<FrozenParent> freeze_by_snapshot(Qmp& qmp, const QemuFreezeOptions& options,
-                                        Descriptor descriptor) {
+                                        Descriptor descriptor, const std::atomic<bool>& stop) {
   auto qemu = BorrowedParent::borrow(qmp, "background-snapshot");
   if (!qemu) return std::unexpected(explained(qemu.error(), qmp.pid()));
   const auto began = Clock::now();
   descriptor.frozen_at_ns = wall_clock_ns();
-  auto migrated = migrate(qmp, *qemu, 0, options.progress_fd);
+  auto migrated = migrate(qmp, *qemu, 0, options.progress_fd, stop);
   if (!migrated) return std::unexpected(migrated.error());
   qemu->give_back();
   auto parent = complete(std::move(migrated->memory), nullptr, options, std::move(descriptor));
@@ -182,7 +180,8 @@ void leave_out(AvoidedPages avoided, FrozenParent& parent) {
 
 /// Protects while the VM runs, so that little is left to do while it stands still.
 Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
-                                    const QemuFreezeOptions& options, Descriptor descriptor) {
+                                    const QemuFreezeOptions& options, Descriptor descriptor,
+                                    const std::atomic<bool>& stop) {
   const std::shared_ptr<CowMemory> live{std::move(memory)};
   auto qemu = BorrowedParent::borrow(qmp, "x-ignore-shared");
   if (!qemu) return std::unexpected(qemu.error());
@@ -191,7 +190,7 @@ Result<FrozenParent> freeze_by_shim(Qmp& qmp, std::unique_ptr<CowMemory> memory,
   if (auto ok = qemu->stop(); !ok) return std::unexpected(ok.error());
   if (auto ok = live->freeze(); !ok) return std::unexpected(ok.error());
   descriptor.frozen_at_ns = wall_clock_ns();
-  auto migrated = migrate(qmp, *qemu, live->nb_pages(), std::nullopt);
+  auto migrated = migrate(qmp, *qemu, live->nb_pages(), std::nullopt, stop);
   if (!migrated) return std::unexpected(migrated.error());
   const auto pause = qemu->resume();
   if (!pause) return std::unexpected(pause.error());
@@ -239,12 +238,12 @@ Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options, const std::at
   Descriptor descriptor;
   if (auto ok = describe_parent(*qmp, descriptor); !ok) return std::unexpected(ok.error());
   const std::string shim = variable_of(qmp->pid(), "SF_SHIM_SOCKET");  // of its preload library
-  if (shim.empty()) return freeze_by_snapshot(*qmp, options, std::move(descriptor));
+  if (shim.empty()) return freeze_by_snapshot(*qmp, options, std::move(descriptor), stop);
   auto memory = memory_in_place(*qmp, shim);
-  if (memory) return freeze_by_shim(*qmp, std::move(*memory), options, std::move(descriptor));
+  if (memory) return freeze_by_shim(*qmp, std::move(*memory), options, std::move(descriptor), stop);
   if (memory.error().errnum == EBUSY)
     return std::unexpected(memory.error());  // QEMU could not either
-  auto parent = freeze_by_snapshot(*qmp, options, std::move(descriptor));
+  auto parent = freeze_by_snapshot(*qmp, options, std::move(descriptor), stop);
   if (!parent) return std::unexpected(both(memory.error(), parent.error()));
   parent->why_no_shim = memory.error().what;
   return parent;

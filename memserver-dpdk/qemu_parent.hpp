@@ -29,7 +29,8 @@ struct QemuFreezeOptions {
 /// @return EROFS: the VM has a writable disk, which is not frozen; EBUSY: a clone without all its
 ///         memory, or memory that another memserver holds; EREMOTEIO: QEMU refused, with
 ///         its words; ENOTSUP: RAM that somebody writes past QEMU, or that it cannot write-protect;
-///         ETIMEDOUT: it stalls; as Qmp and the stream reader
+///         ETIMEDOUT: it stalls; ECANCELED: stopped while it sends nothing; as Qmp and the stream
+///         reader
 [[nodiscard]] Result<FrozenParent> freeze_qemu(const QemuFreezeOptions& options,
                                                const std::atomic<bool>& stop);
 

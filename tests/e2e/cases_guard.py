@@ -74,13 +74,14 @@ def in_pause(vms):
     return is_amid
 
 
-def in_snapshot(vms):
+def in_snapshot(vms, is_still=None):
+    """@param is_still  whether it is not over, if QEMU itself cannot be asked"""
     def is_amid(strike):
         status = lambda: vms.parent.qmp("query-migrate").get("status")  # noqa: E731
         wait_until(lambda: status() == "active" or vms.descriptor.exists(), "a snapshot is under way", 60.0)
         strike()
         time.sleep(0.3)  # what has been sent has come by then
-        return status() == "active"
+        return is_still() if is_still else status() == "active"
     return is_amid
 
 
@@ -132,3 +133,19 @@ def fork_parent_stalls_in_the_pause(context):
         check(came(vms.parent, "RESUME", 20.0), "the parent does not run on")
         check_set_back(vms, guard, settings)
         return said[-1].partition(" error ")[2]
+
+
+@case(300)
+def fork_parent_falls_silent_in_a_background_snapshot(context):
+    """memserver, which has patience with it, ends when it is told to; its guard takes the rest, should it come."""
+    with family(context, shim=False) as vms:
+        settings = settings_of(vms.parent)
+        server, guard = strike_amid(vms, lambda _: vms.parent.process, in_snapshot(vms, lambda: not vms.descriptor.exists()))
+        check(server.status() is None, f"memserver ended with status {server.status()} at once")
+        complaint = server.stop(30.0)
+        check(not complaint and server.status() == 0, complaint or f"memserver ended with status {server.status()}, not 0")
+        vms.fleet.ended.append(server)
+        vms.fleet.server = None
+        check(not has_ended(guard), "the guard has ended too soon")
+        os.kill(vms.parent.process.pid, signal.SIGCONT)
+        check_set_back(vms, guard, settings)
