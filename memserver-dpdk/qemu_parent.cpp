@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <string_view>
@@ -130,9 +131,11 @@ Result<FrozenParent> freeze_by_snapshot(Qmp& qmp, const QemuFreezeOptions& optio
   auto qemu = BorrowedParent::borrow(qmp, "background-snapshot");
   if (!qemu) return std::unexpected(explained(qemu.error(), qmp.pid()));
   const auto began = Clock::now();
-  descriptor.frozen_at_ns = wall_clock_ns();
+  const std::uint64_t asked_at_ns = wall_clock_ns();
   auto migrated = migrate(qmp, *qemu, 0, options.progress_fd, stop);
   if (!migrated) return std::unexpected(migrated.error());
+  // It stops the VM when it has prepared its memory; not one that stands still already.
+  descriptor.frozen_at_ns = std::max(asked_at_ns, qmp.stopped_at_ns());
   qemu->give_back();
   auto parent = complete(std::move(migrated->memory), nullptr, options, std::move(descriptor));
   parent.kind = FreezeKind::kSnapshot;

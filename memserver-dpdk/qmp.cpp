@@ -73,7 +73,15 @@ Result<Qmp::Json> Qmp::execute(const std::string& command, Json arguments, int f
       return fail(EREMOTEIO, fmt::format("QEMU refused {}: {}", command, reason_in(*found)));
     if (!answer->contains("event"))
       return fail(EPROTO, fmt::format("{}: neither an answer nor an event", path_));
+    note(*answer);
   }
+}
+
+void Qmp::note(const Json& event) {
+  if (text_of(event, "event") != "STOP") return;
+  const Json when = event.value("timestamp", Json{});
+  stopped_at_ns_ =
+      number_of(when, "seconds") * 1'000'000'000 + number_of(when, "microseconds") * 1000;
 }
 
 Result<void> Qmp::send(const Json& message, int fd) {

@@ -34,12 +34,16 @@ class Qmp {
 
   /// Process that listens: QEMU's, unless something relays the socket.
   [[nodiscard]] pid_t pid() const noexcept { return pid_; }
+  /// When QEMU last said that its VM stopped: wall clock, UNIX time; 0: never. What it says comes
+  /// to light with the answer to a command.
+  [[nodiscard]] std::uint64_t stopped_at_ns() const noexcept { return stopped_at_ns_; }
   /// To adopt it elsewhere.
   [[nodiscard]] int socket() const noexcept { return socket_.get(); }
 
  private:
   Qmp(UniqueFd socket, pid_t pid, std::string path)
       : socket_{std::move(socket)}, pid_{pid}, path_{std::move(path)} {}
+  void note(const Json& event);
   Result<void> send(const Json& message, int fd);
   Result<Json> receive();
   Result<std::string> line();
@@ -50,6 +54,7 @@ class Qmp {
   std::string buffer_;      // received, and not a whole line yet
   bool amid_line_ = false;  // somebody else has read how the first line begins
   unsigned nb_commands_ = 0;
+  std::uint64_t stopped_at_ns_ = 0;
 };
 
 /// A member of what QEMU says; empty, or 0: it has none of that kind.

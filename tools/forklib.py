@@ -23,12 +23,17 @@ DESCRIPTOR = "descriptor/sf-descriptor"
 POSTCOPY, PRECOPY = "qemu-postcopy", "qemu-precopy"
 
 
-def image_of(build, descriptor):
-    """The name of the image that a descriptor is of, as memtap knows it."""
+def show(build, descriptor):
+    """What is in a descriptor, as a dict."""
     done = subprocess.run([build / DESCRIPTOR, "show", descriptor, "--json"], capture_output=True, text=True)
     if done.returncode != 0:
         raise VmError(f"{DESCRIPTOR}: {done.stderr.strip()}")
-    shown = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def image_of(build, descriptor):
+    """The name of the image that a descriptor is of, as memtap knows it."""
+    shown = show(build, descriptor)
     return f"{shown['image_id']}-{shown['epoch']}"
 
 

@@ -183,6 +183,10 @@ def fork_without_the_shim_takes_a_snapshot(context):
             freeze = vms.fleet.info["freeze"]
             check((freeze["by_shim"], freeze["avoided_pages"]) == (0, 0), f"not a background snapshot of all: {freeze}")
             check_memory(clone.vm)
+        stopped = vms.parent.qmp.wait_event("STOP", 5.0)["timestamp"]
+        stopped_ns = (stopped["seconds"] * 10**6 + stopped["microseconds"]) * 1000
+        frozen_ns = forklib.show(context.build, vms.descriptor)["frozen_at_ns"]
+        check(frozen_ns == stopped_ns, f"QEMU stopped the VM at {stopped_ns}, the descriptor is of {frozen_ns}")
         check_parent(vms)
 
 

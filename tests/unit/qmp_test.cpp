@@ -60,6 +60,22 @@ TEST(Qmp, ACommandsAnswerIsReturnedAndEventsBeforeItArePassedOver) {
   EXPECT_EQ((*answer)["name"], "vm");
 }
 
+TEST(Qmp, WhenTheVmStoppedIsWhatItsLastSuchEventSays) {
+  FakeServer qemu{[](FakeServer& q) {
+    greet(q);
+    q.hear();
+    q.say("{\"event\": \"STOP\", \"timestamp\": {\"seconds\": 1, \"microseconds\": 0}}\n");
+    q.say("{\"event\": \"STOP\", \"timestamp\": {\"seconds\": 5, \"microseconds\": 20}}\n");
+    q.say("{\"event\": \"RESUME\", \"timestamp\": {\"seconds\": 6, \"microseconds\": 0}}\n");
+    q.say("{\"return\": {}}\n");
+  }};
+  auto qmp = Qmp::connect(qemu.path());
+  ASSERT_TRUE(qmp) << qmp.error().what;
+  EXPECT_EQ(qmp->stopped_at_ns(), 0U);
+  EXPECT_TRUE(qmp->execute("query-migrate"));
+  EXPECT_EQ(qmp->stopped_at_ns(), 5'000'020'000U);
+}
+
 TEST(Qmp, ADescriptorGoesWithItsCommand) {
   FakeServer qemu{[](FakeServer& q) {
     greet(q);
