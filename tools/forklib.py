@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A parent VM and the clones forked from it, on a lab's virtual hosts."""
 import contextlib
-import http.client
 import json
 import pathlib
 import socket
@@ -245,20 +244,19 @@ class Family:
     def ask_web(self, identity, timeout_s=30.0):
         """What the web server of a VM says, as a dict."""
         url = f"http://{identity.address}/"
-        connection = http.client.HTTPConnection(identity.address)
-        connection.sock = request = lablib.socket_in(self.lab.vm_ns)
+        deadline = time.monotonic() + timeout_s
+        request = lablib.socket_in(self.lab.vm_ns)
         self.requests.add(request)
         try:
             self._check_not_ending()
             request.settimeout(timeout_s)
             request.connect((identity.address, 80))
-            connection.request("GET", "/")
-            return json.loads(connection.getresponse().read())
-        except (OSError, ValueError, http.client.HTTPException) as error:
+            return vmlib.ask_web(request, identity.address, max(deadline - time.monotonic(), 0.001))
+        except (OSError, ValueError) as error:
             raise VmError(f"no answer from {url}: {error}") from error
         finally:
             self.requests.discard(request)
-            connection.close()
+            request.close()
 
     def guest_counters(self, clone):
         """Memtap's counters of this clone; {} before its QEMU is started and once it is gone."""

@@ -10,6 +10,7 @@ import time
 from bootlib import VmError
 
 MAX_SOCKET_PATH = 107
+MAX_ANSWER_BYTES = 4096  # of a guest's web server, header included
 
 
 class VmTimeout(VmError):
@@ -133,6 +134,28 @@ class Qmp:
 
     def close(self):
         self.socket.close()
+
+
+def ask_web(connection, host, timeout_s):
+    """What a VM's web server says to GET /, as a dict. Guests are not trusted to come to an end, or to make sense.
+    Raises OSError or ValueError."""
+    deadline, heard = time.monotonic() + timeout_s, b""
+    connection.settimeout(timeout_s)
+    connection.sendall(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+    while piece := connection.recv(MAX_ANSWER_BYTES):
+        heard += piece
+        if len(heard) > MAX_ANSWER_BYTES:
+            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
+        if (left_s := deadline - time.monotonic()) <= 0:
+            raise TimeoutError(f"no end within {timeout_s} s")
+        connection.settimeout(left_s)
+    try:
+        answer = json.loads(heard.partition(b"\r\n\r\n")[2])
+    except RecursionError as error:
+        raise ValueError("JSON nested too deep") from error
+    if not isinstance(answer, dict):
+        raise ValueError("no JSON object")
+    return answer
 
 
 def fields(text):

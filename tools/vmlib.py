@@ -13,7 +13,7 @@ import time
 import bootlib
 import fleetlib
 from bootlib import VmError
-from vmchannel import Channel, LineSocket, Qmp, VmTimeout, fields  # noqa: F401 (for those who use a VM)
+from vmchannel import Channel, LineSocket, Qmp, VmTimeout, ask_web, fields  # noqa: F401 (for those who use a VM)
 
 QEMU = "qemu-system-x86_64"
 PORT_NAME = "org.snowfabric.0"

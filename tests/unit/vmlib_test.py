@@ -288,5 +288,41 @@ class SocketTest(unittest.TestCase):
         self.assertEqual(vmlib.fields("bad=0 first=-1 who=a=b odd"), {"bad": 0, "first": -1, "who": "a=b"})
 
 
+class WebTest(unittest.TestCase):
+    def ask(self, *pieces, timeout_s=5.0):
+        """What is made of a web server that sends these, and waits a little between them."""
+        ours, theirs = socket.socketpair()
+        enough = threading.Event()
+
+        def serve():
+            with theirs, contextlib.suppress(OSError):
+                theirs.recv(4096)
+                for piece in pieces:
+                    theirs.sendall(piece)
+                    enough.wait(0.05)
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            with ours:
+                return vmlib.ask_web(ours, "1.2.3.4", timeout_s)
+        finally:
+            enough.set()
+            server.join()
+
+    def test_its_answer_is_a_dict_however_it_comes(self):
+        self.assertEqual(self.ask(b"HTTP/1.0 200 OK\r\nX: 1\r\n\r", b'\n{"id":', b"3}\n"), {"id": 3})
+
+    def test_what_is_no_such_answer_is_an_error(self):
+        for body in (b"[]", b"7", b"", b"{", b"\xff", b"[" * 3000):
+            with self.assertRaises(ValueError, msg=body[:9]):
+                self.ask(b"HTTP/1.0 200 OK\r\n\r\n" + body)
+
+    def test_one_without_end_is_given_up(self):
+        with self.assertRaisesRegex(ValueError, "more than 4096 bytes"):
+            self.ask(b"x" * 4097)
+        with self.assertRaises(TimeoutError):
+            self.ask(*[b"x"] * 100, timeout_s=0.2)
+
+
 if __name__ == "__main__":
     unittest.main()
