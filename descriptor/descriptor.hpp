@@ -112,8 +112,9 @@ struct Descriptor {
 [[nodiscard]] Result<Descriptor> read_descriptor(const std::string& path);
 
 /// Replaces `path` atomically and durably: whoever opens it sees the old file or the whole new one.
-/// After an error nothing has changed, unless it was the folder's fsync(2): then the new file is
-/// there. It is readable by its owner alone, because device state is guest memory.
+/// After an error nothing has changed, unless it was the folder's fsync(2): then there is no file,
+/// neither an old nor the new one. It is readable by its owner alone, because device state is guest
+/// memory.
 /// @return as encode; EINVAL: `path` is there and is not a regular file; errno of the failed call
 [[nodiscard]] Result<void> write_descriptor(const Descriptor& descriptor, const std::string& path);
 

@@ -75,13 +75,20 @@ Result<void> check_target(const std::string& path) {
   return {};
 }
 
-Result<void> sync_folder(const std::string& path) {
+Result<UniqueFd> open_folder_of(const std::string& path) {
   const auto parent = std::filesystem::path{path}.parent_path();
   const std::string folder = parent.empty() ? "." : parent.string();
-  const UniqueFd fd{::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  UniqueFd fd{::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
   if (!fd) return failed("open", folder);
-  if (::fsync(fd.get()) != 0) return failed("fsync", folder);
-  return {};
+  return fd;
+}
+
+/// A file whose name may be lost goes at once, lest it is used by then.
+Result<void> sync_name(const UniqueFd& folder, const std::string& path) {
+  if (::fsync(folder.get()) == 0 || errno == EINVAL) return {};  // which some file systems have not
+  auto error = failed("fsync of the folder", path);
+  ::unlink(path.c_str());
+  return error;
 }
 
 /// The file that is to become `path`: gone again unless it was renamed.
@@ -130,10 +137,12 @@ Result<void> write_descriptor(const Descriptor& descriptor, const std::string& p
   const auto bytes = encode(descriptor);
   if (!bytes) return std::unexpected(bytes.error());
   if (auto ok = check_target(path); !ok) return ok;
+  const auto folder = open_folder_of(path);  // while nothing has changed
+  if (!folder) return std::unexpected(folder.error());
   TemporaryFile file{path};
   if (auto ok = file.fill(*bytes); !ok) return ok;
   if (auto ok = file.rename_to(path); !ok) return ok;
-  return sync_folder(path);
+  return sync_name(*folder, path);
 } catch (const std::bad_alloc&) {
   return fail(ENOMEM, fmt::format("descriptor: write {}", path));
 }

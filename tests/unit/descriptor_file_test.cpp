@@ -88,6 +88,30 @@ TEST_F(DescriptorFile, AFullDiskLeavesTheOldFileAndNothingElse) {
   EXPECT_EQ(read_descriptor(path_).value(), sample_descriptor());
 }
 
+/// As somebody else than root, who may do all.
+class AsNobody {
+ public:
+  AsNobody() : euid_{::geteuid()} { static_cast<void>(::seteuid(euid_ == 0 ? 65534 : euid_)); }
+  AsNobody(const AsNobody&) = delete;
+  AsNobody& operator=(const AsNobody&) = delete;
+  ~AsNobody() { static_cast<void>(::seteuid(euid_)); }
+
+ private:
+  uid_t euid_;
+};
+
+TEST_F(DescriptorFile, AFolderThatCannotBeSyncedGetsNoFile) {
+  ASSERT_EQ(::chmod(dir_.c_str(), 0333), 0);  // files can be made in it, but it cannot be opened
+  Error error;
+  {
+    const AsNobody nobody;
+    error = write_error(sample_descriptor());
+  }
+  ASSERT_EQ(::chmod(dir_.c_str(), 0700), 0);
+  EXPECT_EQ(error.errnum, EACCES);
+  EXPECT_EQ(nb_files(), 0);
+}
+
 TEST_F(DescriptorFile, ABadDescriptorWritesNothing) {
   EXPECT_EQ(write_error(Descriptor{}).errnum, EINVAL);
   EXPECT_EQ(nb_files(), 0);
