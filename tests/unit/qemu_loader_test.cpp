@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memtap-dpdk/qemu_loader.hpp"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -74,6 +78,15 @@ TEST_F(QemuLoaderTest, PagesOfTheRamAreNotItsOwn) {
   guest_->install_zeros({Gfn{kRamPages - 2}, 2});
   EXPECT_EQ(guest_->counters().skipped_pages.read(), 3U);
   EXPECT_TRUE(silent());
+}
+
+TEST_F(QemuLoaderTest, ItDoesNotLookAtThePagesOfTheRam) {
+  const UniqueFd file{open(guest_->presence_path().c_str(), O_WRONLY | O_CLOEXEC)};
+  const std::array<std::uint64_t, kRamPages / Presence::kPagesPerWord> absent{};
+  const auto nb_bytes = static_cast<ssize_t>(sizeof absent);
+  ASSERT_EQ(pwrite(file.get(), absent.data(), sizeof absent, sizeof(PresenceHeader)), nb_bytes);
+  ASSERT_TRUE(guest_->presence().absent(Gfn{0}));
+  EXPECT_THAT(faults(), ::testing::ElementsAre(1020, 1021, 1022, 1023));
 }
 
 TEST_F(QemuLoaderTest, AnEndToTheStreamTellsQemuThatNothingFollows) {
