@@ -36,9 +36,13 @@ Result<void> lock(int fd, const std::string& path) {
 
 /// Unlinks a file whose owner died. ENOENT is success: somebody else did.
 Result<void> remove_stale(const std::string& path) {
-  const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW)};
+  // A FIFO: no wait for somebody who writes.
+  const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
   if (!fd && errno == ENOENT) return {};
   if (!fd) return fail(errno, fmt::format("open {}", path));
+  struct stat st{};
+  if (fstat(fd.get(), &st) != 0) return fail(errno, fmt::format("fstat {}", path));
+  if (!S_ISREG(st.st_mode)) return fail(EINVAL, fmt::format("{} is not a regular file", path));
   if (auto locked = lock(fd.get(), path); !locked) return locked;
   if (unlink(path.c_str()) != 0 && errno != ENOENT)
     return fail(errno, fmt::format("unlink {}", path));
@@ -56,10 +60,10 @@ Result<PresenceFile> PresenceFile::map(std::string path, UniqueFd fd, const Imag
 }
 
 void PresenceFile::clean(const std::string& folder) noexcept {
-  std::error_code none;
-  for (const auto& entry : std::filesystem::directory_iterator{folder, none})
-    if (entry.path().extension() == ".presence")
-      if (const auto ok = remove_stale(entry.path()); !ok) continue;  // in use
+  std::error_code error;  // then it is at its end
+  for (std::filesystem::directory_iterator at{folder, error}; at != end(at); at.increment(error))
+    if (at->path().extension() == ".presence")
+      if (const auto ok = remove_stale(at->path()); !ok) continue;  // in use
 }
 
 Result<PresenceFile> PresenceFile::create(std::string path, const ImageGeometry& image) {

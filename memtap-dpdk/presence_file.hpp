@@ -40,7 +40,8 @@ inline constexpr std::uint64_t kMaxPresencePages = std::uint64_t{1} << 36U;  ///
 class PresenceFile {
  public:
   /// Makes a new file of mode 0600 with every page absent; a file nobody owns is replaced.
-  /// @return EBUSY: a live process owns it; EINVAL: bad geometry; or what the call named reported
+  /// @return EBUSY: a live process owns it; EINVAL: bad geometry, or `path` is there and is not a
+  ///         regular file; or what the call named reported
   static Result<PresenceFile> create(std::string path, const ImageGeometry& image);
 
   /// Removes the presence files of dead memtaps from a folder; others stay. What a clone of theirs

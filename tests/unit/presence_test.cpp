@@ -139,6 +139,16 @@ TEST(PresenceFile, FilesOfDeadMemtapsAreRemovedThoughTheyAreWhole) {
   EXPECT_TRUE(std::filesystem::exists(dir / "notes"));
 }
 
+TEST(PresenceFile, WhatIsNoRegularFileIsLeftAloneAndNotWaitedFor) {
+  const TempDir dir;
+  const std::string fifo = dir / "a.presence";
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  PresenceFile::clean(dir / "");
+  EXPECT_EQ(PresenceFile::create(fifo, kImage).error().errnum, EINVAL);
+  EXPECT_TRUE(std::filesystem::is_fifo(fifo));
+  PresenceFile::clean(dir / "none");
+}
+
 TEST(PresenceFile, AGeometryWithoutPagesOrBeyondReasonIsRefused) {
   const TempDir dir;
   EXPECT_EQ(PresenceFile::create(dir / "p", {1, 0, 1}).error().errnum, EINVAL);
