@@ -25,7 +25,11 @@ void Completions::begin(CompletionRequest request, const Guests& guests, Host& h
   if (found == guests.end()) return say(request.requester, "{\"unknown\": true}\n");
   ProcessGuest& guest = **found;
   host.complete(guest);
-  completions_.push_back({&guest, std::move(request.requester)});
+  const auto asked = std::ranges::find(completions_, &guest, &Completion::guest);
+  if (asked == completions_.end())
+    return completions_.push_back({&guest, std::move(request.requester)});
+  say(asked->requester, "{\"error\": \"somebody else has asked for the same\"}\n");
+  asked->requester = std::move(request.requester);
 }
 
 void Completions::step(const Host& host, bool server_lives, Nanos now) {

@@ -18,7 +18,8 @@ class Completions {
  public:
   using Guests = std::vector<std::unique_ptr<ProcessGuest>>;
 
-  /// If the requester hangs up the guest is completed all the same.
+  /// If the requester hangs up the guest is completed all the same. A guest has one: whoever asks
+  /// again takes the place of the one before, who may have hung up long ago, and is told so.
   void begin(CompletionRequest request, const Guests& guests, Host& host);
 
   /// Now and then. Lets go of guests that have all their memory, and once a second says what is

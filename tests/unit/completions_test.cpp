@@ -101,6 +101,16 @@ TEST_F(CompletionsTest, AMemserverThatDiesMeanwhileIsAnErrorThoughNoGuestWaits) 
   EXPECT_THAT(said(), HasSubstr("{\"error\": \"the memserver"));
 }
 
+TEST_F(CompletionsTest, WhoeverAsksAgainTakesThePlaceOfTheOneBefore) {
+  ask(getpid());
+  UniqueFd first = std::move(asker_);
+  ask(getpid());
+  step();
+  EXPECT_EQ(said(), "{\"missing\": 1024}\n");
+  std::swap(asker_, first);
+  EXPECT_THAT(said(), StartsWith("{\"error\": \"somebody else"));
+}
+
 TEST_F(CompletionsTest, WhoeverAskedMayHangUp) {
   ask(getpid());
   asker_ = UniqueFd{};
