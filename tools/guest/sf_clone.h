@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
-/// How a program inside a VM forks that VM. The lines behind it: docs/guest-channel.md.
+/// How a program inside a VM forks that VM: libsf-fork.a. The lines behind it:
+/// docs/guest-channel.md.
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -14,8 +15,8 @@ enum { SF_MAX_CLONES = 4096, SF_LINE_BYTES = 512 };
 /// own to renew after this.
 /// @param n  clones wanted, 1..SF_MAX_CLONES
 /// @return 0 in the parent, 1..n in a clone; -1 with errno: EINVAL (n), ENODEV (the VM has no such
-/// port), EBUSY (a
-///         program other than sf-agent holds it), ECANCELED (the host refused), or the I/O's
+///         port), EBUSY (a program other than sf-agent holds it), ECANCELED (the host refused), or
+///         the I/O's
 int sf_clone(int n);
 
 /// Which clone this program's last sf_clone (the agent's, in the agent) made of the VM: 0 until it
