@@ -106,6 +106,7 @@ def show_fork(table):
         f"{'as it should be' if parent['memory_ok'] else 'WRONG'}",
         f"descriptor {table['descriptor_bytes']} bytes for {table['guest_ram_bytes'] >> 20} MiB; image of "
         f"{table['image_pages']} pages, {table['zero_pages']} of them zero",
+        f"{table['avoided_pages']} pages stay behind, because they are free in the guest",
         f"wire bytes {table['wire_bytes']}: {table['multicast_pages']} pages by multicast, {table['unicast_pages']} by "
         f"unicast, lockstep hits {table['lockstep_hits']}",
         f"first answers after {_median(row['first_answer_ms'] for row in table['clones']) or 0:.0f} ms (median), "
