@@ -74,8 +74,7 @@ struct XenDomainRequest {
   bool operator==(const XenDomainRequest&) const = default;
 };
 /// @return EINVAL: `domain` is no number of a domain, `image` no text, `recover` neither true nor
-/// false, or the
-///         message is no such message
+///         false, or the message is no such message
 [[nodiscard]] Result<XenDomainRequest> xen_domain_of(std::string_view json);
 
 /// Process of kCompletion. @return EINVAL: PID is no process id, or the message is no such message

@@ -185,7 +185,7 @@ def fork_checkpoints_of_one_parent_are_served_at_once(context):
 
 @case(240)
 def fork_memserver_killed_in_the_freeze_leaves_a_parent_that_forks_again(context):
-    """It is killed as soon as it has stopped the parent: forklib lets that run on."""
+    """It is killed as soon as it has stopped the parent: sf-guard lets that run on."""
     with family(context) as vms:
         def kill():
             vms.parent.qmp.wait_event("STOP", 60.0)
