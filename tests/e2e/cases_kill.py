@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Forks in which somebody is killed at any moment: round after round, drawn from the seed."""
 import collections
+import contextlib
+import os
+import pathlib
 import random
 import signal
 import sys
@@ -12,9 +15,10 @@ import forking
 import vmlib
 from lib import Failed, case
 
-KINDS = ("memserver", "memtap", "clone", "parent")
+KINDS = ("memserver", "memtap", "clone", "parent", "guard")
 CLONES = {1: (1, True), 2: (1, False), 3: (2, True), 4: (2, False)}  # by id: the host, and whether by postcopy
 LATEST_S = 8.0  # after it began, or for the parent after the fork began: by then clones have read all they check
+LATEST_OF_GUARD_S = 0.05  # it is there for the time of a freeze
 GIVE_UP_S = 5
 STEP_S = 2.0  # a clone that is silent for so long may need help
 PATIENCE_S = 90.0
@@ -29,13 +33,35 @@ class Starved(Exception):
     """A clone waits for a page that no memserver has."""
 
 
+class Guard:
+    """A memserver's sf-guard, as far as a process of the fleet is like it."""
+
+    def __init__(self, pid):
+        self.pid, self.began = pid, time.monotonic()
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def guard_of(server):
+    """@return None: it has none"""
+    with contextlib.suppress(OSError):  # somebody has just gone
+        for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir() if server else ():
+            for pid in (task / "children").read_text().split():
+                if pathlib.Path(f"/proc/{pid}/comm").read_text() == "sf-guard\n":
+                    return Guard(int(pid))
+    return None
+
+
 class Death(threading.Thread):
     """Kills one process of a kind, a random time after it began."""
 
     def __init__(self, vms, kind, rng):
         super().__init__(daemon=True)
         self.vms, self.kind = vms, kind
-        self.host, self.clone_id, self.delay_s = rng.choice((1, 2)), rng.choice(list(CLONES)), rng.uniform(0, LATEST_S)
+        self.host, self.clone_id = rng.choice((1, 2)), rng.choice(list(CLONES))
+        self.delay_s = rng.uniform(0, LATEST_OF_GUARD_S if kind == "guard" else LATEST_S)
         self.began, self.process, self.struck_at = time.monotonic(), None, None
 
     def _victim(self):
@@ -44,10 +70,14 @@ class Death(threading.Thread):
         if self.kind == "clone":
             found = (clone.vm.process for clone in self.vms.clones if clone.identity.id == self.clone_id)
             return next(found, None)
+        if self.kind == "guard":
+            return guard_of(self.vms.fleet.server)
         return self.vms.fleet.server if self.kind == "memserver" else self.vms.fleet.memtaps.get(self.host)
 
     def run(self):
         while not (victim := self._victim()):
+            if self.kind == "guard" and self.vms.fleet.info:
+                return  # it was too quick for us
             time.sleep(0.002)
         time.sleep(max(0.0, max(victim.began, self.began) + self.delay_s - time.monotonic()))
         self.process, self.struck_at = victim, time.monotonic()
@@ -92,17 +122,17 @@ class Round:
         try:
             self.vms.fork(len(CLONES))
         except vmlib.VmError:
-            if not self.death.struck("memserver", "parent"):
+            if not self.death.struck("memserver", "parent", "guard"):  # without a guard nothing is frozen
                 raise
         if not self.vms.fleet.info and not self.death.struck("memserver"):
             self._lose_server()
         return bool(self.vms.fleet.info)
 
     def _lose_server(self):
-        """A parent that is gone cannot be frozen: its memserver, if it was started by then, says so and ends."""
+        """A parent that is gone, or has no guard, cannot be frozen: memserver, if it runs by then, says so and ends."""
         server, self.vms.fleet.server = self.vms.fleet.server, None
         if server and server.wait(30.0) != 1:
-            raise Failed(f"memserver ended with status {server.status()}, and had no parent to freeze")
+            raise Failed(f"memserver ended with status {server.status()}, and could not freeze its parent")
         self.outcome["died before it was frozen"] += 1
 
     def _start_memtap(self, host):
@@ -262,5 +292,6 @@ def fork_survives_random_kills(context):
             turn.play()
             turn.end()
             print(f"      {dict(turn.outcome)}", file=sys.stderr, flush=True)
+            turn.outcome["not struck"] += death.process is None
             tally[death.kind] += turn.outcome + collections.Counter(rounds=1)
     return "; ".join(f"{kind}: {dict(counts)}" for kind, counts in tally.items())
