@@ -17,11 +17,15 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
+
+#include "xen-glue/frozen_domain.hpp"
+#include "xen-glue/libxen_calls.hpp"
 
 namespace snowfabric {
 namespace {
@@ -29,6 +33,9 @@ namespace {
 using Json = Qmp::Json;
 
 constexpr const char* kName = "sf-guard";  // argv[0] and comm: not found as a memserver
+constexpr const char* kTakesOver =
+    "memserver did not give its parent back after a freeze; this does";
+constexpr const char* kDomainKey = "xen domain";  // of what is undone
 constexpr timeval kPatience{.tv_sec = 10, .tv_usec = 0};
 constexpr useconds_t kLookAgainUs = 5000;
 // The guard's descriptors, beside stdout and stderr.
@@ -49,38 +56,6 @@ struct SpawnPlan {
   posix_spawn_file_actions_t actions{};
   posix_spawnattr_t attributes{};
 };
-
-/// Neither a signal to our process group nor a terminal that closes ends it, and it holds none of
-/// our descriptors: not those of EAL, and by no means a userfaultfd.
-Result<pid_t> spawn(int control, int qmp, int channel, std::string undo) {
-  SpawnPlan plan;
-  std::array<UniqueFd, 3> above;  // all numbers given away, so that none is overwritten too early
-  int errnum = 0;
-  const auto give = [&](std::size_t i, int fd, int number) {
-    above.at(i) = UniqueFd{fcntl(fd, F_DUPFD_CLOEXEC, kFirstForeignFd)};
-    if (errnum == 0)
-      errnum = above.at(i)
-                   ? posix_spawn_file_actions_adddup2(&plan.actions, above.at(i).get(), number)
-                   : errno;
-  };
-  give(0, control, kControlFd);
-  give(1, qmp, kQmpFd);
-  give(2, channel, kChannelFd);
-  if (errnum == 0)
-    errnum = posix_spawn_file_actions_addclosefrom_np(&plan.actions, kFirstForeignFd);
-  sigset_t all;
-  sigfillset(&all);
-  posix_spawnattr_setsigmask(&plan.attributes, &all);
-  posix_spawnattr_setflags(&plan.attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
-  std::string name{kName};
-  const std::array<char*, 3> args{name.data(), undo.data(), nullptr};
-  pid_t pid = -1;
-  if (errnum == 0)
-    errnum =
-        posix_spawn(&pid, "/proc/self/exe", &plan.actions, &plan.attributes, args.data(), environ);
-  if (errnum != 0) return fail(errnum, "start a process that guards the parent");
-  return pid;
-}
 
 /// Where it can be said at once: stderr may be a pipe that nobody reads, or a terminal that is
 /// gone, and the parent needs its guard all the same.
@@ -138,14 +113,52 @@ Result<void> set_back(Qmp& qmp, const Json& undo) {
 
 }  // namespace
 
+/// Neither a signal to our process group nor a terminal that closes ends it, and it holds none of
+/// our descriptors: not those of EAL, and by no means a userfaultfd.
+Result<pid_t> ParentGuard::spawn(std::span<const GivenFd> given, std::string undo) {
+  SpawnPlan plan;
+  std::vector<UniqueFd> above;  // all numbers given away, so that none is overwritten too early
+  int errnum = 0;
+  for (const auto [fd, number] : given) {
+    above.emplace_back(fcntl(fd, F_DUPFD_CLOEXEC, kFirstForeignFd));
+    if (errnum == 0)
+      errnum = above.back()
+                   ? posix_spawn_file_actions_adddup2(&plan.actions, above.back().get(), number)
+                   : errno;
+  }
+  const int last = std::max(STDERR_FILENO, std::ranges::max(given, {}, &GivenFd::number).number);
+  if (errnum == 0) errnum = posix_spawn_file_actions_addclosefrom_np(&plan.actions, last + 1);
+  sigset_t all;
+  sigfillset(&all);
+  posix_spawnattr_setsigmask(&plan.attributes, &all);
+  posix_spawnattr_setflags(&plan.attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
+  std::string name{kName};
+  const std::array<char*, 3> args{name.data(), undo.data(), nullptr};
+  pid_t pid = -1;
+  if (errnum == 0)
+    errnum =
+        posix_spawn(&pid, "/proc/self/exe", &plan.actions, &plan.attributes, args.data(), environ);
+  if (errnum != 0) return fail(errnum, "start a process that guards the parent");
+  return pid;
+}
+
 Result<ParentGuard> ParentGuard::start(const Qmp& qmp, int channel, const Json& undo) {
+  return start(std::vector<GivenFd>{{qmp.socket(), kQmpFd}, {channel, kChannelFd}}, undo);
+}
+
+Result<ParentGuard> ParentGuard::start(xen::DomId domain) {
+  return start(std::vector<GivenFd>{}, {{kDomainKey, static_cast<std::uint16_t>(domain)}});
+}
+
+Result<ParentGuard> ParentGuard::start(std::vector<GivenFd> given, const Json& undo) {
   std::array<int, 2> ends{};
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
     return fail(errno, "socketpair for the parent's guard");
   ParentGuard guard{UniqueFd{ends[0]}};
   UniqueFd theirs{ends[1]};
   setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
-  const auto pid = spawn(theirs.get(), qmp.socket(), channel, undo.dump());
+  given.push_back({theirs.get(), kControlFd});
+  const auto pid = spawn(given, undo.dump());
   if (!pid) return std::unexpected(pid.error());
   guard.pid_ = *pid;
   theirs = UniqueFd{};
@@ -179,18 +192,32 @@ std::optional<int> guard_parent(std::span<char*> args) {
   if (args.size() != 2 || std::string_view{args[0]} != kName) return std::nullopt;
   prctl(PR_SET_NAME, kName);
   const Json undo = Json::parse(args[1], nullptr, false);
-  if (!undo.is_array()) return 2;
-  const auto done = keep_guard(UniqueFd{kControlFd}, UniqueFd{kQmpFd}, UniqueFd{kChannelFd}, undo);
+  if (!undo.is_array() && !undo.contains(kDomainKey)) return 2;
+  const auto done =
+      undo.is_array()
+          ? keep_guard(UniqueFd{kControlFd}, UniqueFd{kQmpFd}, UniqueFd{kChannelFd}, undo)
+          : keep_domain_guard(UniqueFd{kControlFd},
+                              xen::DomId{static_cast<std::uint16_t>(number_of(undo, kDomainKey))});
   if (done) return 0;
   complain("the parent could not be set back: ",
            (done.error().what + ": " + std::strerror(done.error().errnum)).c_str());
   return 1;
 }
 
+Result<void> keep_domain_guard(UniqueFd control, xen::DomId domain) {
+  send(control.get(), "", 1, MSG_NOSIGNAL);
+  if (hear(control.get()) == 1) return {};
+  complain(kTakesOver);
+  const auto calls = xen::open_libxen();
+  if (!calls) return std::unexpected(calls.error());
+  xen::give_back(xen::Domain{**calls, domain});
+  return {};
+}
+
 Result<void> keep_guard(UniqueFd control, UniqueFd qmp, UniqueFd channel, const Json& undo) {
   send(control.get(), "", 1, MSG_NOSIGNAL);
   if (hear(control.get()) == 1) return {};
-  complain("memserver did not give its parent back after a freeze; this does");
+  complain(kTakesOver);
   std::thread drainer = start_to_drain(channel.get());
   Qmp parent = Qmp::adopt(std::move(qmp));
   Result<void> done;

@@ -2,19 +2,24 @@
 #pragma once
 #include <optional>
 #include <span>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include <sys/types.h>
 
 #include "fabric/base/result.hpp"
 #include "fabric/base/unique_fd.hpp"
 #include "memserver-dpdk/qmp.hpp"
+#include "xen-glue/xen_calls.hpp"
 
 namespace snowfabric {
 
-/// A process that sets a parent's QEMU back to what it was before a freeze, if the process that
-/// freezes it ends too early, by SIGKILL for instance: it takes what QEMU still sends (a QEMU 7.2
-/// whose background snapshot is broken off hangs), waits for the end of the migration, and says the
-/// commands it was given. No signal but SIGKILL ends it, and it waits for a QEMU that stalls.
+/// A process that sets a parent back to what it was before a freeze, if the process that freezes it
+/// ends too early, by SIGKILL for instance. Of a QEMU it takes what is still sent (a QEMU 7.2 whose
+/// background snapshot is broken off hangs), waits for the end of the migration, and says the
+/// commands it was given; a domain of Xen: see xen::give_back. No signal but SIGKILL ends it, and
+/// it waits for a QEMU that stalls.
 class ParentGuard {
  public:
   /// Starts this program's file again, as guard_parent(). Any thread.
@@ -22,6 +27,8 @@ class ParentGuard {
   /// @param undo     an array of QMP commands, as QMP has them
   /// @return what the call named reported; ETIMEDOUT, ECONNRESET: it does not come up
   static Result<ParentGuard> start(const Qmp& qmp, int channel, const Qmp::Json& undo);
+  /// Of a Xen domain. @return as above
+  static Result<ParentGuard> start(xen::DomId domain);
 
   ParentGuard(ParentGuard&& from) noexcept
       : control_{std::move(from.control_)}, pid_{std::exchange(from.pid_, -1)} {}
@@ -33,7 +40,13 @@ class ParentGuard {
   void dismiss() noexcept;
 
  private:
+  /// One of our descriptors, and its number there.
+  struct GivenFd {
+    int fd, number;
+  };
   explicit ParentGuard(UniqueFd control) : control_{std::move(control)} {}
+  static Result<ParentGuard> start(std::vector<GivenFd> given, const Qmp::Json& undo);
+  static Result<pid_t> spawn(std::span<const GivenFd> given, std::string undo);
   void wait() noexcept;
   UniqueFd control_;  // its end, or one byte first, is what the guard waits for
   pid_t pid_ = -1;
@@ -48,5 +61,8 @@ class ParentGuard {
 ///         words, and got the others
 [[nodiscard]] Result<void> keep_guard(UniqueFd control, UniqueFd qmp, UniqueFd channel,
                                       const Qmp::Json& undo);
+
+/// The same for a domain of Xen. @return as xen::open_libxen
+[[nodiscard]] Result<void> keep_domain_guard(UniqueFd control, xen::DomId domain);
 
 }  // namespace snowfabric

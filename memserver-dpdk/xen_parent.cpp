@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "descriptor/xen_state.hpp"
+#include "memserver-dpdk/parent_guard.hpp"
 #include "memserver-dpdk/progress.hpp"
 #include "xen-glue/frozen_domain.hpp"
 #include "xen-glue/libxen_calls.hpp"
@@ -59,7 +60,10 @@ Result<FrozenParent> freeze_xen(const XenFreezeOptions& options, const std::atom
   const xen::FreezeOptions how{
       .progress = [&](std::uint64_t all, std::uint64_t done) { bar.show(all, done); },
       .stop = &stop};
+  auto guard = ParentGuard::start(domain->id());
+  if (!guard) return std::unexpected(guard.error());
   auto frozen = xen::FrozenDomain::take(*domain, how);
+  guard->dismiss();
   if (!frozen) return std::unexpected(frozen.error());
   Descriptor descriptor =
       describe(*frozen, options, domain->store_read("name").value_or(options.domain));

@@ -70,6 +70,35 @@ Result<void> check_complete(const Domain& domain) {
                                    to_string(domain.id()), info->nb_paged_pages));
 }
 
+constexpr std::string_view kRequest = "control/shutdown";
+
+/// @return whether the guest had taken the request, which is no longer there then
+bool take_back_request(const Domain& domain) {
+  const auto request = domain.store_read(kRequest);
+  if (request && request->empty()) return true;
+  // A domain that is gone refuses.
+  [[maybe_unused]] const auto taken_back = domain.store_write(kRequest, "");
+  return false;
+}
+
+/// @return whether it runs now, or is gone; false: it does not stand
+bool resume_suspended(const Domain& domain) noexcept {
+  DomainInfo info;
+  if (domain.calls().info(domain.id(), info) != 0) return true;
+  return info.suspended && domain.calls().resume(domain.id()) == 0;
+}
+
+/// Takes back the request to suspend. A guest that had taken it may suspend yet: Linux needs less
+/// than a second from there.
+void end_suspend(const Domain& domain) {
+  constexpr auto kLastLook = std::chrono::seconds{5};
+  const bool is_about_to = take_back_request(domain);
+  for (const auto deadline = Clock::now() + kLastLook; !resume_suspended(domain);) {
+    if (!is_about_to || Clock::now() >= deadline) return;
+    std::this_thread::sleep_for(kLookEvery);
+  }
+}
+
 /// A domain that is told to suspend; it runs on with the end of this object.
 class Suspended {
  public:
@@ -77,12 +106,7 @@ class Suspended {
   Suspended(const Suspended&) = delete;
   Suspended& operator=(const Suspended&) = delete;
   ~Suspended() {
-    if (!asked_) return;
-    const bool is_about_to = take_back();
-    for (const auto deadline = Clock::now() + kLastLook; !resume_suspended();) {
-      if (!is_about_to || Clock::now() >= deadline) return;
-      std::this_thread::sleep_for(kLookEvery);
-    }
+    if (asked_) end_suspend(domain_);
   }
   [[nodiscard]] Result<void> wait(const FreezeOptions& options) {
     if (auto ok = domain_.store_write(kRequest, "suspend"); !ok) return ok;
@@ -103,25 +127,6 @@ class Suspended {
   }
 
  private:
-  static constexpr std::string_view kRequest = "control/shutdown";
-  /// For a guest that took the request: Linux needs less than a second from there.
-  static constexpr auto kLastLook = std::chrono::seconds{5};
-
-  /// @return whether the guest had taken the request, which is no longer there then
-  [[nodiscard]] bool take_back() const {
-    const auto request = domain_.store_read(kRequest);
-    if (request && request->empty()) return true;
-    // A domain that is gone refuses.
-    [[maybe_unused]] const auto taken_back = domain_.store_write(kRequest, "");
-    return false;
-  }
-  /// @return whether it runs, or is gone
-  [[nodiscard]] bool resume_suspended() const noexcept {
-    DomainInfo info;
-    if (domain_.calls().info(domain_.id(), info) != 0) return true;
-    return info.suspended && domain_.calls().resume(domain_.id()) == 0;
-  }
-
   Domain domain_;
   bool asked_ = false;
 };
@@ -258,6 +263,12 @@ Result<void> copy_in_pause(const Domain& domain, Copier& copier, FrozenDomain& f
 }
 
 }  // namespace
+
+void give_back(const Domain& domain) {
+  end_suspend(domain);
+  domain.calls().log_dirty(domain.id(), false);
+  end_question(domain);
+}
 
 Result<FrozenDomain> FrozenDomain::take(Domain domain, const FreezeOptions& options) {
   if (const auto ok = check_kind(domain); !ok) return std::unexpected(ok.error());

@@ -52,4 +52,9 @@ struct FrozenDomain {
   [[nodiscard]] static Result<FrozenDomain> take(Domain domain, const FreezeOptions& options);
 };
 
+/// Undoes what a freeze that was broken off has left, as by SIGKILL: the domain runs, Xen notes
+/// nothing for us and the guest's agent is asked nothing. Takes 5 s at most. Does no harm to a
+/// domain that nobody freezes, or that is gone.
+void give_back(const Domain& domain);
+
 }  // namespace snowfabric::xen

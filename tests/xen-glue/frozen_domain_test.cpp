@@ -171,6 +171,20 @@ TEST_F(FrozenDomainTest, ACloneThatLacksPagesIsRefused) {
   EXPECT_EQ(frozen.error().what, "domain 6 lacks 3 of its pages: it can be forked once it has all");
 }
 
+TEST_F(FrozenDomainTest, WhatABrokenOffFreezeHasLeftIsUndone) {
+  const Domain parent{xen, kDom};
+  ASSERT_EQ(xen.log_dirty(kDom, true), 0);
+  xen.store["/local/domain/6/data/snowfabric/ask"] = "token";
+  ASSERT_TRUE(parent.store_write("control/shutdown", "suspend"));
+  ASSERT_TRUE(domain.info.suspended);
+  give_back(parent);
+  expect_running();
+  EXPECT_EQ(xen.store["/local/domain/6/data/snowfabric/ask"], "");
+  EXPECT_TRUE(freeze());
+  give_back(parent);  // of one that nobody freezes
+  expect_running();
+}
+
 TEST_F(FrozenDomainTest, NobodyCanWriteTheCopy) {
   const auto frozen = freeze();
   ASSERT_TRUE(frozen);
