@@ -6,15 +6,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <new>
 
 #include <sys/mman.h>
 
+#include "xen-glue/paging_hypercalls.hpp"
 #include "xen-glue/paging_ring.hpp"
 
 // Xen's headers declare no C linkage of their own.
 extern "C" {
-#include <xencall.h>
 #include <xenctrl.h>
 #include <xenevtchn.h>
 #include <xenforeignmemory.h>
@@ -60,79 +59,6 @@ constexpr std::uint32_t raw(DomId domain) noexcept { return static_cast<std::uin
 /// What a call that returns a negative number for an error reported.
 int errno_of(long result) noexcept { return result < 0 ? errno : 0; }
 
-/// Paging operations by hypercalls of our own: libxenctrl's take one page a call, and its load
-/// locks and unlocks the page's memory each time, for which Linux empties the lists of every CPU.
-class PagingBuffer {
- public:
-  static constexpr std::size_t kMost = 256;  // pages a call
-
-  /// @return nullptr, and errno
-  [[nodiscard]] static std::unique_ptr<PagingBuffer> make() {
-    Calls calls{xencall_open(nullptr, 0)};
-    if (calls == nullptr) return nullptr;
-    void* memory = xencall_alloc_buffer_pages(calls.get(), kNbPages);
-    if (memory == nullptr) return nullptr;
-    return std::unique_ptr<PagingBuffer>{new PagingBuffer{std::move(calls), memory}};
-  }
-  ~PagingBuffer() { xencall_free_buffer_pages(calls_.get(), shared_, kNbPages); }
-  PagingBuffer(const PagingBuffer&) = delete;
-  PagingBuffer& operator=(const PagingBuffer&) = delete;
-
-  /// @pre at most kMost pages, and as many errors
-  void evict(std::uint32_t domain, std::span<const Gfn> pages, std::span<int> errors) noexcept {
-    for (std::size_t i = 0; i < pages.size(); ++i) {
-      add(2 * i, paging_op(XENMEM_paging_op_nominate, domain, pages[i]));
-      add(2 * i + 1, paging_op(XENMEM_paging_op_evict, domain, pages[i]));
-    }
-    const int errnum = errno_of(
-        xencall2(calls_.get(), __HYPERVISOR_multicall, address(shared_->calls), 2 * pages.size()));
-    for (std::size_t i = 0; i < pages.size(); ++i) {
-      errors[i] = errnum != 0 ? errnum : error(2 * i);
-      if (errors[i] == 0) errors[i] = error(2 * i + 1);
-    }
-  }
-  int load(std::uint32_t domain, Gfn page, const std::byte* bytes) noexcept {
-    std::memcpy(shared_->page, bytes, kPageSize);
-    shared_->ops[0] = paging_op(XENMEM_paging_op_prep, domain, page, shared_->page);
-    return errno_of(
-        xencall2(calls_.get(), __HYPERVISOR_memory_op, XENMEM_paging_op, address(shared_->ops)));
-  }
-
- private:
-  using Calls = std::unique_ptr<xencall_handle, Closer<xencall_close>>;
-  /// What Xen reads and writes: memory that Linux neither moves nor takes away meanwhile.
-  struct Shared {
-    std::uint8_t page[kPageSize];
-    multicall_entry_t calls[2 * kMost];
-    xen_mem_paging_op_t ops[2 * kMost];
-  };
-  static constexpr std::size_t kNbPages = (sizeof(Shared) + kPageSize - 1) / kPageSize;
-
-  PagingBuffer(Calls calls, void* memory) noexcept
-      : calls_{std::move(calls)}, shared_{new(memory) Shared{}} {}
-  static xen_mem_paging_op_t paging_op(std::uint8_t what, std::uint32_t domain, Gfn page,
-                                       const std::uint8_t* bytes = nullptr) noexcept {
-    return {
-        .op = what, .domain = static_cast<domid_t>(domain), .buffer = {bytes}, .gfn = page.value};
-  }
-  static std::uint64_t address(const void* pointer) noexcept {
-    return reinterpret_cast<std::uint64_t>(pointer);
-  }
-  void add(std::size_t at, const xen_mem_paging_op_t& op) noexcept {
-    shared_->ops[at] = op;
-    shared_->calls[at] = {.op = __HYPERVISOR_memory_op,
-                          .result = 0,
-                          .args = {XENMEM_paging_op, address(&shared_->ops[at])}};
-  }
-  /// Xen's own numbers are those of Linux. @return 0 or errno
-  [[nodiscard]] int error(std::size_t at) const noexcept {
-    return static_cast<int>(-static_cast<long>(shared_->calls[at].result));
-  }
-
-  Calls calls_;
-  Shared* shared_;
-};
-
 class LibxenPort final : public EventPort {
  public:
   LibxenPort(EventChannels channels, evtchn_port_t port) noexcept
@@ -152,11 +78,11 @@ class LibxenPort final : public EventPort {
 class LibxenCalls final : public XenCalls {
  public:
   LibxenCalls(Control control, ForeignMemory memory, Store store,
-              std::unique_ptr<PagingBuffer> buffer) noexcept
+              std::unique_ptr<PagingHypercalls> paging) noexcept
       : control_{std::move(control)},
         memory_{std::move(memory)},
         store_{std::move(store)},
-        buffer_{std::move(buffer)} {}
+        paging_{std::move(paging)} {}
 
   // --- domains ---------------------------------------------------------------------------------
 
@@ -250,13 +176,13 @@ class LibxenCalls final : public XenCalls {
   }
   void paging_evict(DomId domain, std::span<const Gfn> pages,
                     std::span<int> errors) noexcept override {
-    for (std::size_t at = 0; at < pages.size(); at += PagingBuffer::kMost) {
-      const std::size_t nb_pages = std::min(PagingBuffer::kMost, pages.size() - at);
-      buffer_->evict(raw(domain), pages.subspan(at, nb_pages), errors.subspan(at, nb_pages));
+    for (std::size_t at = 0; at < pages.size(); at += PagingHypercalls::kMost) {
+      const std::size_t nb_pages = std::min(PagingHypercalls::kMost, pages.size() - at);
+      paging_->evict(domain, pages.subspan(at, nb_pages), errors.subspan(at, nb_pages));
     }
   }
   int paging_load(DomId domain, Gfn page, const std::byte* bytes) noexcept override {
-    return buffer_->load(raw(domain), page, bytes);
+    return paging_->load(domain, page, bytes);
   }
   int bind(DomId domain, std::uint32_t port, std::unique_ptr<EventPort>& out) noexcept override {
     // A handle for each: pending events of all ports of a handle come by one descriptor.
@@ -348,7 +274,7 @@ class LibxenCalls final : public XenCalls {
   Control control_;
   ForeignMemory memory_;
   Store store_;
-  std::unique_ptr<PagingBuffer> buffer_;
+  std::unique_ptr<PagingHypercalls> paging_;
   std::vector<xen_pfn_t> frames_;
 };
 
@@ -361,10 +287,10 @@ Result<std::unique_ptr<XenCalls>> open_libxen() {
   if (memory == nullptr) return fail(errno, "xenforeignmemory_open");
   Store store{xs_open(0)};
   if (store == nullptr) return fail(errno, "xs_open");
-  auto buffer = PagingBuffer::make();
-  if (buffer == nullptr) return fail(errno, "xencall_open");
+  auto paging = PagingHypercalls::make();
+  if (paging == nullptr) return fail(errno, "xencall_open");
   return std::make_unique<LibxenCalls>(std::move(control), std::move(memory), std::move(store),
-                                       std::move(buffer));
+                                       std::move(paging));
 }
 
 }  // namespace snowfabric::xen
