@@ -134,7 +134,7 @@ Result<XenAttachment> PendingHandshake::finish_xen() && {
     return fail(EPROTO, fmt::format("handshake: process {} sent {} descriptors with a domain",
                                     peer_.pid, fds_.size()));
   return XenAttachment{std::move(peer_), xen::DomId{request->domain}, std::move(request->image),
-                       request->recover};
+                       request->recover, std::move(request->asked)};
 }
 
 Result<CompletionRequest> PendingHandshake::finish_completion() && {

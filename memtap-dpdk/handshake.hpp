@@ -25,6 +25,7 @@ struct Region {
 
 inline constexpr std::size_t kMaxRegions = 64;
 inline constexpr std::size_t kMaxHandshakeBytes = 64 * 1024;
+inline constexpr std::size_t kMaxAskedPages = 256;
 inline constexpr std::size_t kMaxHandshakeFds = 2;  ///< userfaultfd, and one the guest may add
 
 /// Reads Firecracker's message: a JSON array of {base_host_virt_addr, size, offset} with the page
@@ -66,15 +67,17 @@ struct QemuRequest {
 [[nodiscard]] Result<QemuRequest> qemu_request_of(std::string_view json);
 
 /// Domain of kXen, and whether it takes the place of a memtap that died, `"recover": true`: without
-/// it, the domain has never run.
+/// it, the domain has never run; with it, `"asked": [GFN, ...]` may name pages that the dead one
+/// had been asked for.
 struct XenDomainRequest {
   std::uint16_t domain = 0;
   std::string image;  ///< as image_name()
   bool recover = false;
+  std::vector<Gfn> asked{};  ///< at most kMaxAskedPages
   bool operator==(const XenDomainRequest&) const = default;
 };
 /// @return EINVAL: `domain` is no number of a domain, `image` no text, `recover` neither true nor
-///         false, or the message is no such message
+///         false, `asked` no list of page numbers, or the message is no such message
 [[nodiscard]] Result<XenDomainRequest> xen_domain_of(std::string_view json);
 
 /// Process of kCompletion. @return EINVAL: PID is no process id, or the message is no such message
@@ -127,6 +130,7 @@ struct XenAttachment {
   xen::DomId domain;
   std::string image;
   bool recover;
+  std::vector<Gfn> asked;
 };
 
 /// Somebody who waits until a guest has all its memory.

@@ -147,6 +147,20 @@ Result<QemuRequest> qemu_request_of(std::string_view json) {
   return QemuRequest{image->get<std::string>(), *recover};
 }
 
+/// @return none, if there is no such list
+Result<std::vector<Gfn>> asked_pages(const Json& object) {
+  std::vector<Gfn> pages;
+  const auto asked = object.find("asked");
+  if (asked == object.end()) return pages;
+  const bool is_list = asked->is_array() && asked->size() <= kMaxAskedPages &&
+                       std::ranges::all_of(*asked, &Json::is_number_unsigned);
+  if (!is_list)
+    return fail(EINVAL, fmt::format("handshake: asked must be a list of at most {} page numbers",
+                                    kMaxAskedPages));
+  for (const Json& page : *asked) pages.push_back({page.get<std::uint64_t>()});
+  return pages;
+}
+
 Result<XenDomainRequest> xen_domain_of(std::string_view json) {
   const Json array = Json::parse(json, nullptr, false);
   if (handover_in(array) != Handover::kXen)
@@ -161,7 +175,10 @@ Result<XenDomainRequest> xen_domain_of(std::string_view json) {
   const auto image = array[0].find("image");
   if (image == array[0].end() || !image->is_string())
     return fail(EINVAL, "handshake: image must be the name of the clone's image");
-  return XenDomainRequest{domain->get<std::uint16_t>(), image->get<std::string>(), *recover};
+  auto asked = asked_pages(array[0]);
+  if (!asked) return std::unexpected(asked.error());
+  return XenDomainRequest{domain->get<std::uint16_t>(), image->get<std::string>(), *recover,
+                          std::move(*asked)};
 }
 
 Result<pid_t> guest_to_complete(std::string_view json) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <string>
 #include <utility>
 
@@ -45,6 +46,7 @@ XenGuest::XenGuest(std::uint32_t id, Peer peer, PresenceFile presence,
       pager_{std::move(pager)},
       bitmap_{std::move(bitmap)},
       eager_(eager.begin(), eager.end()) {
+  starved_.reserve(xen::kRingSlots);
   if (bitmap_) presence_ = bitmap_->presence();
   // What an earlier memtap has put is there already.
   nb_eager_in_ = static_cast<std::size_t>(
@@ -78,6 +80,7 @@ Result<std::unique_ptr<XenGuest>> XenGuest::adopt(std::uint32_t id, XenAttachmen
   if (!bitmap) return std::unexpected(bitmap.error());
   std::unique_ptr<XenGuest> guest{new XenGuest{id, std::move(attachment.peer), std::move(presence),
                                                std::move(*pager), std::move(*bitmap), pages.eager}};
+  guest->left_asked_ = std::move(attachment.asked);
   if (guest->nb_eager_in_ == guest->eager_.size() && guest->start() != Install::kDone)
     return snowfabric::fail(EIO, std::string{guest->trouble()});
   return guest;
@@ -90,6 +93,9 @@ std::size_t XenGuest::poll_faults(std::span<Gfn> out) noexcept {
   std::size_t nb_faults = 0;
   for (; nb_faults < out.size() && nb_eager_reported_ < eager_.size(); ++nb_eager_reported_)
     if (presence_.absent(eager_[nb_eager_reported_])) out[nb_faults++] = eager_[nb_eager_reported_];
+  nb_faults += report_left(out.subspan(nb_faults));
+  nb_faults += report_failed(out.subspan(nb_faults));
+  retry_starved();
   pager_->acknowledge();
   for (xen::DomainPager::Fault fault; nb_faults < out.size();) {
     const auto taken = pager_->take(fault);
@@ -98,6 +104,19 @@ std::size_t XenGuest::poll_faults(std::span<Gfn> out) noexcept {
     if (on_fault(fault)) out[nb_faults++] = fault.request.page;
   }
   pager_->notify();
+  return nb_faults;
+}
+
+/// Whoever touches a page that a memtap was asked for which died asks nobody: its fault is made
+/// here. @return how many
+std::size_t XenGuest::report_left(std::span<Gfn> out) noexcept {
+  std::size_t nb_faults = 0;
+  for (; nb_faults < out.size() && nb_left_reported_ < left_asked_.size(); ++nb_left_reported_) {
+    const Gfn page = left_asked_[nb_left_reported_];
+    if (page.value >= presence_.nb_pages()) continue;
+    if (presence_.state(page) == PageState::kClaimedByGuest) answer_with_zeros(page);
+    if (presence_.absent(page)) out[nb_faults++] = page;
+  }
   return nb_faults;
 }
 
@@ -130,6 +149,8 @@ bool XenGuest::on_fault(const xen::DomainPager::Fault& fault) noexcept {
 
 bool XenGuest::waits(Gfn page) const noexcept {
   if (pager_->waits(page)) return true;
+  if (std::ranges::find(left_asked_, page) != left_asked_.end())
+    return presence_.state(page) != PageState::kPresent;
   return is_eager(page) && presence_.absent(page);
 }
 
@@ -190,8 +211,8 @@ Install XenGuest::give_up(int errnum, Gfn page) noexcept {
 
 /// Of a page that the guest has claimed, or given back: nothing is fetched for it.
 void XenGuest::answer_with_zeros(Gfn page) noexcept {
-  // With ENOMEM the vCPU faults again, and that is the retry.
-  if (give_zeros(page)) counters_.faults_zeroed.add(1);
+  if (!give_zeros(page)) return starve(page);
+  counters_.faults_zeroed.add(1);
   pager_->answer(page);
   const std::uint64_t end = std::min(page.value + 1 + kZerosAhead, presence_.nb_pages());
   for (std::uint64_t next = page.value + 1; next < end; ++next)
@@ -212,18 +233,35 @@ bool XenGuest::give_zeros(Gfn page) noexcept {
 /// It came between fault and answer. Should the guest have set the bits itself, it gets zeros: else
 /// it would fault again and again.
 void XenGuest::answer_present(Gfn page) noexcept {
-  if (pager_->load(page, kZeros.data()) == ENOENT)
-    counters_.faults_raced.add(1);
-  else
-    counters_.faults_zeroed.add(1);
+  const int errnum = pager_->load(page, kZeros.data());
+  if (errnum != 0 && errnum != ENOENT) return starve(page);
+  (errnum == ENOENT ? counters_.faults_raced : counters_.faults_zeroed).add(1);
   pager_->answer(page);
+}
+
+/// Its zeros could not be loaded. After an answer nobody would ask for it again.
+void XenGuest::starve(Gfn page) noexcept {
+  if (std::ranges::find(starved_, page) == starved_.end()) starved_.push_back(page);
+}
+
+void XenGuest::retry_starved() noexcept {
+  for (std::size_t nb_left = starved_.size(); nb_left > 0; --nb_left) {
+    const Gfn page = starved_.front();
+    starved_.erase(starved_.begin());
+    answer_settled(page);
+  }
 }
 
 /// A page that is not ours to install: the guest claimed it after a vCPU had faulted on it, or it
 /// is there, or the guest says so.
 void XenGuest::skip(Gfn page) noexcept {
   counters_.skipped_pages.add(1);
-  if (!pager_->waits(page)) return;
+  answer_settled(page);
+}
+
+/// Who waits for a page that is not ours to install, if anybody does.
+void XenGuest::answer_settled(Gfn page) noexcept {
+  if (!waits(page)) return;
   if (presence_.state(page) == PageState::kClaimedByGuest)
     answer_with_zeros(page);
   else
@@ -263,9 +301,23 @@ FailMeans XenGuest::fail(Gfn page) noexcept {
   }
   if (errnum == ESRCH) mark_gone();
   if (errnum != 0) return gone() ? FailMeans::kGone : FailMeans::kRefused;
-  pager_->answer(page);
-  pager_->notify();
+  failed_.push_back(page);
   return FailMeans::kPaused;
+}
+
+/// Who waits for these has no answer: it would not ask again. Once somebody lets the domain run
+/// they are faults anew. @return how many
+std::size_t XenGuest::report_failed(std::span<Gfn> out) noexcept {
+  constexpr auto kLookEvery = std::chrono::milliseconds{100};
+  if (failed_.empty() || Clock::now() < next_look_) return 0;
+  next_look_ = Clock::now() + kLookEvery;
+  xen::DomainInfo info;
+  const xen::Domain& domain = pager_->domain();
+  if (domain.calls().info(domain.id(), info) != 0 || info.paused) return 0;
+  const std::size_t nb_faults = std::min(out.size(), failed_.size());
+  std::copy_n(failed_.begin(), nb_faults, out.begin());
+  failed_.erase(failed_.begin(), failed_.begin() + static_cast<std::ptrdiff_t>(nb_faults));
+  return nb_faults;
 }
 
 bool XenGuest::kill() noexcept {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -35,6 +36,10 @@ struct XenSeed {
 /// Where the guest has an agent, the presence bits are in the guest's memory, and both flip them.
 /// Else a page counts as absent until it was loaded here, so after a memtap's death all are:
 /// loading one that is there does it no harm, for Xen refuses.
+/// Once a page was asked for, Xen takes it to be on its way: a vCPU that touches it asks nobody,
+/// and tries again and again. So no request is answered before its page is there, and a domain that
+/// is taken over from a memtap that died comes with the pages which that had been asked for.
+/// Source: hvm_hap_nested_page_fault() of xen/arch/x86/hvm/hvm.c.
 class XenGuest final : public ProcessGuest {
  public:
   /// @param calls  borrowed
@@ -53,7 +58,7 @@ class XenGuest final : public ProcessGuest {
   Install install(Gfn first, std::span<const std::byte> pages) noexcept override;
   Install install_zeros(PageRange pages) noexcept override;
   [[nodiscard]] bool waits(Gfn page) const noexcept override;
-  /// Pauses the domain. Who waits asks again when it is unpaused.
+  /// Pauses the domain. When somebody unpauses it the page is a fault again.
   FailMeans fail(Gfn page) noexcept override;
   /// Destroys the domain, and so ends its sf-xen-clone.
   bool kill() noexcept override;
@@ -67,6 +72,7 @@ class XenGuest final : public ProcessGuest {
   [[nodiscard]] bool started() const noexcept { return started_; }
 
  private:
+  using Clock = std::chrono::steady_clock;
   XenGuest(std::uint32_t id, Peer peer, PresenceFile presence,
            std::unique_ptr<xen::DomainPager> pager, std::optional<xen::GuestBitmap> bitmap,
            std::span<const Gfn> eager);
@@ -77,6 +83,11 @@ class XenGuest final : public ProcessGuest {
   void answer_with_zeros(Gfn page) noexcept;
   [[nodiscard]] bool give_zeros(Gfn page) noexcept;
   void answer_present(Gfn page) noexcept;
+  [[nodiscard]] std::size_t report_failed(std::span<Gfn> out) noexcept;
+  [[nodiscard]] std::size_t report_left(std::span<Gfn> out) noexcept;
+  void starve(Gfn page) noexcept;
+  void retry_starved() noexcept;
+  void answer_settled(Gfn page) noexcept;
   void skip(Gfn page) noexcept;
   [[nodiscard]] bool is_eager(Gfn page) const noexcept;
   [[nodiscard]] Install start() noexcept;
@@ -84,6 +95,11 @@ class XenGuest final : public ProcessGuest {
   std::unique_ptr<xen::DomainPager> pager_;
   std::optional<xen::GuestBitmap> bitmap_;  // whose words presence_ looks at
   std::vector<Gfn> eager_;
+  std::vector<Gfn> starved_;  // waited for, and there was no memory for their zeros
+  std::vector<Gfn> failed_;   // waited for, and could not be had
+  Clock::time_point next_look_{};
+  std::vector<Gfn> left_asked_;  // of a memtap that died
+  std::size_t nb_left_reported_ = 0;
   std::size_t nb_eager_reported_ = 0, nb_eager_in_ = 0;
   bool started_ = false;
 };

@@ -5,6 +5,7 @@
 #include <spawn.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -12,6 +13,7 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -27,7 +29,9 @@
 #include "descriptor/descriptor.hpp"
 #include "descriptor/xen_state.hpp"
 #include "fabric/base/unix_socket.hpp"
+#include "xen-glue/domain_pager.hpp"
 #include "xen-glue/libxen_calls.hpp"
+#include "xen-glue/paging_ring.hpp"
 #include "xen-glue/shell.hpp"
 
 namespace snowfabric::xen {
@@ -139,22 +143,62 @@ class Clone {
   bool created_ = false;
 };
 
+/// What we know of the paging ring that the memtap at work has: we mapped its page before that took
+/// it out of the domain, and can read it when that is dead.
+class RingView {
+ public:
+  explicit RingView(Domain domain) : domain_{domain} {}
+
+  /// Before a memtap gets the domain. @return as DomainPager::map_ring_page
+  [[nodiscard]] Result<void> renew() {
+    page_.reset();
+    auto page = DomainPager::map_ring_page(domain_);
+    if (!page) return std::unexpected(page.error());
+    page_.emplace(std::move(*page));
+    return {};
+  }
+  /// Of all memtaps so far, the last of them dead: pages that may be asked for by nobody any more.
+  /// @pre the domain is paused
+  [[nodiscard]] const std::vector<Gfn>& left_asked() {
+    if (page_)
+      for (const Gfn page : PagingRing::left_asked(page_->page(0)))
+        if (std::ranges::find(left_, page) == left_.end()) left_.push_back(page);
+    if (left_.size() > kMost) left_.erase(left_.begin(), left_.end() - kMost);
+    return left_;
+  }
+
+ private:
+  static constexpr std::ptrdiff_t kMost = 256;  // a memtap takes no more: those of 16 deaths
+
+  Domain domain_;
+  std::optional<ForeignPages> page_;
+  std::vector<Gfn> left_;
+};
+
 /// @return errno of the call: no memtap is there
-Result<UniqueFd> hand_over(const Options& options, const Domain& domain, const std::string& image,
-                           bool recover) {
+Result<UniqueFd> connect_to_memtap(const Options& options) {
   const auto address = UnixAddress::of(options.memtap);
   if (!address) return std::unexpected(address.error());
   UniqueFd socket{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
   if (!socket) return fail(errno, "socket AF_UNIX");
   if (connect(socket.get(), address->get(), UnixAddress::size()) != 0)
     return fail(errno, fmt::format("connect to the memtap at {}", options.memtap));
-  const Json message = {{{"adapter", "xen"},
-                         {"domain", static_cast<std::uint16_t>(domain.id())},
-                         {"image", image},
-                         {"recover", recover}}};
-  if (send_with_fds(socket.get(), message.dump(), {}) < 0)
-    return fail(errno, fmt::format("send to the memtap at {}", options.memtap));
   return socket;
+}
+
+/// @param asked  pages of the memtap before, if there was one
+Result<void> hand_over(const UniqueFd& memtap, const Domain& domain, const std::string& image,
+                       const std::vector<Gfn>* asked) {
+  Json message = {{{"adapter", "xen"},
+                   {"domain", static_cast<std::uint16_t>(domain.id())},
+                   {"image", image},
+                   {"recover", asked != nullptr}}};
+  if (asked != nullptr) {
+    message[0]["asked"] = Json::array();
+    for (const Gfn page : *asked) message[0]["asked"].push_back(page.value);
+  }
+  if (send_with_fds(memtap.get(), message.dump(), {}) < 0) return fail(errno, "send to the memtap");
+  return {};
 }
 
 /// memtap says nothing there: what can be read is the end.
@@ -178,8 +222,19 @@ Result<void> wait_until_it_runs(const Domain& domain, const UniqueFd& memtap) {
 /// The memtap that has the clone, and the search for the next when that is gone.
 class Memtap {
  public:
-  Memtap(const Options& options, Domain domain, std::string image, UniqueFd socket)
-      : options_{options}, domain_{domain}, image_{std::move(image)}, socket_{std::move(socket)} {}
+  Memtap(const Options& options, Domain domain, std::string image)
+      : options_{options}, domain_{domain}, image_{std::move(image)}, ring_{domain} {}
+
+  /// The first. @return errno of the call that failed
+  [[nodiscard]] Result<void> find_first() {
+    auto memtap = connect_to_memtap(options_);
+    if (!memtap) return std::unexpected(memtap.error());
+    if (auto ok = ring_.renew(); !ok) return ok;
+    if (auto ok = hand_over(*memtap, domain_, image_, nullptr); !ok) return ok;
+    socket_ = std::move(*memtap);
+    return {};
+  }
+  [[nodiscard]] const UniqueFd& socket() const noexcept { return socket_; }
 
   /// Waits a moment, and tries if it has to.
   void look(std::uint64_t nb_paged_pages) {
@@ -196,8 +251,10 @@ class Memtap {
 
  private:
   void find_next() {
-    auto next = hand_over(options_, domain_, image_, true);
+    auto next = connect_to_memtap(options_);
     if (!next) return;
+    if (const auto ok = recover(*next); !ok)
+      return say(fmt::format("{}: {}", ok.error().what, std::strerror(ok.error().errnum)));
     if (is_closed(*next, kRefusedWait)) {
       if (std::exchange(wait_, kRefusedWait) != kRefusedWait)
         say("the memtap there refuses the clone: its log says why");
@@ -208,15 +265,27 @@ class Memtap {
     socket_ = std::move(*next);
   }
 
+  /// From the look at the dead memtap's ring until the next has taken over no vCPU may ask.
+  [[nodiscard]] Result<void> recover(const UniqueFd& next) {
+    const auto info = domain_.info();
+    if (!info) return std::unexpected(info.error());
+    if (!info->paused)
+      if (auto ok = domain_.pause(); !ok) return ok;
+    const std::vector<Gfn> asked = ring_.left_asked();
+    if (auto ok = ring_.renew(); !ok) return ok;
+    return hand_over(next, domain_, image_, &asked);
+  }
+
   const Options& options_;
   Domain domain_;
   std::string image_;
+  RingView ring_;
   UniqueFd socket_;
   std::chrono::milliseconds wait_ = kLookEvery;
 };
 
 /// Until the clone ends, or we are told to end it.
-Result<void> keep(const Domain& domain, Memtap memtap, Clone& clone) {
+Result<void> keep(const Domain& domain, Memtap& memtap, Clone& clone) {
   while (!stop_asked) {
     DomainInfo info;
     const int errnum = domain.calls().info(domain.id(), info);
@@ -258,15 +327,15 @@ Result<void> run(const Options& options) {
                {"created_ms", ms_since(began)}};
   if (auto ok = make_shell(*domain, nb_pages, *parent, [](std::uint64_t) {}); !ok) return ok;
   info["evicted_ms"] = ms_since(began);
-  auto memtap = hand_over(options, *domain, image, false);
-  if (!memtap) return std::unexpected(memtap.error());
-  if (auto ok = wait_until_it_runs(*domain, *memtap); !ok) return ok;
+  Memtap memtap{options, *domain, image};
+  if (auto ok = memtap.find_first(); !ok) return ok;
+  if (auto ok = wait_until_it_runs(*domain, memtap.socket()); !ok) return ok;
   info["running_ms"] = ms_since(began);
   say(fmt::format("{} ({}) runs after {} ms: shell {} ms, its memory evicted {} ms", options.name,
                   to_string(domain->id()), info["running_ms"].get<std::int64_t>(),
                   info["created_ms"].get<std::int64_t>(), info["evicted_ms"].get<std::int64_t>()));
   if (!options.info.empty()) write_info(options.info, info);
-  return keep(*domain, {options, *domain, image, std::move(*memtap)}, clone);
+  return keep(*domain, memtap, clone);
 }
 
 }  // namespace

@@ -10,11 +10,12 @@
 namespace snowfabric::xen {
 namespace {
 
-/// The page for the ring. Whoever paged the domain before has taken it away.
-Result<ForeignPages> map_ring(const Domain& domain, Gfn page) {
-  if (auto mapped = domain.map_page(page, Access::kReadWrite)) return mapped;
-  if (const auto ok = domain.populate({&page, 1}); !ok) return std::unexpected(ok.error());
-  return domain.map_page(page, Access::kReadWrite);
+Result<Gfn> ring_page_of(const Domain& domain) {
+  Gfn page;
+  const int errnum = domain.calls().paging_ring_page(domain.id(), page);
+  if (const auto ok = domain.checked(errnum, "look up the paging ring"); !ok)
+    return std::unexpected(ok.error());
+  return page;
 }
 
 }  // namespace
@@ -24,24 +25,39 @@ DomainPager::DomainPager(Domain domain, ForeignPages ring_page)
   waiting_.reserve(kRingSlots);
 }
 
+/// Whoever paged the domain before has taken it away.
+Result<ForeignPages> DomainPager::map_ring_page(const Domain& domain) {
+  const auto page = ring_page_of(domain);
+  if (!page) return std::unexpected(page.error());
+  if (auto mapped = domain.map_page(*page, Access::kReadWrite)) return mapped;
+  if (const auto ok = domain.populate({&*page, 1}); !ok) return std::unexpected(ok.error());
+  return domain.map_page(*page, Access::kReadWrite);
+}
+
 Result<std::unique_ptr<DomainPager>> DomainPager::enable(Domain domain) {
+  return make(domain, RingPage::kIsTakenAway);
+}
+
+Result<std::unique_ptr<DomainPager>> DomainPager::make(Domain domain, RingPage fate) {
   const auto info = domain.info();
   if (!info) return std::unexpected(info.error());
   if (!info->paused)
     return fail(EINVAL, fmt::format("paging of {}: it is not paused", to_string(domain.id())));
-  Gfn page;
-  if (const auto ok = domain.checked(domain.calls().paging_ring_page(domain.id(), page),
-                                     "look up the paging ring");
-      !ok)
-    return std::unexpected(ok.error());
-  auto mapped = map_ring(domain, page);
+  auto mapped = map_ring_page(domain);
   if (!mapped) return std::unexpected(mapped.error());
   std::unique_ptr<DomainPager> pager{new DomainPager{domain, std::move(*mapped)}};
-  if (const auto ok = pager->start(page); !ok) return std::unexpected(ok.error());
+  if (const auto ok = pager->start(); !ok) return std::unexpected(ok.error());
+  if (fate == RingPage::kStays) return pager;
+  // From here on the guest cannot write to the ring.
+  const auto page = ring_page_of(domain);
+  if (!page) return std::unexpected(page.error());
+  const int errnum = domain.calls().depopulate(domain.id(), *page);
+  if (const auto ok = domain.checked(errnum, "take away the paging ring", *page); !ok)
+    return std::unexpected(ok.error());
   return pager;
 }
 
-Result<void> DomainPager::start(Gfn ring_page) {
+Result<void> DomainPager::start() {
   XenCalls& calls = domain_.calls();
   std::uint32_t port = 0;
   if (const auto ok =
@@ -49,13 +65,7 @@ Result<void> DomainPager::start(Gfn ring_page) {
       !ok)
     return ok;
   enabled_ = true;
-  if (const auto ok =
-          domain_.checked(calls.bind(domain_.id(), port, port_), "bind the paging event channel");
-      !ok)
-    return ok;
-  // From here on the guest cannot write to the ring.
-  return domain_.checked(calls.depopulate(domain_.id(), ring_page), "take away the paging ring",
-                         ring_page);
+  return domain_.checked(calls.bind(domain_.id(), port, port_), "bind the paging event channel");
 }
 
 Result<std::unique_ptr<DomainPager>> DomainPager::take_over(Domain domain) {
@@ -77,7 +87,7 @@ Result<std::unique_ptr<DomainPager>> DomainPager::take_over(Domain domain) {
 /// ring's slots bound them, so each vCPU gets a ring of answers: see PagingRing::release().
 Result<void> DomainPager::release_vcpus(Domain domain, std::uint32_t nb_vcpus) {
   for (std::uint32_t vcpu = 0; vcpu < nb_vcpus; ++vcpu) {
-    const auto pager = enable(domain);
+    const auto pager = make(domain, RingPage::kStays);  // for the last of them
     if (!pager) return std::unexpected(pager.error());
     for (std::size_t i = 0; i < kRingSlots; ++i) (*pager)->ring_.release(vcpu);
     (*pager)->notify();
@@ -103,7 +113,7 @@ void DomainPager::answer_all() noexcept {
   if (port_ == nullptr) return;
   for (Fault fault; take(fault) == PagingRing::Take::kRequest;) {
   }
-  for (const PagingRequest& request : waiting_) ring_.answer(request);
+  for (const PagingRequest& request : waiting_) ring_.answer(request, false);
   waiting_.clear();
   notify();
 }
@@ -137,7 +147,7 @@ bool DomainPager::waits(Gfn page) const noexcept {
 std::size_t DomainPager::answer(Gfn page) noexcept {
   return std::erase_if(waiting_, [&](const PagingRequest& request) {
     if (request.page != page) return false;
-    ring_.answer(request);
+    ring_.answer(request, true);
     return true;
   });
 }

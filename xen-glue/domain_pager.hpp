@@ -24,7 +24,13 @@ class DomainPager {
   /// @pre the domain is paused, and stays so until its pages are evicted
   /// @return as XenCalls::paging_enable and the other calls, in words
   [[nodiscard]] static Result<std::unique_ptr<DomainPager>> enable(Domain domain);
-  /// Takes over the paging of a domain whose pager has died. A vCPU that waited asks again.
+  /// The page of the ring, as it is for a pager to come. Whoever maps it before enable() can read
+  /// it when that pager has died: PagingRing::left_asked.
+  /// @return as XenCalls::paging_ring_page, map and populate, in words
+  [[nodiscard]] static Result<ForeignPages> map_ring_page(const Domain& domain);
+  /// Takes over the paging of a domain whose pager has died. A vCPU that waited tries again. For a
+  /// page that was asked for already it does not ask: Xen takes that to be on its way, so whoever
+  /// takes over has to load it. Source: hvm_hap_nested_page_fault() of xen/arch/x86/hvm/hvm.c.
   /// @pre as enable(); nobody pages the domain: one who does loses it
   /// @return as enable()
   [[nodiscard]] static Result<std::unique_ptr<DomainPager>> take_over(Domain domain);
@@ -58,8 +64,10 @@ class DomainPager {
   [[nodiscard]] const Domain& domain() const noexcept { return domain_; }
 
  private:
+  enum class RingPage : std::uint8_t { kStays, kIsTakenAway };
+  [[nodiscard]] static Result<std::unique_ptr<DomainPager>> make(Domain domain, RingPage fate);
   DomainPager(Domain domain, ForeignPages ring_page);
-  [[nodiscard]] Result<void> start(Gfn ring_page);
+  [[nodiscard]] Result<void> start();
   [[nodiscard]] static Result<void> release_vcpus(Domain domain, std::uint32_t nb_vcpus);
   void answer_all() noexcept;
 

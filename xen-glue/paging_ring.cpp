@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "xen-glue/paging_ring.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -40,7 +41,11 @@ PagingRing::Take PagingRing::take(PagingRequest& out) noexcept {
     broken_ = true;
     return Take::kBroken;
   }
-  ++taken_;
+  // Noted first: of a page too many no harm comes.
+  const auto free = std::ranges::find(note().asked, 0U);
+  const bool is_wanted = (request.paging_flags & kDropPage) == 0;
+  if (is_wanted && free != note().asked.end()) *free = request.gfn + 1;
+  note().nb_taken = ++taken_;
   std::atomic_ref{word(kRequestEvent)}.store(taken_ + 1, std::memory_order_relaxed);
   out = {.page = {request.gfn},
          .vcpu = request.vcpu,
@@ -50,7 +55,9 @@ PagingRing::Take PagingRing::take(PagingRequest& out) noexcept {
   return Take::kRequest;
 }
 
-void PagingRing::answer(const PagingRequest& request) noexcept {
+void PagingRing::answer(const PagingRequest& request, bool is_there) noexcept {
+  const auto noted = std::ranges::find(note().asked, request.page.value + 1);
+  if (is_there && noted != note().asked.end()) *noted = 0;
   const RingSlot answer{.version = kVmEventVersion,
                         .flags = request.flags,
                         .reason = kVmEventPaging,
@@ -68,7 +75,29 @@ void PagingRing::answer(const PagingRequest& request) noexcept {
 /// Of a vCPU that does not wait Xen ignores it. Source: vm_event_resume() of xen/common/vm_event.c.
 void PagingRing::release(std::uint32_t vcpu) noexcept {
   answer(
-      {.page = {0}, .vcpu = vcpu, .flags = kVcpuPaused, .p2m_type = 0, .paging_flags = kDropPage});
+      {.page = {0}, .vcpu = vcpu, .flags = kVcpuPaused, .p2m_type = 0, .paging_flags = kDropPage},
+      false);
+}
+
+std::vector<Gfn> PagingRing::left_asked(std::span<const std::byte, kPageSize> page) {
+  RingNote note;
+  std::memcpy(&note, page.data() + kRingNoteAt, sizeof note);
+  std::uint32_t produced = 0;
+  std::memcpy(&produced, page.data(), sizeof produced);
+  std::vector<Gfn> pages;
+  for (const std::uint64_t asked : note.asked)
+    if (asked != 0) pages.push_back({asked - 1});
+  const std::uint32_t nb_waiting = std::min<std::uint32_t>(produced - note.nb_taken, kRingSlots);
+  for (std::uint32_t i = 0; i < nb_waiting; ++i) {
+    RingSlot request;
+    const std::size_t slot = (note.nb_taken + i) % kRingSlots;
+    std::memcpy(&request, page.data() + kRingSlotsAt + slot * kRingSlotBytes, sizeof request);
+    if ((request.paging_flags & kDropPage) == 0) pages.push_back({request.gfn});
+  }
+  std::ranges::sort(pages);
+  const auto repeated = std::ranges::unique(pages);
+  pages.erase(repeated.begin(), repeated.end());
+  return pages;
 }
 
 bool PagingRing::publish() noexcept {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <vector>
 
 #include "fabric/base/frame_number.hpp"
 
@@ -33,8 +34,18 @@ struct RingSlot {
   std::array<std::byte, kRingSlotBytes - 40> unused;
 };
 static_assert(sizeof(RingSlot) == kRingSlotBytes && std::is_trivially_copyable_v<RingSlot>);
-static_assert(kRingSlotsAt + kRingSlots * kRingSlotBytes <= kPageSize);
 /// @}
+
+/// What the pager notes behind the slots, where Xen does not look, for whoever still maps the page
+/// when it has died.
+struct RingNote {
+  std::uint32_t nb_taken;  ///< requests, and wraps as they do
+  std::uint32_t reserved;
+  /// Gfn + 1 of requests that were taken and whose page is not there yet; 0: of none.
+  std::array<std::uint64_t, kRingSlots> asked;
+};
+inline constexpr std::size_t kRingNoteAt = kRingSlotsAt + kRingSlots * kRingSlotBytes;
+static_assert(kRingNoteAt + sizeof(RingNote) <= kPageSize);
 
 /// What Xen asks the pager.
 struct PagingRequest {
@@ -65,7 +76,8 @@ class PagingRing {
 
   [[nodiscard]] Take take(PagingRequest& out) noexcept;
   /// Lets the vCPU of a taken request try again, once published. @pre nb_unanswered() > 0
-  void answer(const PagingRequest& request) noexcept;
+  /// @param is_there  the page; else it stays noted as asked for
+  void answer(const PagingRequest& request, bool is_there) noexcept;
   /// Lets a vCPU try again whose request was taken from a ring that is gone. Such answers are
   /// beyond Xen's count of slots: this ring is then only to be published, and thrown away.
   /// @pre at most kRingSlots, and nothing else, before publish()
@@ -73,12 +85,19 @@ class PagingRing {
   /// @return whether there was an answer to publish: Xen is to be notified
   [[nodiscard]] bool publish() noexcept;
 
+  /// Of a ring whose pager is dead: pages that were asked for, and whether they have come since
+  /// nobody knows. @pre Xen writes no more: the domain is paused
+  [[nodiscard]] static std::vector<Gfn> left_asked(std::span<const std::byte, kPageSize> page);
+
   /// Requests taken; at most kRingSlots.
   [[nodiscard]] std::size_t nb_unanswered() const noexcept { return taken_ - answered_; }
 
  private:
   [[nodiscard]] std::byte* slot(std::uint32_t index) const noexcept {
     return page_.data() + kRingSlotsAt + index % kRingSlots * kRingSlotBytes;
+  }
+  [[nodiscard]] RingNote& note() const noexcept {
+    return *reinterpret_cast<RingNote*>(page_.data() + kRingNoteAt);
   }
   [[nodiscard]] std::uint32_t& word(std::size_t index) const noexcept;
 

@@ -129,6 +129,13 @@ TEST(ParseHandshake, RefusesWhatIsNoDomainThatCanBeACloneOfXen) {
     ASSERT_FALSE(request) << domain;
     EXPECT_THAT(request.error().what, HasSubstr("number of a domain other than dom0"));
   }
+  EXPECT_EQ(
+      xen_domain_of(R"([{"adapter": "xen", "domain": 7, "image": "", "asked": [5, 0]}])")->asked,
+      (std::vector{Gfn{5}, Gfn{0}}));
+  for (const char* asked : {"1", "[-1]", "[\"a\"]", "[1.5]", "{}"})
+    EXPECT_FALSE(xen_domain_of(
+        std::string{R"([{"adapter": "xen", "domain": 7, "image": "", "asked": )"} + asked + "}]"))
+        << asked;
   EXPECT_FALSE(xen_domain_of(R"([{"adapter": "xen"}])"));
   EXPECT_FALSE(xen_domain_of(R"([{"adapter": "xen", "domain": 7, "image": "", "recover": 1}])"));
   EXPECT_FALSE(xen_domain_of(R"([{"adapter": "xen", "domain": 7, "image": 3}])"));

@@ -121,6 +121,29 @@ TEST_F(XenContract, AnEvictedPageIsMissing) {
   EXPECT_EQ(mapped->error(2), 0);
 }
 
+TEST_F(XenContract, APageIsAskedForOnceUntilItIsLoaded) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  const std::vector pages{at(4), at(5), at(6)};
+  std::vector<Gfn> kept;
+  ASSERT_TRUE((*pager)->evict({at(5), 1}, kept));
+  EXPECT_TRUE(kept.empty());
+  for (const std::size_t nb_expected : {1U, 0U}) {
+    const auto mapped = domain.map(pages, Access::kRead);
+    EXPECT_TRUE(mapped && is_missing(mapped->error(1)));
+    std::size_t nb_requests = 0;
+    DomainPager::Fault fault;
+    PagingRing::Take taken;
+    for (; (taken = (*pager)->take(fault)) == PagingRing::Take::kRequest; ++nb_requests)
+      EXPECT_EQ(fault.request.page, at(5));
+    EXPECT_EQ(taken, PagingRing::Take::kNone);
+    EXPECT_EQ(nb_requests, nb_expected);
+    (*pager)->answer(at(5));  // and not loaded
+    (*pager)->notify();
+  }
+  EXPECT_EQ((*pager)->load(at(5), buffer), 0);
+}
+
 TEST_F(XenContract, WhatIsWrittenIsNotedUntilItIsTaken) {
   ASSERT_EQ(xen.log_dirty(bed.domain, true), 0);
   EXPECT_EQ(xen.log_dirty(bed.domain, true), EINVAL);

@@ -51,8 +51,12 @@ bool FakeDomain::anybody_waits() const {
   return std::ranges::any_of(vcpus_, [](const Vcpu& vcpu) { return vcpu.wants.has_value(); });
 }
 
+bool FakeDomain::is_missing(Gfn page) {
+  return state(page) == P2m::kEvicted || state(page) == P2m::kAsked;
+}
+
 void FakeDomain::make_ram(Gfn page) {
-  if (state(page) == P2m::kEvicted) --info.nb_paged_pages;
+  if (is_missing(page)) --info.nb_paged_pages;
   state(page) = P2m::kRam;
 }
 
@@ -64,6 +68,8 @@ bool FakeDomain::touch(std::uint32_t vcpu, Gfn page) {
 }
 
 void FakeDomain::touch_for(std::uint32_t vcpu, Gfn page) {
+  if (!vcpus_[vcpu].wants) vcpus_[vcpu].wants = page;
+  if (state(page) == P2m::kEvicted) state(page) = P2m::kAsked;
   if (put(page, vcpu, kVcpuPaused, 0)) ++vcpus_[vcpu].nb_asked;
 }
 
@@ -84,7 +90,7 @@ int FakeDomain::evict(Gfn page) {
 void FakeDomain::replace(Gfn page) { make_ram(page); }
 
 void FakeDomain::drop(Gfn page) {
-  if (paging_ && state(page) == P2m::kEvicted) put(page, 0, 0, kDropPage);
+  if (paging_ && is_missing(page)) put(page, 0, 0, kDropPage);
   make_ram(page);
   state(page) = P2m::kNone;
   if (dirty) dirty->insert(page);
@@ -118,11 +124,18 @@ void FakeDomain::ask() {
     if (!vcpu.wants || vcpu.nb_asked > 0) continue;
     if (p2m_[vcpu.wants->value] == P2m::kRam)
       vcpu.wants.reset();
-    else if (paging_)
-      vcpu.nb_asked = put(*vcpu.wants, i, kVcpuPaused, 0) ? 1 : 0;
-    else
+    else if (!paging_)
       crashed = true;
+    else if (state(*vcpu.wants) == P2m::kEvicted && put(*vcpu.wants, i, kVcpuPaused, 0)) {
+      vcpu.nb_asked = 1;
+      state(*vcpu.wants) = P2m::kAsked;
+    }
   }
+}
+
+/// Who maps a page does not wait for it.
+void FakeDomain::ask_for_dom0(Gfn page) {
+  if (paging_ && state(page) == P2m::kEvicted && put(page, 0, 0, 0)) state(page) = P2m::kAsked;
 }
 
 void FakeDomain::on_notify() {

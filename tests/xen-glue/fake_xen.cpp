@@ -122,7 +122,8 @@ int FakeXen::map(DomId id, Access access, std::span<const Gfn> pages, std::span<
   nb_mapped += pages.size();
   for (std::size_t i = 0; i < pages.size(); ++i) {
     const bool there = domain->known(pages[i]) && domain->state(pages[i]) != FakeDomain::P2m::kNone;
-    errors[i] = !there ? EINVAL : domain->state(pages[i]) == FakeDomain::P2m::kEvicted ? ENOENT : 0;
+    errors[i] = !there ? EINVAL : domain->is_missing(pages[i]) ? ENOENT : 0;
+    if (errors[i] == ENOENT) domain->ask_for_dom0(pages[i]);
     if (errors[i] != 0) continue;
     const auto offset = static_cast<off_t>(domain->slot(pages[i]) * kPageSize);
     if (mmap(out + i * kPageSize, kPageSize, prot, MAP_SHARED | MAP_FIXED, domain->memory_.get(),
@@ -223,7 +224,7 @@ void FakeXen::paging_evict(DomId id, std::span<const Gfn> pages, std::span<int> 
 int FakeXen::paging_load(DomId id, Gfn page, const std::byte* bytes) noexcept {
   FakeDomain* domain;
   if (const int errnum = begin(Call::kLoad, id, domain)) return errnum;
-  if (!domain->known(page) || domain->state(page) != FakeDomain::P2m::kEvicted) return ENOENT;
+  if (!domain->known(page) || !domain->is_missing(page)) return ENOENT;
   std::memcpy(domain->page(page), bytes, kPageSize);
   domain->make_ram(page);
   return 0;

@@ -47,7 +47,7 @@ enum class Call : std::uint8_t {
 class FakeDomain {
  public:
   static constexpr Gfn kRingPage{0xfeff8};
-  enum class P2m : std::uint8_t { kNone, kRam, kEvicted };
+  enum class P2m : std::uint8_t { kNone, kRam, kEvicted, kAsked };
 
   /// @param nb_room  more pages that it may get
   FakeDomain(std::uint64_t nb_pages, std::uint32_t nb_vcpus, std::uint64_t nb_room);
@@ -56,11 +56,14 @@ class FakeDomain {
   FakeDomain& operator=(const FakeDomain&) = delete;
 
   // --- what a test does ---
-  /// A vCPU reads a page. @return whether it goes on at once; else it waits until it can
+  /// A vCPU reads a page. @return whether it goes on at once; else it waits until it can, or, for
+  /// a page that somebody has asked for already, tries again and again
   bool touch(std::uint32_t vcpu, Gfn page);
   /// Xen itself touches an evicted page for a vCPU that waits, as when it notes that it stands: one
   /// more request, and the vCPU goes on when all are answered.
   void touch_for(std::uint32_t vcpu, Gfn page);
+  /// Time passes for those that try again and again.
+  void run() { ask(); }
   /// The guest puts another page there, as with add_to_physmap: Xen says nothing of it.
   void replace(Gfn page);
   /// The guest gives the page back: Xen tells the pager.
@@ -100,10 +103,12 @@ class FakeDomain {
   [[nodiscard]] P2m& state(Gfn page);
   bool put(Gfn page, std::uint32_t vcpu, std::uint32_t flags, std::uint32_t paging_flags);
   void ask();
+  void ask_for_dom0(Gfn page);
   void on_notify();
   void enable();
   [[nodiscard]] int evict(Gfn page);
   void make_ram(Gfn page);
+  [[nodiscard]] bool is_missing(Gfn page);
 
   UniqueFd memory_;
   std::byte* mapped_;

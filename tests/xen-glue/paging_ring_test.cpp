@@ -70,7 +70,7 @@ TEST_F(PagingRingTest, AnAnswerRepeatsTheRequest) {
   EXPECT_EQ(request.page, Gfn{0x1234});
   EXPECT_EQ(request.vcpu, 3U);
   EXPECT_FALSE(request.dropped());
-  ring.answer(request);
+  ring.answer(request, true);
   EXPECT_EQ(word(2), 0U);  // not before it is published
   EXPECT_TRUE(ring.publish());
   EXPECT_FALSE(ring.publish());
@@ -89,7 +89,7 @@ TEST_F(PagingRingTest, AnswersMayComeInAnyOrder) {
   std::vector<PagingRequest> requests;
   for (std::uint32_t i = 0; i < kRingSlots; ++i) requests.push_back(taken());
   EXPECT_EQ(ring.nb_unanswered(), kRingSlots);
-  for (std::size_t i = kRingSlots; i-- > 0;) ring.answer(requests[i]);
+  for (std::size_t i = kRingSlots; i-- > 0;) ring.answer(requests[i], true);
   EXPECT_TRUE(ring.publish());
   for (std::size_t i = kRingSlots; i-- > 0;) EXPECT_EQ(heard_next().gfn, i);
 }
@@ -99,14 +99,33 @@ TEST_F(PagingRingTest, AnUnansweredRequestSurvivesTheOthersAnswers) {
   const PagingRequest first = taken();
   for (std::uint64_t i = 0; i < 40; ++i) {  // five times round
     ask(i);
-    ring.answer(taken());
+    ring.answer(taken(), true);
     ASSERT_TRUE(ring.publish());
     EXPECT_EQ(heard_next().gfn, i);
   }
-  ring.answer(first);
+  ring.answer(first, true);
   ASSERT_TRUE(ring.publish());
   EXPECT_EQ(heard_next().gfn, 100U);
   EXPECT_EQ(ring.nb_unanswered(), 0U);
+}
+
+TEST_F(PagingRingTest, WhatADeadPagerWasAskedForCanBeReadOffItsPage) {
+  EXPECT_TRUE(PagingRing::left_asked(page).empty());
+  ask(100);
+  const PagingRequest first = taken();
+  for (std::uint64_t i = 0; i < 12; ++i) {  // round, over the slot of the first
+    ask(i);
+    ring.answer(taken(), true);
+  }
+  ask(200);
+  ask(100);
+  EXPECT_EQ(PagingRing::left_asked(page), (std::vector{Gfn{100}, Gfn{200}}));
+  ring.answer(taken(), false);  // and not loaded
+  EXPECT_EQ(PagingRing::left_asked(page), (std::vector{Gfn{100}, Gfn{200}}));
+  ring.answer(first, true);
+  EXPECT_EQ(PagingRing::left_asked(page), (std::vector{Gfn{100}, Gfn{200}}));  // the untaken one
+  ring.answer(taken(), true);
+  EXPECT_EQ(PagingRing::left_asked(page), std::vector{Gfn{200}});
 }
 
 TEST_F(PagingRingTest, MoreRequestsThanSlotsAreNotBelieved) {

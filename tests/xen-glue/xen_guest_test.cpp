@@ -41,13 +41,14 @@ class XenGuestTest : public testing::Test {
                                                     SF_BITMAP_PRESENCE_AT);
     return {{words, Presence::words_for(kNbPages)}, kNbPages};
   }
-  Result<std::unique_ptr<XenGuest>> try_adopt(bool recover = false) {
+  Result<std::unique_ptr<XenGuest>> try_adopt(bool recover = false, std::vector<Gfn> asked = {}) {
     auto file = PresenceFile::create(
         "/dev/shm/sf_xen_guest_" + std::to_string(getpid()) + "_" + std::to_string(nb_files++),
         kImage);
     EXPECT_TRUE(file) << file.error().what;
-    return XenGuest::adopt(0, {.peer = {}, .domain = kDom, .image = "", .recover = recover},
-                           std::move(*file), xen, special);
+    return XenGuest::adopt(
+        0, {.peer = {}, .domain = kDom, .image = "", .recover = recover, .asked = std::move(asked)},
+        std::move(*file), xen, special);
   }
   std::unique_ptr<XenGuest> adopt() {
     evict();
@@ -113,7 +114,8 @@ TEST_F(XenGuestTest, RunsOnceItsEagerPagesAreIn) {
 
 TEST_F(XenGuestTest, AFaultIsReportedOnceAndAnsweredByTheInstall) {
   const auto guest = adopt();
-  for (std::uint32_t vcpu = 0; vcpu < 3; ++vcpu) EXPECT_FALSE(domain.touch(vcpu, Gfn{5}));
+  EXPECT_FALSE(domain.touch(0, Gfn{5}));
+  for (std::uint32_t vcpu = 1; vcpu < 3; ++vcpu) domain.touch_for(vcpu, Gfn{5});
   EXPECT_EQ(polled(*guest), Pages{5});
   EXPECT_TRUE(polled(*guest).empty());
   EXPECT_TRUE(guest->waits(Gfn{5}));
@@ -261,18 +263,26 @@ TEST_F(XenGuestTest, AnIncompleteCloneStandsStillUntilTheNextMemtap) {
 
 TEST_F(XenGuestTest, TheNextMemtapFreesWhoWaitedForADeadOne) {
   special.eager = {Gfn{20}};
+  const auto ring = DomainPager::map_ring_page(Domain{xen, kDom});  // as sf-xen-clone does
+  ASSERT_TRUE(ring);
   const auto guest = adopt();  // does nothing from here on, as if killed
   polled(*guest);
   EXPECT_EQ(install(*guest, 20), Install::kDone);
   for (std::uint32_t vcpu = 0; vcpu < 12; ++vcpu) domain.touch(vcpu, Gfn{vcpu});
   EXPECT_EQ(polled(*guest).size(), 8U);
-  auto next = try_adopt(true);
+  auto asked = PagingRing::left_asked(ring->page(0));
+  EXPECT_EQ(asked.size(), 8U);
+  auto next = try_adopt(true, std::move(asked));
   ASSERT_TRUE(next) << next.error().what;
-  EXPECT_EQ(polled(**next), Pages{20});  // nobody knows what is there
+  // Of what is there nobody knows.
+  EXPECT_EQ(polled(**next), (Pages{20, 0, 1, 2, 3, 4, 5, 6, 7}));
+  EXPECT_TRUE((*next)->waits(Gfn{7}));
   EXPECT_EQ(install(**next, 20), Install::kDone);
   EXPECT_TRUE((*next)->started());
-  for (Pages pages; !(pages = polled(**next)).empty();)
-    for (const auto page : pages) EXPECT_EQ(install(**next, page), Install::kDone);
+  EXPECT_EQ(polled(**next), (Pages{8, 9, 10, 11}));  // these had found no room
+  for (std::uint64_t page = 0; page < 12; ++page) EXPECT_EQ(install(**next, page), Install::kDone);
+  EXPECT_FALSE((*next)->waits(Gfn{7}));
+  domain.run();
   EXPECT_FALSE(domain.anybody_waits());
   EXPECT_EQ(domain.nb_pauses, 0U);
 }
@@ -328,6 +338,18 @@ TEST_F(XenGuestWithAgent, AFaultOnClaimedPagesIsAnsweredWithZerosForSomeOfThem) 
   EXPECT_EQ(bits.state(Gfn{28}), PageState::kClaimedByGuest);
   EXPECT_EQ(guest->counters().claimed_zero_pages.read(), 16U);
   EXPECT_EQ(guest->counters().faults_zeroed.read(), 1U);
+}
+
+TEST_F(XenGuestWithAgent, AClaimedPageWithoutMemoryIsTriedAgain) {
+  const auto guest = adopt();
+  ASSERT_TRUE(in_guest().claim(Gfn{12}, PageState::kClaimedByGuest));
+  domain.touch(0, Gfn{12});
+  xen.fail(Call::kLoad, ENOMEM);
+  EXPECT_TRUE(polled(*guest).empty());
+  EXPECT_TRUE(domain.anybody_waits());
+  EXPECT_TRUE(polled(*guest).empty());
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(first_byte(12), 0);
 }
 
 TEST_F(XenGuestWithAgent, APageThatWasClaimedAfterItsFaultReadsAsZeros) {
@@ -388,6 +410,20 @@ TEST_F(XenGuestWithAgent, TheNextMemtapGoesByTheBits) {
   EXPECT_TRUE(bits.absent(Gfn{7}));
   EXPECT_EQ(install(**next, 5, 3), Install::kDone);
   EXPECT_EQ((*next)->counters().installed_pages.read(), 1U);
+}
+
+TEST_F(XenGuestWithAgent, TheNextMemtapGivesClaimedPagesThatWereAskedForTheirZeros) {
+  const auto guest = adopt();  // does nothing after this, as if killed
+  ASSERT_TRUE(in_guest().claim(Gfn{5}, PageState::kClaimedByGuest));
+  domain.touch(0, Gfn{5});
+  xen.fail(Call::kLoad, ENOMEM);
+  const auto next = try_adopt(true, {Gfn{5}, Gfn{kNbPages + 7}});
+  ASSERT_TRUE(next) << next.error().what;
+  EXPECT_TRUE(polled(**next).empty());
+  EXPECT_TRUE(polled(**next).empty());  // there is memory now
+  domain.run();
+  EXPECT_FALSE(domain.anybody_waits());
+  EXPECT_EQ(first_byte(5), 0);
 }
 
 TEST_F(XenGuestWithAgent, ABitmapThatIsNotThereIsAnError) {
