@@ -262,7 +262,7 @@ def guest():
         with tempfile.TemporaryDirectory() as tmp:
             root = pathlib.Path(tmp)
             for name, files in GUEST_PROGRAMS.items():
-                run(["cc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-static", "-Wall", "-Werror", "-I", ROOT, "-o", root / name,
+                run(["cc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-static", "-pthread", "-Wall", "-Werror", "-I", ROOT, "-o", root / name,
                      *map(ROOT.joinpath, files)])
             bootlib.pack(root, part / "initrd.img")
     return target

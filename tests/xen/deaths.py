@@ -13,7 +13,7 @@ def faults(clones):
 def main():
     xenfork.make_folders()
     xenfork.make_network()
-    parent = xenfork.Parent("memory=160", 'extra="console=hvc0 panic=-1 SF_MIB=16 SF_CLAIM_MS=1000"')
+    parent = xenfork.Parent("memory=160", "vcpus=2", 'extra="console=hvc0 panic=-1 SF_MIB=16 SF_LOOKERS=2 SF_CLAIM_MS=1000"')
     clones = xenfork.Clones(["clone1", "clone2"])
     keepers = [clone.keeper for clone in clones.clones]
     xenfork.wait_for("faults", lambda: min(faults(clones)) > FAULTS_FIRST, xenfork.PATIENCE_S, clones.tap, *keepers)

@@ -2,8 +2,9 @@
 // The init of a Xen guest in the test bed: fills memory with a pattern, and each second looks at
 // all of it and rewrites a part, so that every page is one that a clone must have right. On the
 // kernel's command line: SF_MIB of pattern; SF_FILL_MIB that it takes, fills, checks and gives back
-// in the first second and each from SF_FILL_FROM on; SF_CLAIM_MS for sf-xen-agent, which runs if
-// this is there.
+// in the first second and each from SF_FILL_FROM on; SF_LOOKERS threads that look at the pattern, a
+// part each; SF_CLAIM_MS for sf-xen-agent, which runs if this is there.
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 
-enum { kPage = 4096, kMiB = 1 << 20, kDefaultMiB = 64, kRewritten = 1024 };
+enum { kPage = 4096, kMiB = 1 << 20, kDefaultMiB = 64, kRewritten = 1024, kMostLookers = 64 };
 
 static uint64_t word_of(size_t page, uint64_t version) {
   return (page + 1) * 0x9e3779b97f4a7c15ULL ^ version * 0xff51afd7ed558ccdULL;
@@ -64,6 +65,40 @@ static size_t churn(size_t nb_pages, uint64_t tick) {
   return nb_bad;
 }
 
+struct part {
+  const char* memory;
+  const uint64_t* versions;
+  size_t from, to, nb_bad;
+};
+
+static void* look(void* argument) {
+  struct part* part = argument;
+  part->nb_bad = 0;
+  for (size_t p = part->from; p < part->to; ++p)
+    part->nb_bad += !is_good((const uint64_t*)(part->memory + p * kPage), p, part->versions[p]);
+  return NULL;
+}
+
+// At all of the pattern, by threads if there are more than one. Returns how many pages are bad.
+static size_t look_at_all(const char* memory, const uint64_t* versions, size_t nb_pages, int nb) {
+  struct part parts[kMostLookers];
+  pthread_t threads[kMostLookers];
+  size_t nb_bad = 0;
+  for (int i = 0; i < nb; ++i) {
+    const size_t from = nb_pages * (size_t)i / (size_t)nb;
+    parts[i] = (struct part){memory, versions, from, nb_pages * (size_t)(i + 1) / (size_t)nb, 0};
+    if (nb == 1)
+      look(&parts[i]);
+    else if (pthread_create(&threads[i], NULL, look, &parts[i]) != 0)
+      exit(1);
+  }
+  for (int i = 0; i < nb; ++i) {
+    if (nb > 1) pthread_join(threads[i], NULL);
+    nb_bad += parts[i].nb_bad;
+  }
+  return nb_bad;
+}
+
 static void start_agent(void) {
   const char* claim_ms = getenv("SF_CLAIM_MS");
   if (claim_ms == NULL) return;
@@ -83,6 +118,8 @@ int main(void) {
   const size_t nb_pages = (size_t)setting("SF_MIB", kDefaultMiB) * kMiB / kPage;
   const size_t nb_churned = (size_t)setting("SF_FILL_MIB", 0) * kMiB / kPage;
   const uint64_t churn_from = (uint64_t)setting("SF_FILL_FROM", 1);
+  int nb_lookers = setting("SF_LOOKERS", 1);
+  if (nb_lookers < 1 || nb_lookers > kMostLookers) nb_lookers = 1;
   start_agent();
   char* memory = take_memory(nb_pages, MAP_POPULATE);
   setvbuf(stdout, NULL, _IOLBF, 0);
@@ -91,8 +128,7 @@ int main(void) {
   for (uint64_t tick = 1;; ++tick) {
     const int64_t began = now_us();
     size_t nb_bad = tick == 1 || tick >= churn_from ? churn(nb_churned, tick) : 0;
-    for (size_t p = 0; p < nb_pages; ++p)
-      nb_bad += !is_good((const uint64_t*)(memory + p * kPage), p, versions[p]);
+    nb_bad += look_at_all(memory, versions, nb_pages, nb_lookers);
     const int64_t looked_us = now_us() - began;
     for (size_t i = 0; i < kRewritten; ++i) {
       const size_t p = (tick * kRewritten + i) % nb_pages;
