@@ -28,6 +28,7 @@ def ratios(measured):
         "descriptor_ratio": (seconds["suspend_us"] + seconds["pause_us"]) / (seconds["bare_suspend_us"] + seconds["bare_pause_us"]),
         "pause_ms": 1e3 * seconds["pause_us"], "bare_pause_ms": 1e3 * seconds["bare_pause_us"],
         "extra_pause_to_copy_ratio": extra_s / seconds["bare_copy_us"],
+        "descriptor_bytes": measured["descriptor_bytes"], "ram_bytes": rounds[0]["pages"] * 4096,
         "faults_limit": faults["bare"], "faults_fabric": faults["fabric"], "faults_kept": faults["kept"],
         "fabric_ratio": faults["fabric"] / faults["bare"], "kept_ratio": faults["kept"] / faults["bare"],
     }
@@ -39,6 +40,7 @@ def show(result):
           f"suspend and state         {result['descriptor_ratio']:.2f} x that of suspend and HVM record alone\n"
           f"pause                    {result['pause_ms']:9.1f} ms, bare {result['bare_pause_ms']:.1f} ms: the rest is "
           f"{result['extra_pause_to_copy_ratio']:.2f} x of copying all memory\n"
+          f"descriptor               {result['descriptor_bytes']:9} bytes, 1/{result['ram_bytes'] / result['descriptor_bytes']:.0f} of the memory\n"
           f"faults over the fabric   {result['faults_fabric']:9.0f} /s, bare pager {result['faults_limit']:.0f}: "
           f"{result['fabric_ratio']:.2f}\n"
           f"faults on kept pages     {result['faults_kept']:9.0f} /s: {result['kept_ratio']:.2f}", flush=True)

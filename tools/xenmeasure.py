@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """In dom0: what a freeze and page faults cost, beside what Xen itself takes. A job of tools/xen-testbed bench: reads
 /host/bench.json, writes /host/result.json."""
-import contextlib
 import json
-import os
 import pathlib
 
 import xenfork
@@ -20,11 +18,10 @@ def freezes(rounds):
 
 def frozen_image(server):
     """memserver's copy of the parent."""
-    folder = pathlib.Path(f"/proc/{server.pid}/fd")
-    for fd in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            if os.readlink(fd).startswith("/memfd:frozen domain"):
-                return fd
+    process = pathlib.Path(f"/proc/{server.pid}")
+    for line in (process / "maps").read_text().splitlines():
+        if "/memfd:frozen domain" in line:
+            return process / "map_files" / line.split()[0]
     raise xenfork.ForkError("memserver holds no frozen domain")
 
 
