@@ -39,7 +39,7 @@ class BorrowedParent {
                  ParentGuard guard)
       : qmp_{&qmp},
         ran_{ran},
-        settings_{std::move(settings)},
+        settings_(std::move(settings)),  // in braces g++ makes a list of one of it
         ours_{std::move(ours)},
         theirs_{std::move(theirs)},
         guard_{std::move(guard)} {}
