@@ -67,8 +67,7 @@ struct QemuRequest {
 [[nodiscard]] Result<QemuRequest> qemu_request_of(std::string_view json);
 
 /// Domain of kXen, and whether it takes the place of a memtap that died, `"recover": true`: without
-/// it, the domain has never run; with it, `"asked": [GFN, ...]` may name pages that the dead one
-/// had been asked for.
+/// it, the domain has never run. `"asked": [GFN, ...]`: pages that the dead one had been asked for.
 struct XenDomainRequest {
   std::uint16_t domain = 0;
   std::string image;  ///< as image_name()

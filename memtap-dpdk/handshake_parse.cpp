@@ -96,6 +96,20 @@ Result<bool> recovers(const Json& request) {
   return recover->get<bool>();
 }
 
+/// @return none, if there is no such list
+Result<std::vector<Gfn>> asked_pages(const Json& object) {
+  std::vector<Gfn> pages;
+  const auto asked = object.find("asked");
+  if (asked == object.end()) return pages;
+  const bool is_list = asked->is_array() && asked->size() <= kMaxAskedPages &&
+                       std::ranges::all_of(*asked, &Json::is_number_unsigned);
+  if (!is_list)
+    return fail(EINVAL, fmt::format("handshake: asked must be a list of at most {} page numbers",
+                                    kMaxAskedPages));
+  for (const Json& page : *asked) pages.push_back({page.get<std::uint64_t>()});
+  return pages;
+}
+
 }  // namespace
 
 Result<std::vector<Region>> parse_handshake(std::string_view json, std::uint64_t image_bytes) {
@@ -145,20 +159,6 @@ Result<QemuRequest> qemu_request_of(std::string_view json) {
   if (image == array[0].end() || !image->is_string())
     return fail(EINVAL, "handshake: image must be the name of the clone's image");
   return QemuRequest{image->get<std::string>(), *recover};
-}
-
-/// @return none, if there is no such list
-Result<std::vector<Gfn>> asked_pages(const Json& object) {
-  std::vector<Gfn> pages;
-  const auto asked = object.find("asked");
-  if (asked == object.end()) return pages;
-  const bool is_list = asked->is_array() && asked->size() <= kMaxAskedPages &&
-                       std::ranges::all_of(*asked, &Json::is_number_unsigned);
-  if (!is_list)
-    return fail(EINVAL, fmt::format("handshake: asked must be a list of at most {} page numbers",
-                                    kMaxAskedPages));
-  for (const Json& page : *asked) pages.push_back({page.get<std::uint64_t>()});
-  return pages;
 }
 
 Result<XenDomainRequest> xen_domain_of(std::string_view json) {

@@ -46,7 +46,9 @@ XenGuest::XenGuest(std::uint32_t id, Peer peer, PresenceFile presence,
       pager_{std::move(pager)},
       bitmap_{std::move(bitmap)},
       eager_(eager.begin(), eager.end()) {
-  starved_.reserve(xen::kRingSlots);
+  const std::size_t nb_waited_for = xen::kRingSlots + kMaxAskedPages + eager_.size();
+  starved_.reserve(nb_waited_for);
+  failed_.reserve(nb_waited_for);
   if (bitmap_) presence_ = bitmap_->presence();
   // What an earlier memtap has put is there already.
   nb_eager_in_ = static_cast<std::size_t>(
@@ -114,8 +116,11 @@ std::size_t XenGuest::report_left(std::span<Gfn> out) noexcept {
   for (; nb_faults < out.size() && nb_left_reported_ < left_asked_.size(); ++nb_left_reported_) {
     const Gfn page = left_asked_[nb_left_reported_];
     if (page.value >= presence_.nb_pages()) continue;
-    if (presence_.state(page) == PageState::kClaimedByGuest) answer_with_zeros(page);
-    if (presence_.absent(page)) out[nb_faults++] = page;
+    if (presence_.state(page) == PageState::kPresent) continue;
+    if (presence_.state(page) == PageState::kClaimedByGuest)
+      answer_with_zeros(page);
+    else
+      out[nb_faults++] = page;
   }
   return nb_faults;
 }
@@ -219,11 +224,19 @@ void XenGuest::answer_with_zeros(Gfn page) noexcept {
     if (presence_.state(Gfn{next}) != PageState::kClaimedByGuest || !give_zeros(Gfn{next})) break;
 }
 
+/// @return 0; ENOENT: the page is there; ENOMEM: later; or a trouble
+int XenGuest::load_zeros(Gfn page) noexcept {
+  const int errnum = pager_->load(page, kZeros.data());
+  if (errnum == ESRCH) mark_gone();
+  if (errnum != 0 && errnum != ENOENT && errnum != ENOMEM && !gone())
+    set_trouble("Xen refused to load a page");
+  return errnum;
+}
+
 /// @pre the page is the guest's
 /// @return whether it has zeros now
 bool XenGuest::give_zeros(Gfn page) noexcept {
-  const int errnum = pager_->load(page, kZeros.data());
-  if (errnum == ESRCH) mark_gone();
+  const int errnum = load_zeros(page);
   if (errnum == 0) counters_.claimed_zero_pages.add(1);
   const bool done = errnum == 0 || errnum == ENOENT;
   if (done) presence_.fill(page);
@@ -233,7 +246,7 @@ bool XenGuest::give_zeros(Gfn page) noexcept {
 /// It came between fault and answer. Should the guest have set the bits itself, it gets zeros: else
 /// it would fault again and again.
 void XenGuest::answer_present(Gfn page) noexcept {
-  const int errnum = pager_->load(page, kZeros.data());
+  const int errnum = load_zeros(page);
   if (errnum != 0 && errnum != ENOENT) return starve(page);
   (errnum == ENOENT ? counters_.faults_raced : counters_.faults_zeroed).add(1);
   pager_->answer(page);
@@ -245,6 +258,9 @@ void XenGuest::starve(Gfn page) noexcept {
 }
 
 void XenGuest::retry_starved() noexcept {
+  constexpr auto kPause = std::chrono::milliseconds{5};
+  if (starved_.empty() || Clock::now() < next_retry_) return;
+  next_retry_ = Clock::now() + kPause;
   for (std::size_t nb_left = starved_.size(); nb_left > 0; --nb_left) {
     const Gfn page = starved_.front();
     starved_.erase(starved_.begin());
@@ -292,6 +308,7 @@ FailMeans XenGuest::fail(Gfn page) noexcept {
     pager_->notify();
     return FailMeans::kNotNeeded;
   }
+  if (std::ranges::find(failed_, page) == failed_.end()) failed_.push_back(page);
   const xen::Domain& domain = pager_->domain();
   xen::DomainInfo info;
   int errnum = domain.calls().info(domain.id(), info);
@@ -301,7 +318,6 @@ FailMeans XenGuest::fail(Gfn page) noexcept {
   }
   if (errnum == ESRCH) mark_gone();
   if (errnum != 0) return gone() ? FailMeans::kGone : FailMeans::kRefused;
-  failed_.push_back(page);
   return FailMeans::kPaused;
 }
 
@@ -314,9 +330,15 @@ std::size_t XenGuest::report_failed(std::span<Gfn> out) noexcept {
   xen::DomainInfo info;
   const xen::Domain& domain = pager_->domain();
   if (domain.calls().info(domain.id(), info) != 0 || info.paused) return 0;
-  const std::size_t nb_faults = std::min(out.size(), failed_.size());
-  std::copy_n(failed_.begin(), nb_faults, out.begin());
-  failed_.erase(failed_.begin(), failed_.begin() + static_cast<std::ptrdiff_t>(nb_faults));
+  std::size_t nb_faults = 0;
+  while (nb_faults < out.size() && !failed_.empty()) {
+    const Gfn page = failed_.front();
+    failed_.erase(failed_.begin());
+    if (presence_.absent(page))
+      out[nb_faults++] = page;
+    else
+      answer_settled(page);
+  }
   return nb_faults;
 }
 

@@ -81,6 +81,7 @@ class XenGuest final : public ProcessGuest {
   [[nodiscard]] Install put(Gfn page, const std::byte* bytes) noexcept;
   [[nodiscard]] Install give_up(int errnum, Gfn page) noexcept;
   void answer_with_zeros(Gfn page) noexcept;
+  [[nodiscard]] int load_zeros(Gfn page) noexcept;
   [[nodiscard]] bool give_zeros(Gfn page) noexcept;
   void answer_present(Gfn page) noexcept;
   [[nodiscard]] std::size_t report_failed(std::span<Gfn> out) noexcept;
@@ -97,7 +98,7 @@ class XenGuest final : public ProcessGuest {
   std::vector<Gfn> eager_;
   std::vector<Gfn> starved_;  // waited for, and there was no memory for their zeros
   std::vector<Gfn> failed_;   // waited for, and could not be had
-  Clock::time_point next_look_{};
+  Clock::time_point next_look_{}, next_retry_{};
   std::vector<Gfn> left_asked_;  // of a memtap that died
   std::size_t nb_left_reported_ = 0;
   std::size_t nb_eager_reported_ = 0, nb_eager_in_ = 0;

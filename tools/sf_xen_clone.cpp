@@ -13,7 +13,8 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <optional>
+#include <iterator>
+#include <list>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -149,21 +150,24 @@ class RingView {
  public:
   explicit RingView(Domain domain) : domain_{domain} {}
 
-  /// Before a memtap gets the domain. @return as DomainPager::map_ring_page
+  /// Before a memtap gets the domain. The pages before stay, for that may refuse.
+  /// @return as DomainPager::map_ring_page
   [[nodiscard]] Result<void> renew() {
-    page_.reset();
     auto page = DomainPager::map_ring_page(domain_);
     if (!page) return std::unexpected(page.error());
-    page_.emplace(std::move(*page));
+    std::ranges::fill(page->page(0), std::byte{});  // it may be somebody's of before
+    pages_.push_back(std::move(*page));
     return {};
   }
+  /// The memtap has it: Xen writes to the last page now.
+  void accepted() { pages_.erase(pages_.begin(), std::prev(pages_.end())); }
   /// Of all memtaps so far, the last of them dead: pages that may be asked for by nobody any more.
   /// @pre the domain is paused
   [[nodiscard]] const std::vector<Gfn>& left_asked() {
-    if (page_)
-      for (const Gfn page : PagingRing::left_asked(page_->page(0)))
+    for (const ForeignPages& ring : pages_)
+      for (const Gfn page : PagingRing::left_asked(ring.page(0)))
         if (std::ranges::find(left_, page) == left_.end()) left_.push_back(page);
-    if (left_.size() > kMost) left_.erase(left_.begin(), left_.end() - kMost);
+    if (std::ssize(left_) > kMost) left_.erase(left_.begin(), left_.end() - kMost);
     return left_;
   }
 
@@ -171,7 +175,7 @@ class RingView {
   static constexpr std::ptrdiff_t kMost = 256;  // a memtap takes no more: those of 16 deaths
 
   Domain domain_;
-  std::optional<ForeignPages> page_;
+  std::list<ForeignPages> pages_;
   std::vector<Gfn> left_;
 };
 
@@ -231,6 +235,7 @@ class Memtap {
     if (!memtap) return std::unexpected(memtap.error());
     if (auto ok = ring_.renew(); !ok) return ok;
     if (auto ok = hand_over(*memtap, domain_, image_, nullptr); !ok) return ok;
+    ring_.accepted();
     socket_ = std::move(*memtap);
     return {};
   }
@@ -253,25 +258,31 @@ class Memtap {
   void find_next() {
     auto next = connect_to_memtap(options_);
     if (!next) return;
-    if (const auto ok = recover(*next); !ok)
-      return say(fmt::format("{}: {}", ok.error().what, std::strerror(ok.error().errnum)));
+    if (const auto ok = recover(*next); !ok) {
+      if (std::exchange(wait_, kRefusedWait) != kRefusedWait)
+        say(fmt::format("{}: {}", ok.error().what, std::strerror(ok.error().errnum)));
+      return;
+    }
     if (is_closed(*next, kRefusedWait)) {
       if (std::exchange(wait_, kRefusedWait) != kRefusedWait)
         say("the memtap there refuses the clone: its log says why");
       return;
     }
     say("the clone is handed to the next memtap");
+    ring_.accepted();
     wait_ = kLookEvery;
     socket_ = std::move(*next);
   }
 
-  /// From the look at the dead memtap's ring until the next has taken over no vCPU may ask.
+  /// From the look at the dead memtap's ring until the next has taken over no vCPU may ask. One
+  /// that has all its memory runs on, whatever memtap that is: it asks for nothing.
   [[nodiscard]] Result<void> recover(const UniqueFd& next) {
     const auto info = domain_.info();
     if (!info) return std::unexpected(info.error());
-    if (!info->paused)
+    const bool is_complete = info->nb_paged_pages == 0;
+    if (!is_complete && !info->paused)
       if (auto ok = domain_.pause(); !ok) return ok;
-    const std::vector<Gfn> asked = ring_.left_asked();
+    const std::vector<Gfn> asked = is_complete ? std::vector<Gfn>{} : ring_.left_asked();
     if (auto ok = ring_.renew(); !ok) return ok;
     return hand_over(next, domain_, image_, &asked);
   }

@@ -182,8 +182,10 @@ Result<void> serve(DomainPager& pager, std::span<const std::byte> image) {
     PagingRing::Take taken;
     for (; (taken = pager.take(fault)) == PagingRing::Take::kRequest; ++nb_faults) {
       const Gfn page = fault.request.page;
-      if (page.value < image.size() / kPageSize)
-        pager.load(page, image.data() + page.value * kPageSize);
+      const int errnum = page.value < image.size() / kPageSize
+                             ? pager.load(page, image.data() + page.value * kPageSize)
+                             : 0;
+      if (errnum != 0 && errnum != ENOENT) return pager.domain().checked(errnum, "load", page);
       pager.answer(page);
     }
     if (taken == PagingRing::Take::kBroken) return fail(EPROTO, "the paging ring");

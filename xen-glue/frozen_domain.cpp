@@ -89,12 +89,12 @@ bool resume_suspended(const Domain& domain) noexcept {
 }
 
 /// Takes back the request to suspend. A guest that had taken it may suspend yet: Linux needs less
-/// than a second from there.
+/// than a second from there. It may also have taken it just when we did.
 void end_suspend(const Domain& domain) {
-  constexpr auto kLastLook = std::chrono::seconds{5};
-  const bool is_about_to = take_back_request(domain);
-  for (const auto deadline = Clock::now() + kLastLook; !resume_suspended(domain);) {
-    if (!is_about_to || Clock::now() >= deadline) return;
+  const auto last_look =
+      take_back_request(domain) ? std::chrono::milliseconds{5000} : std::chrono::milliseconds{500};
+  for (const auto deadline = Clock::now() + last_look; !resume_suspended(domain);) {
+    if (Clock::now() >= deadline) return;
     std::this_thread::sleep_for(kLookEvery);
   }
 }

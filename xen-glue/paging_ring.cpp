@@ -45,7 +45,7 @@ PagingRing::Take PagingRing::take(PagingRequest& out) noexcept {
   const auto free = std::ranges::find(note().asked, 0U);
   const bool is_wanted = (request.paging_flags & kDropPage) == 0;
   if (is_wanted && free != note().asked.end()) *free = request.gfn + 1;
-  note().nb_taken = ++taken_;
+  std::atomic_ref{note().nb_taken}.store(++taken_, std::memory_order_release);
   std::atomic_ref{word(kRequestEvent)}.store(taken_ + 1, std::memory_order_relaxed);
   out = {.page = {request.gfn},
          .vcpu = request.vcpu,
