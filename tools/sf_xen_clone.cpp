@@ -30,6 +30,7 @@
 #include "descriptor/descriptor.hpp"
 #include "descriptor/xen_state.hpp"
 #include "fabric/base/unix_socket.hpp"
+#include "memtap-dpdk/handshake.hpp"
 #include "xen-glue/domain_pager.hpp"
 #include "xen-glue/libxen_calls.hpp"
 #include "xen-glue/paging_ring.hpp"
@@ -167,13 +168,12 @@ class RingView {
     for (const ForeignPages& ring : pages_)
       for (const Gfn page : PagingRing::left_asked(ring.page(0)))
         if (std::ranges::find(left_, page) == left_.end()) left_.push_back(page);
-    if (std::ssize(left_) > kMost) left_.erase(left_.begin(), left_.end() - kMost);
+    if (left_.size() > kMaxAskedPages)  // those of the last deaths
+      left_.erase(left_.begin(), left_.end() - kMaxAskedPages);
     return left_;
   }
 
  private:
-  static constexpr std::ptrdiff_t kMost = 256;  // a memtap takes no more: those of 16 deaths
-
   Domain domain_;
   std::list<ForeignPages> pages_;
   std::vector<Gfn> left_;

@@ -28,6 +28,12 @@ std::string to_string(DomId domain) {
   return fmt::format("domain {}", static_cast<std::uint16_t>(domain));
 }
 
+std::vector<Gfn> list_of(PageRange range) {
+  std::vector<Gfn> pages;
+  for (std::uint64_t i = 0; i < range.nb_pages; ++i) pages.push_back({range.first.value + i});
+  return pages;
+}
+
 Result<void> Domain::checked(int errnum, const char* call) const {
   if (errnum == 0) return {};
   return fail(errnum, fmt::format("{} of {}", call, to_string(id_)));

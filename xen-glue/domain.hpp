@@ -91,6 +91,9 @@ class Domain {
 
 [[nodiscard]] std::string to_string(DomId domain);
 
+/// Each page of it, for the calls that take a list.
+[[nodiscard]] std::vector<Gfn> list_of(PageRange range);
+
 /// @param name  of a domain of this host, or its number
 /// @return ENOENT: there is none of that name; or what xenstore reported
 [[nodiscard]] Result<Domain> find_domain(XenCalls& calls, const std::string& name);

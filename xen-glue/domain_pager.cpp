@@ -119,8 +119,7 @@ void DomainPager::answer_all() noexcept {
 }
 
 Result<void> DomainPager::evict(PageRange pages, std::vector<Gfn>& kept) {
-  std::vector<Gfn> all(pages.nb_pages);
-  for (std::uint32_t i = 0; i < pages.nb_pages; ++i) all[i] = {pages.first.value + i};
+  const std::vector<Gfn> all = list_of(pages);
   std::vector<int> errors(all.size());
   domain_.calls().paging_evict(domain_.id(), all, errors);
   for (std::size_t i = 0; i < all.size(); ++i) {

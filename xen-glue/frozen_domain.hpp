@@ -46,15 +46,15 @@ struct FrozenDomain {
   /// Needs as much memory as the domain has. Source: the log-dirty rounds of xl's own migration,
   /// tools/libs/guest/xg_sr_save.c.
   /// @return ETIMEDOUT: it did not suspend; ECANCELED: stopped; ENODATA: a clone that lacks pages;
-  /// ENOTSUP: RAM that reaches the hole
-  ///         below 4 GiB, or no PVH domain; EINVAL: xenstore does not say its size, or somebody
-  ///         else has Xen note what it writes (a migration); or what a call reported
+  ///         ENOTSUP: RAM that reaches the hole below 4 GiB, or no PVH domain; EINVAL: xenstore
+  ///         does not say its size, or somebody else has Xen note what it writes (a migration); or
+  ///         what a call reported
   [[nodiscard]] static Result<FrozenDomain> take(Domain domain, const FreezeOptions& options);
 };
 
 /// Undoes what a freeze that was broken off has left, as by SIGKILL: the domain runs, Xen notes
 /// nothing for us and the guest's agent is asked nothing. Takes 5 s at most. Does no harm to a
-/// domain that nobody freezes, or that is gone.
+/// domain that nobody freezes or migrates, or that is gone.
 void give_back(const Domain& domain);
 
 }  // namespace snowfabric::xen

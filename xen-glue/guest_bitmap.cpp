@@ -41,12 +41,6 @@ std::optional<std::uint64_t> take_number(std::string_view& line) {
   return parse_number(word, 10);
 }
 
-std::vector<Gfn> list_of(PageRange range) {
-  std::vector<Gfn> pages;
-  for (std::uint64_t i = 0; i < range.nb_pages; ++i) pages.push_back({range.first.value + i});
-  return pages;
-}
-
 /// All of them, or an error.
 Result<ForeignPages> map_all(const Domain& domain, PageRange where, Access access) {
   const std::vector<Gfn> pages = list_of(where);
