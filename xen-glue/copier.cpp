@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 #include <fmt/format.h>
 #include <isa-l/mem_routines.h>
@@ -14,35 +13,22 @@
 
 namespace snowfabric::xen {
 
-Result<CopyTarget> CopyTarget::make(std::uint64_t nb_pages) {
-  CopyTarget target;
-  target.fd_ = UniqueFd{memfd_create("frozen domain", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
-  const std::size_t nb_bytes = nb_pages * kPageSize;
-  if (!target.fd_ || ftruncate(target.fd_.get(), static_cast<off_t>(nb_bytes)) != 0)
+Result<UniqueFd> make_copy(std::uint64_t nb_pages) {
+  UniqueFd fd{memfd_create("frozen domain", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
+  const std::uint64_t nb_bytes = nb_pages * kPageSize;
+  if (!fd || ftruncate(fd.get(), static_cast<off_t>(nb_bytes)) != 0)
     return fail(errno, fmt::format("memfd of {} bytes", nb_bytes));
-  void* bytes = mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, target.fd_.get(), 0);
-  if (bytes == MAP_FAILED) return fail(errno, fmt::format("mmap of {} bytes", nb_bytes));
-  target.bytes_ = {static_cast<std::byte*>(bytes), nb_bytes};
-  return target;
+  return fd;
 }
 
-void CopyTarget::unmap() noexcept {
-  if (!bytes_.empty()) munmap(bytes_.data(), bytes_.size());
-  bytes_ = {};
-}
-
-Result<UniqueFd> CopyTarget::seal() && {
-  unmap();
-  if (fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW) != 0)
+Result<void> seal_copy(int fd) {
+  if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW) != 0)
     return fail(errno, "seal of a frozen domain");
-  return std::move(fd_);
+  return {};
 }
 
-Copier::Copier(Domain domain, std::span<std::byte> out)
-    : domain_{domain},
-      out_{out},
-      dirty_((out.size() / kPageSize + 63) / 64, ~std::uint64_t{0}),
-      holds_(out.size() / kPageSize) {}
+Copier::Copier(Domain domain, int fd, std::uint64_t nb_pages)
+    : domain_{domain}, fd_{fd}, dirty_((nb_pages + 63) / 64, ~std::uint64_t{0}), holds_(nb_pages) {}
 
 Copier::~Copier() {
   if (logs_) domain_.calls().log_dirty(domain_.id(), false);
@@ -92,16 +78,38 @@ Result<void> Copier::copy_burst(std::span<const Gfn> pages) {
   for (std::size_t i = 0; i < pages.size(); ++i) {
     const int errnum = mapped->error(i);
     if (errnum != 0 && !is_missing(errnum)) return domain_.checked(errnum, "map", pages[i]);
-    holds_[pages[i].value] = errnum == 0 && copy_page(pages[i], mapped->page(i));
+    // One that is all zero takes no memory here.
+    holds_[pages[i].value] =
+        errnum == 0 && isal_zero_detect(mapped->page(i).data(), kPageSize) != 0;
+  }
+  for (std::size_t i = 0; i < pages.size();) {
+    const std::size_t nb_run = nb_in_run(pages.subspan(i));
+    if (nb_run > 0) {
+      const std::span bytes{mapped->page(i).data(), nb_run * kPageSize};
+      if (auto ok = write_run(pages[i], bytes); !ok) return ok;
+    }
+    i += std::max<std::size_t>(nb_run, 1);
   }
   return {};
 }
 
-/// @return false: all zero, and then it takes no memory here
-bool Copier::copy_page(Gfn page, std::span<std::byte, kPageSize> bytes) const noexcept {
-  if (isal_zero_detect(bytes.data(), kPageSize) == 0) return false;
-  std::memcpy(out_.data() + page.value * kPageSize, bytes.data(), kPageSize);
-  return true;
+/// @return how many of the first ones lie one behind the other, and are to be held
+std::size_t Copier::nb_in_run(std::span<const Gfn> pages) const noexcept {
+  std::size_t nb = 0;
+  while (nb < pages.size() && pages[nb].value == pages[0].value + nb && holds_[pages[nb].value])
+    ++nb;
+  return nb;
+}
+
+/// By write(2): to fault in a mapping of the copy, page by page, is what a PV dom0 is slow at.
+Result<void> Copier::write_run(Gfn first, std::span<const std::byte> bytes) const {
+  for (std::uint64_t at = first.value * kPageSize; !bytes.empty();) {
+    const ssize_t nb_bytes = pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(at));
+    if (nb_bytes <= 0) return fail(nb_bytes < 0 ? errno : EIO, "write a frozen domain's memory");
+    at += static_cast<std::uint64_t>(nb_bytes);
+    bytes = bytes.subspan(static_cast<std::size_t>(nb_bytes));
+  }
+  return {};
 }
 
 bool Copier::was_free(Gfn page) const noexcept {

@@ -15,34 +15,18 @@
 
 namespace snowfabric::xen {
 
-/// A memfd and its bytes, while they are written.
-class CopyTarget {
- public:
-  /// @return errno of the call: no memory for it
-  [[nodiscard]] static Result<CopyTarget> make(std::uint64_t nb_pages);
-  CopyTarget(CopyTarget&& from) noexcept
-      : fd_{std::move(from.fd_)}, bytes_{std::exchange(from.bytes_, {})} {}
-  CopyTarget& operator=(CopyTarget&&) = delete;
-  ~CopyTarget() { unmap(); }
-
-  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
-  /// Ends the writing, for everybody.
-  [[nodiscard]] Result<UniqueFd> seal() &&;
-
- private:
-  CopyTarget() = default;
-  void unmap() noexcept;
-
-  UniqueFd fd_;
-  std::span<std::byte> bytes_;
-};
+/// A memfd for a copy of RAM.
+/// @return errno of the call
+[[nodiscard]] Result<UniqueFd> make_copy(std::uint64_t nb_pages);
+/// Ends the writing into it, for everybody.
+[[nodiscard]] Result<void> seal_copy(int fd);
 
 /// Copies a domain's RAM while it runs, and at last what was written meanwhile: Xen notes that from
 /// begin() to the end of this object.
 class Copier {
  public:
-  /// @param out  borrowed; the domain's RAM, page by gfn
-  Copier(Domain domain, std::span<std::byte> out);
+  /// @param fd  of make_copy(nb_pages), borrowed; gets the domain's RAM, page by gfn
+  Copier(Domain domain, int fd, std::uint64_t nb_pages);
   Copier(const Copier&) = delete;
   Copier& operator=(const Copier&) = delete;
   ~Copier();
@@ -54,7 +38,7 @@ class Copier {
   /// @return how many pages were written since the last look
   [[nodiscard]] Result<std::size_t> look();
   /// Copies the pages of the last look; of no look, all.
-  /// @return ECANCELED: stopped; or what a call reported
+  /// @return ECANCELED: stopped; ENOSPC, ENOMEM: no memory for it; or what a call reported
   [[nodiscard]] Result<void> copy(const FreezeOptions& options);
 
   /// Pages that were skipped, and of them those that nothing was written to, or zeros.
@@ -65,13 +49,14 @@ class Copier {
  private:
   [[nodiscard]] std::vector<Gfn> dirty_pages() const;
   [[nodiscard]] Result<void> copy_burst(std::span<const Gfn> pages);
-  [[nodiscard]] bool copy_page(Gfn page, std::span<std::byte, kPageSize> bytes) const noexcept;
+  [[nodiscard]] std::size_t nb_in_run(std::span<const Gfn> pages) const noexcept;
+  [[nodiscard]] Result<void> write_run(Gfn first, std::span<const std::byte> bytes) const;
   [[nodiscard]] bool was_free(Gfn page) const noexcept;
 
   Domain domain_;
-  std::span<std::byte> out_;
+  int fd_;
   std::vector<std::uint64_t> dirty_;
-  std::vector<bool> holds_;  // of each page: out_ has its bytes
+  std::vector<bool> holds_;  // of each page: the copy has its bytes
   FreeWords free_;           // empty: nobody said
   bool logs_ = false;
 };

@@ -275,20 +275,19 @@ Result<FrozenDomain> FrozenDomain::take(Domain domain, const FreezeOptions& opti
   if (const auto ok = check_complete(domain); !ok) return std::unexpected(ok.error());
   const auto nb_pages = ram_pages(domain);
   if (!nb_pages) return std::unexpected(nb_pages.error());
-  auto target = CopyTarget::make(*nb_pages);
-  if (!target) return std::unexpected(target.error());
+  auto memory = make_copy(*nb_pages);
+  if (!memory) return std::unexpected(memory.error());
   FrozenDomain frozen;
   frozen.nb_pages = *nb_pages;
   GuestAgent agent{domain};
   {
-    Copier copier{domain, target->bytes()};
+    Copier copier{domain, memory->get(), *nb_pages};
     if (const auto ok = copy_in_rounds(agent, copier, frozen, options); !ok)
       return std::unexpected(ok.error());
     if (const auto ok = copy_in_pause(domain, copier, frozen, options); !ok)
       return std::unexpected(ok.error());
   }
-  auto memory = std::move(*target).seal();
-  if (!memory) return std::unexpected(memory.error());
+  if (const auto ok = seal_copy(memory->get()); !ok) return std::unexpected(ok.error());
   frozen.memory = std::move(*memory);
   return frozen;
 }
