@@ -15,6 +15,7 @@
 #include "fabric/base/parse_number.hpp"
 #include "xen-glue/copier.hpp"
 #include "xen-glue/guest_bitmap.hpp"
+#include "xen-glue/page_tables.hpp"
 
 namespace snowfabric::xen {
 namespace {
@@ -61,13 +62,34 @@ Result<void> check_kind(const Domain& domain) {
                                    to_string(domain.id()), kind));
 }
 
+/// Of the vCPUs that are up.
+Result<std::vector<CpuRecord>> read_cpus(const Domain& domain, std::uint32_t nb_vcpus) {
+  std::vector<CpuRecord> cpus;
+  for (std::uint32_t vcpu = 0; vcpu < nb_vcpus; ++vcpu) {
+    CpuRecord cpu;
+    const int errnum = domain.calls().cpu(domain.id(), vcpu, cpu);
+    if (errnum == ENODATA) continue;
+    if (const auto ok = domain.checked(errnum, "read a CPU record"); !ok)
+      return std::unexpected(ok.error());
+    if (!is_64_bit(cpu))
+      return fail(ENOTSUP, fmt::format("vCPU {} of {} is in 32-bit mode: only 64-bit guests can "
+                                       "be forked",
+                                       vcpu, to_string(domain.id())));
+    cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
 /// What a clone has not got yet cannot be told from what its guest gave back.
-Result<void> check_complete(const Domain& domain) {
+Result<void> check_guest(const Domain& domain) {
   const auto info = domain.info();
   if (!info) return std::unexpected(info.error());
-  if (info->nb_paged_pages == 0) return {};
-  return fail(ENODATA, fmt::format("{} lacks {} of its pages: it can be forked once it has all",
-                                   to_string(domain.id()), info->nb_paged_pages));
+  if (info->nb_paged_pages != 0)
+    return fail(ENODATA, fmt::format("{} lacks {} of its pages: it can be forked once it has all",
+                                     to_string(domain.id()), info->nb_paged_pages));
+  if (const auto cpus = read_cpus(domain, info->nb_vcpus); !cpus)
+    return std::unexpected(cpus.error());
+  return {};
 }
 
 constexpr std::string_view kRequest = "control/shutdown";
@@ -131,43 +153,32 @@ class Suspended {
   bool asked_ = false;
 };
 
-Result<std::vector<Gfn>> eager_pages(const Domain& domain, std::uint32_t nb_vcpus,
-                                     std::uint64_t nb_pages) {
+/// Where a table has been emptied since it was copied, an older one is read: a page too many does
+/// no harm.
+std::vector<Gfn> eager_pages(const FrozenDomain& frozen, std::span<const CpuRecord> cpus) {
   std::vector<Gfn> eager;
-  XenCalls& calls = domain.calls();
-  for (std::uint32_t vcpu = 0; vcpu < nb_vcpus; ++vcpu) {
-    std::uint64_t base = 0;
-    if (const auto ok = domain.checked(calls.gs_base(domain.id(), vcpu, base), "read a CPU record");
-        !ok)
-      return std::unexpected(ok.error());
+  for (const CpuRecord& cpu : cpus)
     for (std::uint64_t i = 0; i < kPerCpuPages; ++i) {
-      Gfn page;  // what is not mapped there is no per-CPU data
-      const int errnum = calls.translate(domain.id(), vcpu, base + i * kPageSize, page);
-      if (errnum == 0 && page.value < nb_pages) eager.push_back(page);
+      const auto page = page_at(frozen.memory.get(), cpu, cpu.gs_base + i * kPageSize);
+      if (page && page->value < frozen.nb_pages) eager.push_back(*page);
     }
-  }
   std::ranges::sort(eager);
   const auto repeated = std::ranges::unique(eager);
   eager.erase(repeated.begin(), repeated.end());
   return eager;
 }
 
-Result<DomainState> read_state(const Domain& domain, std::uint64_t nb_pages) {
-  const auto info = domain.info();
-  if (!info) return std::unexpected(info.error());
+Result<void> read_state(const Domain& domain, DomainState& out) {
   auto context = domain.context();
   if (!context) return std::unexpected(context.error());
   const auto tsc = domain.tsc();
   if (!tsc) return std::unexpected(tsc.error());
-  auto eager = eager_pages(domain, info->nb_vcpus, nb_pages);
-  if (!eager) return std::unexpected(eager.error());
   const auto target = domain.store_read("memory/target");
   if (!target) return std::unexpected(target.error());
-  return DomainState{.context = std::move(*context),
-                     .tsc = *tsc,
-                     .nb_vcpus = info->nb_vcpus,
-                     .eager = std::move(*eager),
-                     .target_kib = parse_number(*target, 10).value_or(0)};
+  out.context = std::move(*context);
+  out.tsc = *tsc;
+  out.target_kib = parse_number(*target, 10).value_or(0);
+  return {};
 }
 
 /// Is told when the freeze is over that it was asked for.
@@ -234,16 +245,17 @@ Result<void> copy_in_rounds(GuestAgent& agent, Copier& copier, FrozenDomain& fro
   return {};
 }
 
-Result<void> copy_rest(const Domain& domain, Copier& copier, FrozenDomain& frozen) {
+Result<std::vector<CpuRecord>> copy_rest(const Domain& domain, Copier& copier,
+                                         FrozenDomain& frozen) {
   const auto nb_dirty = copier.look();
   if (!nb_dirty) return std::unexpected(nb_dirty.error());
   frozen.nb_pages_in_pause = *nb_dirty;
-  if (auto ok = copier.copy(FreezeOptions{}); !ok) return ok;
-  auto state = read_state(domain, frozen.nb_pages);
-  if (!state) return std::unexpected(state.error());
-  state->bitmap = frozen.state.bitmap;
-  frozen.state = std::move(*state);
-  return {};
+  if (const auto ok = copier.copy(FreezeOptions{}); !ok) return std::unexpected(ok.error());
+  const auto info = domain.info();
+  if (!info) return std::unexpected(info.error());
+  frozen.state.nb_vcpus = info->nb_vcpus;
+  if (const auto ok = read_state(domain, frozen.state); !ok) return std::unexpected(ok.error());
+  return read_cpus(domain, info->nb_vcpus);
 }
 
 /// @param copier  ends with the pause: Xen has nothing more to note
@@ -254,9 +266,11 @@ Result<void> copy_in_pause(const Domain& domain, Copier& copier, FrozenDomain& f
   if (auto ok = suspended.wait(options); !ok) return ok;
   frozen.suspend = since(asked);
   frozen.since = Clock::now();
-  if (auto ok = copy_rest(domain, copier, frozen); !ok) return ok;
+  const auto cpus = copy_rest(domain, copier, frozen);
+  if (!cpus) return std::unexpected(cpus.error());
   const auto resumed = suspended.resume();
   frozen.pause = since(frozen.since);
+  frozen.state.eager = eager_pages(frozen, *cpus);
   frozen.zeros = copier.zeros();
   std::tie(frozen.nb_free_pages, frozen.nb_avoided_pages) = copier.nb_free_and_avoided();
   return resumed;
@@ -272,23 +286,23 @@ void give_back(const Domain& domain) {
 
 Result<FrozenDomain> FrozenDomain::take(Domain domain, const FreezeOptions& options) {
   if (const auto ok = check_kind(domain); !ok) return std::unexpected(ok.error());
-  if (const auto ok = check_complete(domain); !ok) return std::unexpected(ok.error());
+  if (const auto ok = check_guest(domain); !ok) return std::unexpected(ok.error());
   const auto nb_pages = ram_pages(domain);
   if (!nb_pages) return std::unexpected(nb_pages.error());
   auto memory = make_copy(*nb_pages);
   if (!memory) return std::unexpected(memory.error());
   FrozenDomain frozen;
+  frozen.memory = std::move(*memory);
   frozen.nb_pages = *nb_pages;
   GuestAgent agent{domain};
   {
-    Copier copier{domain, memory->get(), *nb_pages};
+    Copier copier{domain, frozen.memory.get(), *nb_pages};
     if (const auto ok = copy_in_rounds(agent, copier, frozen, options); !ok)
       return std::unexpected(ok.error());
     if (const auto ok = copy_in_pause(domain, copier, frozen, options); !ok)
       return std::unexpected(ok.error());
   }
-  if (const auto ok = seal_copy(memory->get()); !ok) return std::unexpected(ok.error());
-  frozen.memory = std::move(*memory);
+  if (const auto ok = seal_copy(frozen.memory.get()); !ok) return std::unexpected(ok.error());
   return frozen;
 }
 

@@ -46,9 +46,9 @@ struct FrozenDomain {
   /// Needs as much memory as the domain has. Source: the log-dirty rounds of xl's own migration,
   /// tools/libs/guest/xg_sr_save.c.
   /// @return ETIMEDOUT: it did not suspend; ECANCELED: stopped; ENODATA: a clone that lacks pages;
-  ///         ENOTSUP: RAM that reaches the hole below 4 GiB, or no PVH domain; EINVAL: xenstore
-  ///         does not say its size, or somebody else has Xen note what it writes (a migration); or
-  ///         what a call reported
+  ///         ENOTSUP: RAM that reaches the hole below 4 GiB, no PVH domain, or no 64-bit guest;
+  ///         EINVAL: xenstore does not say its size, or somebody else has Xen note what it writes
+  ///         (a migration); or what a call reported
   [[nodiscard]] static Result<FrozenDomain> take(Domain domain, const FreezeOptions& options);
 };
 

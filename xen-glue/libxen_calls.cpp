@@ -223,18 +223,14 @@ class LibxenCalls final : public XenCalls {
     return errno_of(xc_domain_set_tsc_info(xc(), raw(domain), tsc.mode, tsc.elapsed_ns, tsc.khz,
                                            tsc.incarnation));
   }
-  int gs_base(DomId domain, std::uint32_t vcpu, std::uint64_t& out) noexcept override {
+  int cpu(DomId domain, std::uint32_t vcpu, CpuRecord& out) noexcept override {
     HVM_SAVE_TYPE(CPU) record{};
     const int errnum = errno_of(
         xc_domain_hvm_getcontext_partial(xc(), raw(domain), HVM_SAVE_CODE(CPU),
                                          static_cast<std::uint16_t>(vcpu), &record, sizeof record));
-    out = record.gs_base;
+    out = {
+        .cr3 = record.cr3, .cr4 = record.cr4, .efer = record.msr_efer, .gs_base = record.gs_base};
     return errnum;
-  }
-  int translate(DomId domain, std::uint32_t vcpu, std::uint64_t address,
-                Gfn& out) noexcept override {
-    out = {xc_translate_foreign_address(xc(), raw(domain), static_cast<int>(vcpu), address)};
-    return out.value == 0 ? EFAULT : 0;
   }
 
   // --- xenstore --------------------------------------------------------------------------------

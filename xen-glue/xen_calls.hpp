@@ -29,6 +29,13 @@ struct DomainInfo {
   bool suspended = false;  ///< shut down, and the reason is suspend
 };
 
+/// What tells where a vCPU's kernel has its data. Source: struct hvm_hw_cpu of Xen's
+/// public/arch-x86/hvm/save.h.
+struct CpuRecord {
+  std::uint64_t cr3 = 0, cr4 = 0, efer = 0;
+  std::uint64_t gs_base = 0;  ///< of Linux' per-CPU data, as long as the vCPU is in the kernel
+};
+
 enum class Access : std::uint8_t { kRead, kReadWrite };
 
 /// One end of an event channel, bound to a domain; unbound with this object.
@@ -110,11 +117,8 @@ class XenCalls {
   virtual int set_context(DomId domain, std::span<const std::byte> context) noexcept = 0;
   virtual int get_tsc(DomId domain, TscInfo& out) noexcept = 0;
   virtual int set_tsc(DomId domain, const TscInfo& tsc) noexcept = 0;
-  /// Where a vCPU's kernel has its per-CPU data: GS.base, as it is while it runs in the kernel.
-  virtual int gs_base(DomId domain, std::uint32_t vcpu, std::uint64_t& out) noexcept = 0;
-  /// The page at an address of a vCPU's page tables. @return EFAULT: nothing is mapped there
-  virtual int translate(DomId domain, std::uint32_t vcpu, std::uint64_t address,
-                        Gfn& out) noexcept = 0;
+  /// @return ENODATA: it is down; ENOENT: no such vCPU
+  virtual int cpu(DomId domain, std::uint32_t vcpu, CpuRecord& out) noexcept = 0;
 
   /// A node of xenstore. @return ENOENT: no such node
   virtual int store_read(const std::string& path, std::string& out) noexcept = 0;

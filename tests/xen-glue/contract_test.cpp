@@ -277,11 +277,12 @@ TEST_F(XenContract, XenstoreKnowsTheSizeAndNoNodeThatIsNotThere) {
   EXPECT_EQ(xen.store_list("/no/such", names), ENOENT);
 }
 
-TEST_F(XenContract, EveryVcpuHasARecordAndNoOther) {
-  std::uint64_t base = 0;
-  EXPECT_EQ(xen.gs_base(bed.domain, 0, base), 0);
-  EXPECT_NE(xen.gs_base(bed.domain, 100, base), 0);
-  EXPECT_EQ(xen.gs_base(bed.nobody, 0, base), ESRCH);
+TEST_F(XenContract, AVcpuThatIsDownHasNoRecord) {
+  CpuRecord cpu;
+  EXPECT_EQ(xen.cpu(bed.domain, 0, cpu), 0);
+  EXPECT_EQ(xen.cpu(bed.domain, 1, cpu), ENODATA);
+  EXPECT_EQ(xen.cpu(bed.domain, 100, cpu), ENOENT);
+  EXPECT_EQ(xen.cpu(bed.nobody, 0, cpu), ESRCH);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@ namespace snowfabric::xen::test {
 
 Bed make_bed() {
   static FakeXen xen;
-  xen.add(DomId{1}, 64 * 256, 1, 2).gs_bases = {0};
+  xen.add(DomId{1}, 64 * 256, 2, 2).cpus = {{}};
   xen.store["/local/domain/1/memory/static-max"] = "65536";
   return {.calls = xen, .domain = DomId{1}, .nobody = DomId{9}, .beyond = {64 * 256}};
 }

@@ -267,20 +267,12 @@ int FakeXen::set_tsc(DomId id, const TscInfo& tsc) noexcept {
   return 0;
 }
 
-int FakeXen::gs_base(DomId id, std::uint32_t vcpu, std::uint64_t& out) noexcept {
+int FakeXen::cpu(DomId id, std::uint32_t vcpu, CpuRecord& out) noexcept {
   FakeDomain* domain;
-  if (const int errnum = begin(Call::kGsBase, id, domain)) return errnum;
-  if (vcpu >= domain->gs_bases.size()) return EINVAL;
-  out = domain->gs_bases[vcpu];
-  return 0;
-}
-
-int FakeXen::translate(DomId id, std::uint32_t, std::uint64_t address, Gfn& out) noexcept {
-  FakeDomain* domain;
-  if (const int errnum = begin(Call::kTranslate, id, domain)) return errnum;
-  const auto found = domain->page_table.find(address);
-  if (found == domain->page_table.end()) return EFAULT;
-  out = found->second;
+  if (const int errnum = begin(Call::kCpu, id, domain)) return errnum;
+  if (vcpu >= domain->info.nb_vcpus) return ENOENT;
+  if (vcpu >= domain->cpus.size()) return ENODATA;
+  out = domain->cpus[vcpu];
   return 0;
 }
 

@@ -36,8 +36,7 @@ enum class Call : std::uint8_t {
   kSetContext,
   kGetTsc,
   kSetTsc,
-  kGsBase,
-  kTranslate,
+  kCpu,
   kStoreRead,
   kStoreWrite,
   kStoreList,
@@ -84,11 +83,10 @@ class FakeDomain {
   std::set<Gfn> referred;              ///< evict refuses these
   std::vector<std::byte> context{kPageSize};
   TscInfo tsc{.mode = 1, .elapsed_ns = 5, .khz = 2'000'000, .incarnation = 1};
-  unsigned nb_looks_till_suspend = 0;       ///< by info(); 0: it does not
-  unsigned nb_pauses = 1;                   ///< as libxl leaves a domain that is created paused
-  std::map<std::uint64_t, Gfn> page_table;  ///< by address, the same for all vCPUs
-  std::vector<std::uint64_t> gs_bases;      ///< of each vCPU
-  bool crashed = false;  ///< touched an evicted page, and nobody pages the domain
+  unsigned nb_looks_till_suspend = 0;  ///< by info(); 0: it does not
+  unsigned nb_pauses = 1;              ///< as libxl leaves a domain that is created paused
+  std::vector<CpuRecord> cpus;         ///< of those that are up
+  bool crashed = false;                ///< touched an evicted page, and nobody pages the domain
 
  private:
   friend class FakeXen;
@@ -155,9 +153,7 @@ class FakeXen final : public XenCalls {
   int set_context(DomId domain, std::span<const std::byte> context) noexcept override;
   int get_tsc(DomId domain, TscInfo& out) noexcept override;
   int set_tsc(DomId domain, const TscInfo& tsc) noexcept override;
-  int gs_base(DomId domain, std::uint32_t vcpu, std::uint64_t& out) noexcept override;
-  int translate(DomId domain, std::uint32_t vcpu, std::uint64_t address,
-                Gfn& out) noexcept override;
+  int cpu(DomId domain, std::uint32_t vcpu, CpuRecord& out) noexcept override;
   int store_read(const std::string& path, std::string& out) noexcept override;
   int store_write(const std::string& path, const std::string& value) noexcept override;
   int store_list(const std::string& path, std::vector<std::string>& out) noexcept override;

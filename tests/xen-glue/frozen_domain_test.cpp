@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/xen-glue/fake_agent.hpp"
+#include "tests/xen-glue/page_table_builder.hpp"
 #include "xen-glue/domain_pager.hpp"
 
 namespace snowfabric::xen::test {
@@ -19,6 +20,7 @@ using namespace std::chrono_literals;
 
 constexpr DomId kDom{6};
 constexpr std::uint64_t kNbPages = 512;
+constexpr std::uint64_t kPerCpu = 0xffff'd001'40e0'9000;  // no index into a table is 0
 constexpr const char* kType = "/libxl/6/type";
 constexpr const char* kSize = "/local/domain/6/memory/static-max";
 
@@ -29,13 +31,14 @@ class FrozenDomainTest : public testing::Test {
     xen.store["/local/domain/6/memory/target"] = "1024";
     xen.store[kType] = "pvh";
     domain.nb_pauses = 0;
-    domain.gs_bases = {0xffff'8000, 0xffff'f000};
-    domain.page_table = {{0xffff'8000, Gfn{70}},
-                         {0xffff'9000, Gfn{30}},
-                         {0xffff'f000, Gfn{30}},
-                         {0xffff'b000, Gfn{0xfeff8}}};  // the last is no RAM
     for (std::uint64_t i = 0; i < kNbPages; ++i)
       domain.page(Gfn{i})[5] = static_cast<std::byte>(i % 251);
+    PageTableBuilder tables{[this](Gfn page) { return domain.page(page); }, Gfn{505}};
+    tables.map(kPerCpu, Gfn{70});
+    tables.map(kPerCpu + kPageSize, Gfn{30});
+    tables.map(kPerCpu + 3 * kPageSize, Gfn{0xfeff8});  // no RAM
+    tables.map(kPerCpu + 80 * kPageSize, Gfn{30});
+    domain.cpus = {tables.cpu(kPerCpu), tables.cpu(kPerCpu + 80 * kPageSize)};
   }
   [[nodiscard]] Result<FrozenDomain> freeze() const {
     return FrozenDomain::take(Domain{xen, kDom},
@@ -102,13 +105,18 @@ TEST_F(FrozenDomainTest, HoldsWhatTheGuestWroteWhileItWasCopied) {
 TEST_F(FrozenDomainTest, WhatIsWrittenAfterTheLastRoundIsCopiedInThePause) {
   unsigned nb_looks = 0;
   domain.meanwhile = [&] {
-    if (++nb_looks == 1) xen.on_suspend = [&] { domain.write(Gfn{8}, std::byte{0x77}); };
+    if (++nb_looks > 1) return;
+    xen.on_suspend = [&] {
+      for (const std::uint64_t page : {8U, 9U, 100U}) domain.write(Gfn{page}, std::byte{0x77});
+    };
   };
   const auto frozen = freeze();
   ASSERT_TRUE(frozen) << frozen.error().what;
   EXPECT_EQ(nb_looks, 1U);
-  EXPECT_EQ(frozen->nb_pages_in_pause, 1U);
-  EXPECT_EQ(byte_of(*frozen, 8), 0x77);
+  EXPECT_EQ(frozen->nb_pages_in_pause, 3U);
+  for (std::uint64_t i = 0; i < kNbPages; ++i)
+    ASSERT_EQ(byte_of(*frozen, i), i == 8 || i == 9 || i == 100 ? 0x77 : static_cast<int>(i % 251))
+        << i;
 }
 
 TEST_F(FrozenDomainTest, AGuestThatWritesAsFastAsItIsCopiedIsFrozenAllTheSame) {
@@ -190,6 +198,24 @@ TEST_F(FrozenDomainTest, NobodyCanWriteTheCopy) {
   ASSERT_TRUE(frozen);
   EXPECT_EQ(pwrite(frozen->memory.get(), "x", 1, 0), -1);
   EXPECT_EQ(errno, EPERM);
+}
+
+TEST_F(FrozenDomainTest, AVcpuThatIsDownHasNoRecord) {
+  domain.cpus.pop_back();
+  const auto frozen = freeze();
+  ASSERT_TRUE(frozen) << frozen.error().what;
+  EXPECT_EQ(frozen->state.nb_vcpus, 2U);
+  EXPECT_EQ(frozen->state.eager, (std::vector{Gfn{30}, Gfn{70}}));
+}
+
+TEST_F(FrozenDomainTest, A32BitGuestIsRefused) {
+  domain.cpus[1].efer = 0;
+  const auto frozen = freeze();
+  ASSERT_FALSE(frozen);
+  EXPECT_EQ(frozen.error().errnum, ENOTSUP);
+  EXPECT_EQ(frozen.error().what,
+            "vCPU 1 of domain 6 is in 32-bit mode: only 64-bit guests can be forked");
+  expect_running();
 }
 
 TEST_F(FrozenDomainTest, WhatTheBalloonGaveBackReadsAsZeros) {
@@ -280,7 +306,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Failing{Call::kInfo, 2, "info of domain 6"},
                     Failing{Call::kGetContext, 0, "get HVM context of domain 6"},
                     Failing{Call::kGetTsc, 0, "get TSC of domain 6"},
-                    Failing{Call::kGsBase, 1, "read a CPU record of domain 6"},
+                    Failing{Call::kCpu, 1, "read a CPU record of domain 6"},
+                    Failing{Call::kCpu, 3, "read a CPU record of domain 6"},
                     Failing{Call::kStoreRead, 3, "read /local/domain/6/memory/target"}));
 
 }  // namespace
