@@ -46,13 +46,13 @@ def show(result):
           f"faults on kept pages     {result['faults_kept']:9.0f} /s: {result['kept_ratio']:.2f}", flush=True)
 
 
-def run(build, rounds, seconds, logs):
+def run(build, rounds, vm_mb, seconds, logs):
     with xenbed.Bed() as bed, tempfile.TemporaryDirectory(prefix="snowfabric-xen-") as tmp:
         job = pathlib.Path(tmp) / "job"
         job.write_text("exec python3 -B /host/xenmeasure.py\n")
         for path in (*xendemo.files(build), build / PROGRAM, HERE / "xenmeasure.py"):
             bed.add_file(path)
-        (bed.host / "bench.json").write_text(json.dumps({"rounds": rounds}))
+        (bed.host / "bench.json").write_text(json.dumps({"rounds": rounds, "vm_mb": vm_mb}))
         status = bed.run(job, seconds)
         if logs:
             bed.save_logs(logs)

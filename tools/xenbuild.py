@@ -33,7 +33,7 @@ CONFIG_MEM_PAGING=y
 # CONFIG_DEBUG is not set
 """
 # To reach dom0's root; and in dom0, where bridges and virtual links are for DPDK's packet sockets.
-BOOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "9pnet_virtio", "9p")
+BOOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay", "9pnet_virtio", "9p")
 DOM0_MODULES = ("xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs", "veth", "bridge", "virtio_net")
 GUEST_PROGRAMS = {
     "init": ["tools/guest/xen_guest.c"],
@@ -47,12 +47,14 @@ BOOT_INIT = """#!/bin/busybox sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for module in {modules}; do insmod "/modules/$module" || echo "init: cannot load $module"; done
 n=0; while [ ! -b /dev/vda ] && [ $n -lt 100 ]; do sleep 0.1; n=$((n + 1)); done
-mkdir /root; mount -t ext4 /dev/vda /root || exec sh
+mkdir -p /disk /own /root; mount -t ext4 -o ro /dev/vda /disk && mount -t tmpfs tmpfs /own && mkdir /own/files /own/work &&
+  mount -t overlay -o lowerdir=/disk,upperdir=/own/files,workdir=/own/work overlay /root || exec sh
 mount --move /proc /root/proc; mount --move /sys /root/sys; mount --move /dev /root/dev
 exec switch_root /root /sbin/testbed-init
 """
 
-# The job, its files and what comes of it are in a folder of the host, on /host.
+# Up to the line that ends its wait all is the same in every run: there the snapshot is taken, and QEMU takes none while
+# a folder of the host is mounted. The job, its files and what comes of it are in such a folder, on /host.
 DOM0_INIT = """#!/bin/bash
 export PATH=/sbin:/usr/sbin:/bin:/usr/bin:/usr/lib/xen-{release}/bin HOME=/root TERM=vt100 LC_ALL=C
 mkdir -p /host /dev/pts /var/log/xen /var/lib/xen /var/lib/xenstored
@@ -61,14 +63,18 @@ mkdir -p /dev/shm /shared; mount -t tmpfs tmpfs /dev/shm
 mkdir -p /run/xen /run/xenstored /run/lock
 for module in {modules}; do insmod "/modules/$module" || echo "testbed: cannot load $module"; done
 mount -t xenfs xenfs /proc/xen
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 host /host || echo "testbed: no /host"
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 shared /shared 2>/dev/null  # if there are other hosts
 ip link set lo up
 xenstored --pid-file /run/xen/xenstored.pid
 for i in $(seq 100); do xenstore-read -s / >/dev/null 2>&1 && break; sleep 0.1; done
 xen-init-dom0 >/dev/null
 xenconsoled --pid-file=/run/xen/xenconsoled.pid --log=guest --log-dir=/var/log/xen
+exec 3</dev/ttyS1  # what came before is lost
 echo "testbed: dom0 is ready"
+read -r now <&3
+exec 3<&-
+date -s "@$now" >/dev/null
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 host /host || echo "testbed: no /host"
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 shared /shared 2>/dev/null  # if there are other hosts
 cd /host
 timeout -k 10 "$(cat /host/job.seconds)" bash /host/job >/host/job.out 2>&1 </dev/null
 echo $? >/host/job.status.new
@@ -219,7 +225,7 @@ def unpacked(kernel):
 def dom0():
     """A folder with vmlinuz, initrd.img and disk.ext4 of a PV dom0."""
     kernel = fetch_kernel()
-    target = cache() / f"dom0-{kernel.name}-{digest(BOOT_INIT, DOM0_INIT, repr(PACKAGES), repr(DOM0_MODULES))}"
+    target = cache() / f"dom0-{kernel.name}-{digest(BOOT_INIT, DOM0_INIT, repr(PACKAGES), repr(BOOT_MODULES), repr(DOM0_MODULES))}"
     with made_once(target) as part:
         if part is None:
             return target

@@ -56,7 +56,7 @@ def has_failed(bed):
 
 
 def fork(beds, job, seconds, logs):
-    """Boots the machines and waits for their jobs. @return the result of each"""
+    """Starts the machines and waits for their jobs. @return the result of each"""
     live = tablelib.Live()
     for bed in beds:
         bed.start(job, 3 * seconds)

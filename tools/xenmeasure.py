@@ -71,13 +71,15 @@ def measure_faults(rounds, server):
 
 
 def main():
-    rounds = json.loads((HOST / "bench.json").read_text())["rounds"]
+    options = json.loads((HOST / "bench.json").read_text())
+    rounds = options["rounds"]
     xenfork.SERVE.remove("--push")  # every page is a fault
     xenfork.make_folders()
     xenfork.make_network()
     measured = {}
     # No agent: what is free is copied too, as the bare loop does, and no clone looks for it.
-    parent = xenfork.Parent('extra="console=hvc0 panic=-1 SF_MIB=64"', before=lambda: measured.update(freezes=freezes(rounds)))
+    settings = f"memory={options['vm_mb']}", 'extra="console=hvc0 panic=-1 SF_MIB=64"'
+    parent = xenfork.Parent(*settings, before=lambda: measured.update(freezes=freezes(rounds)))
     measured["descriptor_bytes"] = xenfork.DESCRIPTOR.stat().st_size
     measured["faults"] = measure_faults(rounds, parent.server)
     stop(parent.server)

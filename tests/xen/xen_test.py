@@ -30,14 +30,23 @@ def xen_is_what_the_glue_takes_for_granted():
     return status == 0 and "PASSED" in said, said
 
 
-def a_fork_by_memserver_and_memtap_leaves_all_memories_right():
+def demo(nb_clones, *options):
+    """A fork as a user makes it. @return whether all is as it must be, and what it said"""
     with tempfile.TemporaryDirectory() as tmp:
         table = pathlib.Path(tmp) / "table.json"
-        done = subprocess.run([ROOT / "tools/xen-testbed", "demo", "--build-dir", sys.argv[1], "--json", table],
-                              capture_output=True, text=True)
+        done = subprocess.run([ROOT / "tools/xen-testbed", "demo", "--build-dir", sys.argv[1], "--json", table,
+                               "--clones", str(nb_clones), *options], capture_output=True, text=True)
         rows = json.loads(table.read_text())["clones"] if table.exists() else []
-    good = done.returncode == 0 and len(rows) == 2 and all(row["checksum_ok"] and row["faults"] > 0 for row in rows)
+    good = done.returncode == 0 and len(rows) == nb_clones and all(row["checksum_ok"] and row["faults"] > 0 for row in rows)
     return good, done.stdout + done.stderr
+
+
+def a_fork_by_memserver_and_memtap_leaves_all_memories_right():
+    return demo(2)
+
+
+def a_clone_on_another_xen_host_has_its_memory_right():
+    return demo(1, "--hosts", "2")
 
 
 def run_script(script, *args, seconds):
@@ -86,7 +95,8 @@ def main():
         print(f"FAIL xen: the test bed cannot be made: {why}\n0 passed, 1 failed, 0 skipped")
         return 1
     cases = (a_guest_runs_and_finds_its_memory_right, xen_is_what_the_glue_takes_for_granted,
-             a_fork_by_memserver_and_memtap_leaves_all_memories_right, a_clone_survives_the_deaths_of_memtap_parent_and_sibling,
+             a_fork_by_memserver_and_memtap_leaves_all_memories_right, a_clone_on_another_xen_host_has_its_memory_right,
+             a_clone_survives_the_deaths_of_memtap_parent_and_sibling,
              free_pages_are_not_fetched_and_no_page_is_lost_in_a_race_for_them,
              a_jobs_own_status_comes_back_and_so_do_its_files, a_job_that_takes_too_long_is_ended)
     nb_failed = 0
