@@ -8,9 +8,6 @@
 
 namespace snowfabric {
 
-using wire::Drop;
-using wire::FrameType;
-
 namespace {
 constexpr unsigned kMaxRxBursts = 16;  // a turn
 constexpr unsigned kMaxUndrained =
@@ -20,12 +17,13 @@ constexpr unsigned kMaxUndrained =
 ClientWorker::ClientWorker(ClientEngine& engine, const Port& port, double rx_loss,
                            std::uint64_t seed)
     : engine_{engine},
+      loop_{engine},
       port_{port},
       queue_{port.queue(), rx_loss, seed},
       wait_fds_{port.wait_fd(), -1} {}
 
 void ClientWorker::serve(Host& host, int guest_fd) noexcept {
-  host_ = &host;
+  loop_.serve(host);
   wait_fds_[1] = guest_fd;
 }
 
@@ -57,24 +55,14 @@ unsigned ClientWorker::turn(Nanos now) noexcept {
     nb_done += nb_rx;
     drained = nb_rx < kBurst;
   }
+  // What may lead to requests waits until the receive ring is empty, though not for ever: on a
+  // starved host it holds the very pages that would be asked for.
   if (drained || ++nb_undrained_ == kMaxUndrained) {
-    nb_done += ask(now);
+    nb_done += loop_.ask(now);
     nb_undrained_ = 0;
   }
-  if (nb_done == 0 && host_ != nullptr && host_->has_gathered()) host_->flush(now);
+  if (nb_done == 0) loop_.idle(now);
   return nb_done + send(now);
-}
-
-/// What may lead to requests waits until the receive ring is empty, though not for ever: on a
-/// starved host it holds the very pages that would be asked for.
-unsigned ClientWorker::ask(Nanos now) noexcept {
-  unsigned nb_faults = 0;
-  if (host_ != nullptr) {
-    nb_faults = host_->poll_faults(now);
-    host_->fail_unanswered();
-  }
-  engine_.expire(now);
-  return nb_faults;
 }
 
 // --- receive ---------------------------------------------------------------------------------
@@ -100,37 +88,7 @@ void ClientWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
   }
   stats_.rx_frames.add(1);
   stats_.rx_bytes.add(mbuf.pkt_len);
-  wire::Frame frame;
-  Drop why = wire::parse(gather(mbuf, gather_), frame);
-  if (why == Drop::kNone) why = engine_.on_frame(frame, eth.src, mbuf.pkt_len, now);
-  if (why != Drop::kNone) [[unlikely]] {
-    drops_.count(why);
-    return;
-  }
-  if (frame.type == FrameType::kPage) on_page(frame, now);
-  if (frame.type == FrameType::kZeros || frame.type == FrameType::kAbsent) on_ranges(frame, now);
-}
-
-void ClientWorker::on_page(const wire::Frame& frame, Nanos now) noexcept {
-  if (host_ == nullptr || !host_->needs(Gfn{frame.page.gfn.host()})) {
-    engine_.on_duplicate(frame);
-    return;
-  }
-  Drop why{};
-  const auto arrival = engine_.take_page(frame, now, why);
-  if (arrival) host_->on_page(*arrival, now);
-  if (why != Drop::kNone) [[unlikely]]
-    drops_.count(why);
-}
-
-void ClientWorker::on_ranges(const wire::Frame& frame, Nanos now) noexcept {
-  for (std::size_t i = 0; i < frame.nb_ranges(); ++i) {
-    const PageRange range = frame.range(i);
-    const bool demanded = engine_.take_range(frame.type, range, now);
-    if (host_ == nullptr) continue;
-    if (frame.type == FrameType::kZeros) host_->on_zeros(range, now);
-    if (frame.type == FrameType::kAbsent && demanded) host_->fail(range, now);
-  }
+  loop_.on_frame(eth.src, gather(mbuf, gather_), mbuf.pkt_len, now);
 }
 
 // --- send ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 #include "fabric/client_engine.hpp"
 #include "fabric/eth_port.hpp"
 #include "memtap-dpdk/host.hpp"
+#include "memtap-dpdk/host_loop.hpp"
 #include "memtap-dpdk/port_stats.hpp"
 #include "pmd-config/port.hpp"
 
@@ -37,22 +38,19 @@ class ClientWorker {
   unsigned turn(Nanos now) noexcept;
 
   [[nodiscard]] const ClientPortStats& stats() const noexcept { return stats_; }
-  [[nodiscard]] const DropCounters& drops() const noexcept { return drops_; }
+  [[nodiscard]] const DropCounters& drops() const noexcept { return loop_.drops(); }
 
  private:
-  unsigned ask(Nanos now) noexcept;
   unsigned receive(Nanos now) noexcept;
   void on_frame(const rte_mbuf& mbuf, Nanos now) noexcept;
-  void on_page(const wire::Frame& frame, Nanos now) noexcept;
-  void on_ranges(const wire::Frame& frame, Nanos now) noexcept;
   unsigned send(Nanos now) noexcept;
   void enqueue(std::size_t size) noexcept;
   void say_bye() noexcept;
 
   ClientEngine& engine_;
+  HostLoop loop_;
   const Port& port_;
   LossyPort<EthPort> queue_;
-  Host* host_ = nullptr;
   std::array<int, 2> wait_fds_;  // port, guests
   TxTail<> tail_;
   rte_mbuf* spare_ = nullptr;  // for the next frame: the engine must not decide in vain
@@ -60,7 +58,6 @@ class ClientWorker {
   unsigned nb_undrained_ = 0;  // turns that left frames in the receive ring
   Nanos next_control_ = kNever;
   ClientPortStats stats_;
-  DropCounters drops_;
 };
 
 }  // namespace snowfabric

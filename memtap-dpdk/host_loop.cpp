@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memtap-dpdk/host_loop.hpp"
+
+namespace snowfabric {
+
+using wire::Drop;
+using wire::FrameType;
+
+void HostLoop::on_frame(const MacAddr& src, std::span<const std::byte> l2_payload,
+                        std::size_t frame_bytes, Nanos now) noexcept {
+  wire::Frame frame;
+  Drop why = wire::parse(l2_payload, frame);
+  if (why == Drop::kNone) why = engine_.on_frame(frame, src, frame_bytes, now);
+  if (why != Drop::kNone) [[unlikely]] {
+    drops_.count(why);
+    return;
+  }
+  if (frame.type == FrameType::kPage) on_page(frame, now);
+  if (frame.type == FrameType::kZeros || frame.type == FrameType::kAbsent) on_ranges(frame, now);
+}
+
+void HostLoop::on_page(const wire::Frame& frame, Nanos now) noexcept {
+  if (host_ == nullptr || !host_->needs(Gfn{frame.page.gfn.host()})) {
+    engine_.on_duplicate(frame);
+    return;
+  }
+  Drop why{};
+  const auto arrival = engine_.take_page(frame, now, why);
+  if (arrival) host_->on_page(*arrival, now);
+  if (why != Drop::kNone) [[unlikely]]
+    drops_.count(why);
+}
+
+void HostLoop::on_ranges(const wire::Frame& frame, Nanos now) noexcept {
+  for (std::size_t i = 0; i < frame.nb_ranges(); ++i) {
+    const PageRange range = frame.range(i);
+    const bool demanded = engine_.take_range(frame.type, range, now);
+    if (host_ == nullptr) continue;
+    if (frame.type == FrameType::kZeros) host_->on_zeros(range, now);
+    if (frame.type == FrameType::kAbsent && demanded) host_->fail(range, now);
+  }
+}
+
+unsigned HostLoop::ask(Nanos now) noexcept {
+  unsigned nb_faults = 0;
+  if (host_ != nullptr) {
+    nb_faults = host_->poll_faults(now);
+    host_->fail_unanswered();
+  }
+  engine_.expire(now);
+  return nb_faults;
+}
+
+void HostLoop::idle(Nanos now) noexcept {
+  if (host_ != nullptr && host_->has_gathered()) host_->flush(now);
+}
+
+}  // namespace snowfabric
