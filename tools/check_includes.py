@@ -16,6 +16,7 @@ LEVELS = [
     ["descriptor", "xen-glue", "fabric"],
     ["pmd-config"],
     ["memserver-dpdk", "memtap-dpdk"],
+    ["sim"],
     ["control"],
     ["tools"],
     ["tests"],

@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/sim/sim_lab.hpp"
+#include "sim/lab.hpp"
 
 namespace snowfabric::sim {
 namespace {
@@ -18,12 +18,19 @@ std::uint64_t unique_bytes(const TestImage& image, std::uint16_t mtu) {
   return image.nb_data_pages * wire::page_wire_bytes(wire::fragments_for_mtu(mtu));
 }
 
-void expect_complete_and_right(const Lab& lab) {
-  for (const auto& host : lab.hosts) {
-    if (!host->alive) continue;
-    EXPECT_TRUE(host->done());
-    EXPECT_EQ(host->wrong_bytes, 0U);
-    EXPECT_EQ(host->installed, kPages);  // every page once: a second install would count again
+void expect_right(Lab& lab) {
+  EXPECT_TRUE(lab.judge().ok()) << testing::PrintToString(lab.judge().broken());
+}
+
+void expect_complete_and_right(Lab& lab) {
+  expect_right(lab);
+  for (const auto& host : lab.memtaps()) {
+    if (!host->process) continue;
+    for (const auto& guest : host->guests) {
+      EXPECT_TRUE(guest->done()) << guest->name();
+      const GuestCounters& counters = guest->counters();
+      EXPECT_EQ(counters.installed_pages.read() + counters.zero_pages.read(), kPages);
+    }
   }
 }
 
@@ -42,16 +49,16 @@ TEST_P(MixedOrders, EightClonesCompleteWithinTheWireBudget) {
     SCOPED_TRACE(seed);
     const TestImage image{kPages, 0.4, seed};
     Lab lab{image, server_config(mtu), seed};
-    lab.server_link.loss = loss;
-    for (int h = 0; h < 4; ++h) lab.add_host({.jitter = 20us, .loss = loss});
+    lab.server().down.config.loss = loss;
+    for (int h = 0; h < 4; ++h) lab.add_memtap({.jitter = 20us, .loss = loss});
     lab.run_until(1s);  // all have joined, lost HELLOs repeated
     for (std::uint64_t h = 0; h < 4; ++h) {
-      Lab::add_guest(*lab.hosts[h], sequential(kPages));
-      Lab::add_guest(*lab.hosts[h], shuffled(kPages, seed * 100 + h));
+      lab.add_guest(*lab.memtaps()[h], sequential(kPages));
+      lab.add_guest(*lab.memtaps()[h], shuffled(kPages, seed * 100 + h));
     }
     ASSERT_TRUE(lab.run(60s));
     expect_complete_and_right(lab);
-    EXPECT_LE(static_cast<double>(lab.wire_bytes),
+    EXPECT_LE(static_cast<double>(lab.wire_bytes()),
               max_ratio * static_cast<double>(unique_bytes(image, mtu)));
     EXPECT_GE(lab.server_stats().end_game_entered.read(), 1U);
   }
@@ -64,8 +71,8 @@ TEST(Lockstep, EightClonesInTheSameOrderCostAtMostElevenTenthsOfAMulticastAPage)
   const TestImage image{kPages, 0.3, 7};
   Lab lab{image, server_config(), 7};
   for (int h = 0; h < 4; ++h) {
-    Host& host = lab.add_host({.jitter = 15us});
-    for (int g = 0; g < 2; ++g) Lab::add_guest(host, sequential(kPages));
+    Memtap& host = lab.add_memtap({.jitter = 15us});
+    for (int g = 0; g < 2; ++g) lab.add_guest(host, sequential(kPages));
   }
   ASSERT_TRUE(lab.run(30s));
   expect_complete_and_right(lab);
@@ -77,8 +84,8 @@ TEST(Faults, DuplicatedAndReorderedFramesNeitherInstallTwiceNorStall) {
   const TestImage image{kPages, 0.3, 8};
   Lab lab{image, server_config(1500), 8};
   for (std::uint64_t h = 0; h < 3; ++h) {
-    Host& host = lab.add_host({.jitter = 200us, .loss = 0.01, .duplicate = 0.1});
-    Lab::add_guest(host, shuffled(kPages, h));
+    Memtap& host = lab.add_memtap({.jitter = 200us, .loss = 0.01, .duplicate = 0.1});
+    lab.add_guest(host, shuffled(kPages, h));
   }
   ASSERT_TRUE(lab.run(60s));
   expect_complete_and_right(lab);
@@ -87,11 +94,11 @@ TEST(Faults, DuplicatedAndReorderedFramesNeitherInstallTwiceNorStall) {
 TEST(Faults, ALostRequestIsAskedAgainWithTheRetryFlag) {
   const TestImage image{64, 0, 9};
   Lab lab{image, server_config(), 9};
-  Host& host = lab.add_host({});
-  Lab::add_guest(host, {5});
+  Memtap& host = lab.add_memtap({});
+  lab.add_guest(host, {5});
   unsigned seen = 0;
   bool retry_flag = false;
-  lab.server_link.drop = [&](const wire::Frame& f) {
+  lab.server().down.drop = [&](const wire::Frame& f) {
     if (f.type != wire::FrameType::kRequest || f.nb_wants() == 0) return false;
     retry_flag = (f.want(0).flags & wire::kWantRetry) != 0;
     return ++seen <= 2;  // the first two never arrive
@@ -99,33 +106,33 @@ TEST(Faults, ALostRequestIsAskedAgainWithTheRetryFlag) {
   ASSERT_TRUE(lab.run(5s));
   EXPECT_EQ(seen, 3U);
   EXPECT_TRUE(retry_flag);
-  EXPECT_EQ(host.stats.retries.read(), 2U);
+  EXPECT_EQ(host.stats().retries.read(), 2U);
 }
 
 TEST(Faults, OnlyTheMissingFragmentIsSentAgain) {
   const TestImage image{64, 0, 10};
   Lab lab{image, server_config(1500), 10};
-  Host& host = lab.add_host({});
-  Lab::add_guest(host, {5});
+  Memtap& host = lab.add_memtap({});
+  lab.add_guest(host, {5});
   bool dropped = false;
-  host.link.drop = [&](const wire::Frame& f) {  // fragment 1 of page 5 is lost once
+  host.down.drop = [&](const wire::Frame& f) {  // fragment 1 of page 5 is lost once
     const bool hit = f.type == wire::FrameType::kPage && f.page.fragment == 1 && !dropped;
     dropped |= hit;
     return hit;
   };
   ASSERT_TRUE(lab.run(5s));
-  EXPECT_EQ(host.wrong_bytes, 0U);
-  EXPECT_EQ(host.stats.rx_fragments.read(), 3U);
+  expect_right(lab);
+  EXPECT_EQ(host.stats().rx_fragments.read(), 3U);
   EXPECT_EQ(lab.server_stats().tx_pages_partial.read(), 1U);
 }
 
 TEST(Faults, SeveralGuestsOfAHostFaultingOnePageAskOnce) {
   const TestImage image{64, 0, 11};
   Lab lab{image, server_config(), 11};
-  Host& host = lab.add_host({});
-  for (int g = 0; g < 5; ++g) Lab::add_guest(host, {9});
+  Memtap& host = lab.add_memtap({});
+  for (int g = 0; g < 5; ++g) lab.add_guest(host, {9});
   ASSERT_TRUE(lab.run(5s));
-  EXPECT_EQ(host.stats.asked_demand.read(), 1U);
+  EXPECT_EQ(host.stats().asked_demand.read(), 1U);
   EXPECT_EQ(lab.server_stats().wants.read(), 1U);
 }
 
@@ -133,13 +140,17 @@ TEST(Members, ALateJoinerAndAHostThatDiesLeaveTheOthersComplete) {
   const TestImage image{kPages, 0.3, 12};
   Lab lab{image, server_config(), 12};
   for (std::uint64_t h = 0; h < 3; ++h) {
-    Host& host = lab.add_host({});
-    Lab::add_guest(host, shuffled(kPages, h));
+    Memtap& host = lab.add_memtap({});
+    lab.add_guest(host, shuffled(kPages, h));
   }
-  lab.at(5ms, [&] { lab.hosts[0]->alive = false; });
+  lab.at(5ms, [&] {
+    Memtap& dead = *lab.memtaps()[0];
+    lab.kill_guest(dead, *dead.guests[0]);
+    lab.kill_memtap(dead);
+  });
   lab.at(20ms, [&] {
-    Host& late = lab.add_host({});
-    Lab::add_guest(late, sequential(kPages));
+    Memtap& late = lab.add_memtap({});
+    lab.add_guest(late, sequential(kPages));
   });
   lab.run_until(21ms);
   ASSERT_TRUE(lab.run(60s));
@@ -153,45 +164,45 @@ TEST(Server, ARestartWithTheSameImageLetsEveryCloneComplete) {
   const TestImage image{kPages, 0.3, 13};
   Lab lab{image, server_config(), 13};
   for (std::uint64_t h = 0; h < 3; ++h) {
-    Host& host = lab.add_host({});
-    Lab::add_guest(host, shuffled(kPages, h));
+    Memtap& host = lab.add_memtap({});
+    lab.add_guest(host, shuffled(kPages, h));
   }
   lab.at(10ms, [&] { lab.kill_server(); });
   lab.at(300ms, [&] { lab.start_server(77); });
   ASSERT_TRUE(lab.run(60s));
   expect_complete_and_right(lab);
-  for (const auto& host : lab.hosts) {
-    EXPECT_EQ(host->stats.server_restarts.read(), 1U);
-    EXPECT_EQ(host->stats.rx_lost.read(), 0U);  // a new sequence is not a gap
+  for (const auto& host : lab.memtaps()) {
+    EXPECT_EQ(host->stats().server_restarts.read(), 1U);
+    EXPECT_EQ(host->stats().rx_lost.read(), 0U);  // a new sequence is not a gap
   }
 }
 
 TEST(Server, OneThatStaysDeadIsGivenUpAfterTheConfiguredTime) {
   const TestImage image{kPages, 0, 14};
   Lab lab{image, server_config(), 14};
-  Host& host = lab.add_host({}, [](ClientConfig& c) { c.give_up = 2s; });
-  Lab::add_guest(host, sequential(kPages));
+  Memtap& host = lab.add_memtap({}, [](ClientConfig& c) { c.give_up = 2s; });
+  const Guest& guest = lab.add_guest(host, sequential(kPages));
   lab.at(5ms, [&] { lab.kill_server(); });
   lab.run_until(1900ms);
-  EXPECT_EQ(host.engine->state(), ClientState::kJoined);
+  EXPECT_EQ(host.engine().state(), ClientState::kJoined);
+  EXPECT_FALSE(guest.failed());
   lab.run_until(2200ms);
-  EXPECT_EQ(host.engine->state(), ClientState::kServerDead);
-  unsigned demanded = 0;
-  host.engine->for_each_demand([&](Gfn) { ++demanded; });
-  EXPECT_EQ(demanded, 1U);
+  EXPECT_EQ(host.engine().state(), ClientState::kServerDead);
+  EXPECT_TRUE(guest.failed());
+  EXPECT_FALSE(guest.done());
 }
 
 TEST(Server, OneThatNeverAnswersTheHelloIsGivenUpToo) {
   const TestImage image{16, 0, 15};
   Lab lab{image, server_config(), 15};
   lab.kill_server();
-  Host& host = lab.add_host({}, [](ClientConfig& c) { c.give_up = 1s; });
+  Memtap& host = lab.add_memtap({}, [](ClientConfig& c) { c.give_up = 1s; });
   lab.run_until(1100ms);
-  EXPECT_EQ(host.engine->state(), ClientState::kServerDead);
-  EXPECT_EQ(host.stats.tx_requests.read(), 0U);
+  EXPECT_EQ(host.engine().state(), ClientState::kServerDead);
+  EXPECT_EQ(host.stats().tx_requests.read(), 0U);
   lab.start_server(5);  // it comes after all
   lab.run_until(1500ms);
-  EXPECT_EQ(host.engine->state(), ClientState::kJoined);
+  EXPECT_EQ(host.engine().state(), ClientState::kJoined);
 }
 
 /// Finish times of 4 hosts; host 0 behind a link of `slow_share` of the others' rate.
@@ -202,14 +213,18 @@ std::vector<Nanos> finish_times(double slow_share) {
   config.flow.max_bytes_per_s = 1.25e9;
   Lab lab{image, config, 16};
   for (std::uint64_t h = 0; h < 4; ++h) {
-    Link link{.bytes_per_s = 125e6, .queue_bytes = 256U << 10};
+    LinkConfig link{.bytes_per_s = 125e6, .queue_bytes = 256U << 10};
     if (h == 0) link.bytes_per_s *= slow_share;
-    Host& host = lab.add_host(link);
-    for (std::uint64_t g = 0; g < 8; ++g) Lab::add_guest(host, shuffled(image.nb_pages, h * 8 + g));
+    Memtap& host = lab.add_memtap(link);
+    for (std::uint64_t g = 0; g < 8; ++g) lab.add_guest(host, shuffled(image.nb_pages, h * 8 + g));
   }
   EXPECT_TRUE(lab.run(120s));
   std::vector<Nanos> times;
-  for (const auto& host : lab.hosts) times.push_back(host->done_at);
+  for (const auto& host : lab.memtaps()) {
+    Nanos last{0};
+    for (const auto& guest : host->guests) last = std::max(last, guest->done_at());
+    times.push_back(last);
+  }
   return times;
 }
 
@@ -229,7 +244,7 @@ double settled_rate(double loss) {
   config.flow.initial_bytes_per_s = 20e6;
   config.flow.max_bytes_per_s = 100e6;
   Lab lab{image, config, 17};
-  for (int h = 0; h < 4; ++h) lab.add_host({.loss = loss});
+  for (int h = 0; h < 4; ++h) lab.add_memtap({.loss = loss});
   lab.run_until(1200ms);
   return static_cast<double>(lab.server_stats().rate_bytes_per_s.read());
 }
@@ -244,7 +259,7 @@ TEST(FlowControl, APersistentlyOverrunLinkLowersTheRateToWhatItCarries) {
   config.push = true;
   config.flow.initial_bytes_per_s = 200e6;
   Lab lab{image, config, 18};
-  for (int h = 0; h < 2; ++h) lab.add_host({.bytes_per_s = 40e6, .queue_bytes = 128U << 10});
+  for (int h = 0; h < 2; ++h) lab.add_memtap({.bytes_per_s = 40e6, .queue_bytes = 128U << 10});
   lab.run_until(1500ms);
   const auto rate = static_cast<double>(lab.server_stats().rate_bytes_per_s.read());
   EXPECT_LE(rate, 40e6 * 1.3);
@@ -254,8 +269,8 @@ TEST(FlowControl, APersistentlyOverrunLinkLowersTheRateToWhatItCarries) {
 TEST(Junk, RandomForeignAndStaleFramesAreCountedAndChangeNothing) {
   const TestImage image{kPages, 0.3, 19};
   Lab lab{image, server_config(), 19};
-  Host& host = lab.add_host({});
-  Lab::add_guest(host, shuffled(kPages, 1));
+  Memtap& host = lab.add_memtap({});
+  lab.add_guest(host, shuffled(kPages, 1));
   Prng prng{19};
   const wire::Identity good{image.view().image_id, 1, 1, 0};
   for (int i = 0; i < 300; ++i)
@@ -271,8 +286,8 @@ TEST(Junk, RandomForeignAndStaleFramesAreCountedAndChangeNothing) {
             0);
         junk.resize(n + kPageSize);
       }
-      lab.inject(i % 2 == 0 ? host.mac : kServerMac, junk);
-      lab.inject(i % 2 == 0 ? kServerMac : host.mac, junk);
+      lab.inject(i % 2 == 0 ? static_cast<Party&>(host) : lab.server(), junk);
+      lab.inject(i % 2 == 0 ? static_cast<Party&>(lab.server()) : host, junk);
     });
   ASSERT_TRUE(lab.run(30s));
   expect_complete_and_right(lab);
@@ -281,31 +296,32 @@ TEST(Junk, RandomForeignAndStaleFramesAreCountedAndChangeNothing) {
                            [](std::uint64_t n, const Counter& c) { return n + c.read(); });
   };
   lab.run_until(std::max(lab.now(), Nanos{300 * 50us + 1ms}));
-  EXPECT_EQ(total(host.drops) + host.stats.rx_duplicates.read(), 300U);
-  EXPECT_EQ(total(lab.server_drops), 300U);
-  EXPECT_GT(host.drops.by_reason[static_cast<std::size_t>(wire::Drop::kOutOfRange)].read(), 0U);
+  EXPECT_EQ(total(host.drops()) + host.stats().rx_duplicates.read(), 300U);
+  EXPECT_EQ(total(lab.server().drops), 300U);
+  EXPECT_GT(host.drops().by_reason[static_cast<std::size_t>(wire::Drop::kOutOfRange)].read(), 0U);
 }
 
 TEST(Junk, APageWithWrongBytesIsRefusedByItsChecksum) {
   const TestImage image{64, 0, 20};
   Lab lab{image, server_config(), 20};
-  Host& host = lab.add_host({});
+  Memtap& host = lab.add_memtap({});
+  Guest& guest = lab.add_guest(host, {});
   lab.run_until(1ms);  // joined
   Bytes frame(wire::kMaxFrameBytes);
   wire::write_page_header(frame, {image.view().image_id, 1, 1, 0}, host.mac, kServerMac, Gfn{3},
                           image.crc[3], 0, 1, 0, 0);
-  lab.inject(host.mac, frame);  // page 3's checksum over zeros
+  lab.inject(host, frame);  // page 3's checksum over zeros
   lab.run_until(2ms);
-  EXPECT_EQ(host.drops.by_reason[static_cast<std::size_t>(wire::Drop::kBadCrc)].read(), 1U);
-  EXPECT_FALSE(host.present[3]);
+  EXPECT_EQ(host.drops().by_reason[static_cast<std::size_t>(wire::Drop::kBadCrc)].read(), 1U);
+  EXPECT_TRUE(guest.presence().absent(Gfn{3}));
 }
 
 TEST(Geometry, AClientWhosePortIsTooSmallForTheServersFramesSaysSo) {
   const TestImage image{64, 0, 21};
   Lab lab{image, server_config(9000), 21};
-  Host& host = lab.add_host({}, [](ClientConfig& c) { c.mtu_bytes = 1500; });
+  Memtap& host = lab.add_memtap({}, [](ClientConfig& c) { c.mtu_bytes = 1500; });
   lab.run_until(1ms);
-  EXPECT_EQ(host.engine->state(), ClientState::kMtuTooSmall);
+  EXPECT_EQ(host.engine().state(), ClientState::kMtuTooSmall);
 }
 
 TEST(Push, AnIdleClientReceivesTheWholeImageAndReportsItsRate) {
@@ -313,11 +329,13 @@ TEST(Push, AnIdleClientReceivesTheWholeImageAndReportsItsRate) {
   ServerConfig config = server_config();
   config.push = true;
   Lab lab{image, config, 22};
-  Host& host = lab.add_host({});
+  Memtap& host = lab.add_memtap({});
+  const Guest& guest = lab.add_guest(host, {});
   lab.run_until(2s);
-  EXPECT_EQ(host.installed, kPages);
-  EXPECT_EQ(host.wrong_bytes, 0U);
-  EXPECT_EQ(host.stats.asked_demand.read(), 0U);
+  expect_right(lab);
+  const GuestCounters& counters = guest.counters();
+  EXPECT_EQ(counters.installed_pages.read() + counters.zero_pages.read(), kPages);
+  EXPECT_EQ(host.stats().asked_demand.read(), 0U);
   EXPECT_GE(lab.server_stats().rx_requests.read(), 10U);  // reports without wants
 }
 

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "sim/lab.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace snowfabric::sim {
+namespace {
+
+constexpr unsigned kFramesPerTurn = 512;  // as the poll loops: 16 bursts
+constexpr std::size_t kBufferPages = 256;
+constexpr LinkConfig kInstant{.delay = Nanos{0}};
+
+wire::EthHdr header_of(const Bytes& frame) {
+  wire::EthHdr eth;
+  std::memcpy(&eth, frame.data(), sizeof eth);
+  return eth;
+}
+
+std::span<const std::byte> payload_of(const Bytes& frame) {
+  return std::span{frame}.subspan(sizeof(wire::EthHdr));
+}
+
+}  // namespace
+
+bool Memtap::settled() const {
+  return std::ranges::all_of(
+      guests, [](const auto& guest) { return guest->done() || guest->gone() || guest->failed(); });
+}
+
+Lab::Lab(const TestImage& image, const ServerConfig& server, std::uint64_t seed)
+    : image_{image}, server_config_{server}, prng_{seed}, server_{kInstant, LinkConfig{}} {
+  server_.mac = kServerMac;
+  server_.name = "server";
+  start_server(server.incarnation);
+}
+
+void Lab::say(const std::string& what) const {
+  if (trace) trace(now_, what);
+}
+
+// --- who is there ----------------------------------------------------------------------------
+
+void Lab::start_server(std::uint32_t incarnation) {
+  server_config_.incarnation = incarnation;
+  server_.engine.reset();  // before what it counts into
+  server_.stats = std::make_unique<ServerStats>();
+  server_.engine = std::make_unique<ServerEngine>(server_config_, image_.view(), *server_.stats);
+  server_.rx.clear();
+  schedule(server_, now_);
+  say(fmt::format("server starts, incarnation {}", incarnation));
+}
+
+void Lab::kill_server() {
+  server_.engine.reset();
+  server_.rx.clear();
+  say("server dies");
+}
+
+Memtap& Lab::add_memtap(const LinkConfig& link, const std::function<void(ClientConfig&)>& tune) {
+  auto memtap = std::make_unique<Memtap>(kInstant, link);
+  const std::size_t number = memtaps_.size() + 1;
+  memtap->name = fmt::format("memtap{}", number);
+  memtap->mac = MacAddr{
+      {0x02, 0, 0, 1, static_cast<std::uint8_t>(number >> 8U), static_cast<std::uint8_t>(number)}};
+  memtap->config = {.image_id = image_.view().image_id,
+                    .epoch = image_.view().epoch,
+                    .mac = memtap->mac,
+                    .mtu_bytes = server_config_.mtu_bytes};
+  if (tune) tune(memtap->config);
+  memtaps_.push_back(std::move(memtap));
+  start_memtap(*memtaps_.back());
+  return *memtaps_.back();
+}
+
+void Lab::start_memtap(Memtap& memtap) {
+  memtap.config.client_id = prng_.next() | 1U;
+  memtap.config.seed = prng_.next();
+  memtap.process = std::make_unique<Memtap::Process>(memtap.config);
+  ++memtap.nb_starts;
+  schedule(memtap, now_);
+  say(fmt::format("{} starts", memtap.name));
+}
+
+/// The image is known.
+void Lab::serve_guests(Memtap& memtap) {
+  Memtap::Process& process = *memtap.process;
+  process.host = std::make_unique<Host>(process.engine, process.host_stats, memtap.prefetch,
+                                        kBufferPages);
+  process.loop.serve(*process.host);
+  for (const auto& guest : memtap.guests) {
+    if (guest->gone()) continue;
+    guest->forget_reports();
+    process.host->attach(*guest);
+  }
+}
+
+void Lab::kill_memtap(Memtap& memtap) {
+  memtap.process.reset();
+  memtap.rx.clear();
+  say(fmt::format("{} dies", memtap.name));
+}
+
+Guest& Lab::add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Nanos think) {
+  auto guest = std::make_unique<Guest>(
+      fmt::format("guest{} of {}", memtap.guests.size() + 1, memtap.name), image_, judge_, now_);
+  guest->add_vcpu(std::move(order), think);
+  if (memtap.process && memtap.process->host) memtap.process->host->attach(*guest);
+  memtap.guests.push_back(std::move(guest));
+  schedule(memtap, now_);
+  return *memtap.guests.back();
+}
+
+void Lab::kill_guest(Memtap& memtap, Guest& guest) {
+  guest.die();
+  if (memtap.process && memtap.process->host) memtap.process->host->detach(guest);
+  say(fmt::format("{} dies", guest.name()));
+}
+
+void Lab::pause(Party& party, Nanos until) {
+  party.paused_until = std::max(party.paused_until, until);
+  say(fmt::format("{} stands until {} us", party.name, to_micros(until)));
+}
+
+bool Lab::settled() const {
+  return std::ranges::all_of(memtaps_, [](const auto& memtap) { return memtap->settled(); });
+}
+
+// --- time ------------------------------------------------------------------------------------
+
+void Lab::at(Nanos when, std::function<void()> what) {
+  scripts_.push_back(std::move(what));
+  events_.push({.when = std::max(when, now_),
+                .order = next_order_++,
+                .party = nullptr,
+                .frame = nullptr,
+                .script = scripts_.size() - 1});
+}
+
+bool Lab::run(Nanos limit) {
+  while (!settled() && !events_.empty() && events_.top().when <= limit) step();
+  return settled();
+}
+
+void Lab::run_until(Nanos when) {
+  while (!events_.empty() && events_.top().when <= when) step();
+  now_ = std::max(now_, when);
+}
+
+void Lab::step() {
+  const Event event = events_.top();
+  events_.pop();
+  now_ = std::max(now_, event.when);
+  on_event(event);
+}
+
+void Lab::on_event(const Event& event) {
+  if (event.party == nullptr) return scripts_[event.script]();
+  Party& party = *event.party;
+  if (event.frame == nullptr) {
+    if (event.when != party.turn_at) return;  // another turn was due before
+    party.turn_at = Nanos::max();
+    return turn(party);
+  }
+  if (party.rx.size() >= party.speed.rx_ring) {
+    ++party.rx_ring_full;
+    return;
+  }
+  party.rx.push_back(event.frame);
+  schedule(party, now_);
+}
+
+/// The next turn, not later than that, unless the party is busy or stands.
+void Lab::schedule(Party& party, Nanos when) {
+  when = std::max({when, now_, party.busy_until, party.paused_until});
+  if (when >= party.turn_at) return;
+  party.turn_at = when;
+  events_.push({.when = when, .order = next_order_++, .party = &party, .frame = nullptr});
+}
+
+void Lab::turn(Party& party) {
+  if (party.paused_until > now_) return schedule(party, party.paused_until);
+  const Nanos next = &party == &server_ ? turn_server() : turn_memtap(static_cast<Memtap&>(party));
+  if (next != Nanos::max()) schedule(party, next);
+}
+
+// --- turns -----------------------------------------------------------------------------------
+
+Nanos Lab::turn_server() {
+  ServerParty& server = server_;
+  if (!server.engine) {
+    server.rx.clear();
+    return Nanos::max();
+  }
+  unsigned nb_frames = 0;
+  for (; !server.rx.empty() && nb_frames < kFramesPerTurn; ++nb_frames) {
+    const FramePtr frame = std::move(server.rx.front());
+    server.rx.pop_front();
+    wire::Frame parsed;
+    wire::Drop why = wire::parse(payload_of(*frame), parsed);
+    if (why == wire::Drop::kNone)
+      why = server.engine->on_frame(parsed, header_of(*frame).src, now_);
+    if (why != wire::Drop::kNone) server.drops.count(why);
+  }
+  ServerTx tx;
+  while (server.up.free_at() <= now_ && server.engine->next(tx, now_)) {
+    auto frame = std::make_shared<Bytes>(wire::kMaxFrameBytes);
+    std::size_t size = server.engine->write(tx, kServerMac, *frame);
+    if (tx.type == wire::FrameType::kPage) {
+      const std::size_t nb_fragments = server.engine->nb_fragments();
+      const std::span<const std::byte> data =
+          image_.page(tx.range.first)
+              .subspan(tx.fragment * wire::fragment_stride(nb_fragments),
+                       wire::fragment_bytes(tx.fragment, nb_fragments));
+      std::ranges::copy(data, frame->begin() + static_cast<std::ptrdiff_t>(size));
+      size += data.size();
+    }
+    frame->resize(size);
+    wire_bytes_ += size;
+    send(server, std::move(frame));
+  }
+  server.busy_until = now_ + server.speed.turn + nb_frames * server.speed.frame;
+  if (!server.rx.empty()) return server.busy_until;
+  return std::max(server.engine->deadline(now_), server.up.free_at());
+}
+
+Nanos Lab::turn_memtap(Memtap& memtap) {
+  Nanos next = Nanos::max();
+  const auto run_guests = [&] {
+    next = Nanos::max();
+    for (const auto& guest : memtap.guests) {
+      guest->run(now_);
+      next = std::min(next, guest->next_touch());
+    }
+  };
+  run_guests();
+  if (!memtap.process) {
+    memtap.rx.clear();
+    return next;
+  }
+  Memtap::Process& process = *memtap.process;
+  unsigned nb_done = 0;
+  for (; !memtap.rx.empty() && nb_done < kFramesPerTurn; ++nb_done) {
+    const FramePtr frame = std::move(memtap.rx.front());
+    memtap.rx.pop_front();
+    process.loop.on_frame(header_of(*frame).src, payload_of(*frame), frame->size(), now_);
+  }
+  if (!process.host && process.engine.nb_pages() != 0) serve_guests(memtap);
+  memtap.busy_until = now_ + memtap.speed.turn + nb_done * memtap.speed.frame;
+  run_guests();  // with what has come
+  if (memtap.rx.empty()) nb_done += process.loop.ask(now_);
+  if (nb_done == 0) process.loop.idle(now_);
+  run_guests();  // and with what had gathered, or was told that it cannot be had
+  for (;;) {
+    auto frame = std::make_shared<Bytes>(sizeof(wire::ControlBuffer));
+    const std::size_t size = process.engine.next(*frame, now_);
+    if (size == 0) break;
+    frame->resize(size);
+    send(memtap, std::move(frame));
+  }
+  const bool more =
+      !memtap.rx.empty() || (process.host && process.host->has_gathered()) || nb_done != 0;
+  return more ? memtap.busy_until : std::min(next, process.engine.deadline(now_));
+}
+
+// --- the wire --------------------------------------------------------------------------------
+
+void Lab::inject(Party& to, Bytes frame) {
+  frame.resize(std::max(frame.size(), sizeof(wire::EthHdr)));
+  std::memcpy(frame.data(), &to.mac, sizeof to.mac);
+  carry(to, nullptr, std::make_shared<const Bytes>(std::move(frame)), now_);
+}
+
+void Lab::send(Party& from, FramePtr frame) {
+  const wire::EthHdr eth = header_of(*frame);
+  wire::Frame parsed;
+  const bool ours = wire::parse(payload_of(*frame), parsed) == wire::Drop::kNone;
+  from.up.carry(frame->size(), ours ? &parsed : nullptr, now_, prng_,
+                [&](Nanos arrived, bool corrupted) {
+                  if (!corrupted) switch_frame(eth.src, eth.dst, frame, arrived);
+                });
+}
+
+/// To each port it is for. What it meets there is decided now, though it arrives later: a link is
+/// some us long.
+void Lab::switch_frame(const MacAddr& src, const MacAddr& dst, const FramePtr& frame,
+                       Nanos arrived) {
+  wire::Frame parsed;
+  const bool ours = wire::parse(payload_of(*frame), parsed) == wire::Drop::kNone;
+  const wire::Frame* seen = ours ? &parsed : nullptr;
+  if (src != kServerMac && (dst == kServerMac || dst == kBroadcast))
+    carry(server_, seen, frame, arrived);
+  for (const auto& memtap : memtaps_)
+    if (src != memtap->mac && (dst == memtap->mac || dst.is_multicast()))
+      carry(*memtap, seen, frame, arrived);
+}
+
+void Lab::carry(Party& to, const wire::Frame* parsed, const FramePtr& frame, Nanos when) {
+  to.down.carry(frame->size(), parsed, when, prng_, [&](Nanos arrives, bool corrupted) {
+    FramePtr received = frame;
+    if (corrupted) received = corrupt(*frame);
+    if (received == nullptr) return;
+    events_.push(
+        {.when = arrives, .order = next_order_++, .party = &to, .frame = std::move(received)});
+  });
+}
+
+/// A bit of a page's data flips behind the card that checked the frame; any other damage that card
+/// sees, and drops the frame. @return nullptr: that
+FramePtr Lab::corrupt(const Bytes& frame) {
+  if (frame.size() <= wire::kPageHeaderBytes) return nullptr;
+  auto flipped = std::make_shared<Bytes>(frame);
+  const std::size_t bit = prng_.next() % ((frame.size() - wire::kPageHeaderBytes) * 8);
+  (*flipped)[wire::kPageHeaderBytes + bit / 8] ^= std::byte{1} << (bit % 8);
+  return flipped;
+}
+
+}  // namespace snowfabric::sim

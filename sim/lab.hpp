@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <queue>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fabric/base/prng.hpp"
+#include "fabric/client_engine.hpp"
+#include "fabric/server_engine.hpp"
+#include "memtap-dpdk/host.hpp"
+#include "memtap-dpdk/host_loop.hpp"
+#include "sim/guest.hpp"
+#include "sim/judge.hpp"
+#include "sim/link.hpp"
+#include "sim/test_image.hpp"
+
+namespace snowfabric::sim {
+
+/// Ethernet frame on its way; receivers share it.
+using FramePtr = std::shared_ptr<const Bytes>;
+
+inline constexpr MacAddr kServerMac{{0x02, 0, 0, 0, 0, 0xfe}};
+
+/// What a process costs in time. Frames that find the receive ring full are lost.
+struct HostSpeed {
+  Nanos turn{std::chrono::microseconds{1}};
+  Nanos frame{0};  ///< received, on top
+  std::size_t rx_ring = 4096;
+};
+
+/// A process with a port at the switch: the server or a memtap. It runs in turns, as a poll loop
+/// does, but only when there is something to do.
+struct Party {
+  Party(const LinkConfig& to_switch, const LinkConfig& from_switch)
+      : up{to_switch}, down{from_switch} {}
+  Link up, down;  ///< to the switch, and from it
+  HostSpeed speed;
+  MacAddr mac{};
+  std::string name;
+  Nanos paused_until{0};
+  std::deque<FramePtr> rx;
+  std::uint64_t rx_ring_full = 0;
+  Nanos busy_until{0}, turn_at = Nanos::max();
+};
+
+struct ServerParty : Party {
+  using Party::Party;
+  std::unique_ptr<ServerStats> stats;
+  std::unique_ptr<ServerEngine> engine;  ///< nullptr: dead
+  DropCounters drops;
+};
+
+/// A memtap and the clones of its host.
+struct Memtap : Party {
+  using Party::Party;
+  ClientConfig config;
+  unsigned prefetch = 0;  ///< neighbours asked for with a fault, at most
+  std::vector<std::unique_ptr<Guest>> guests;
+
+  /// The process: nullptr while it is dead.
+  struct Process {
+    explicit Process(const ClientConfig& start) : engine{start, stats}, loop{engine} {}
+    ClientStats stats;
+    HostStats host_stats;
+    ClientEngine engine;
+    HostLoop loop;
+    std::unique_ptr<Host> host;  ///< since the join
+  };
+  std::unique_ptr<Process> process;
+  std::uint64_t nb_starts = 0;
+
+  [[nodiscard]] ClientEngine& engine() const { return process->engine; }
+  [[nodiscard]] const ClientStats& stats() const { return process->stats; }
+  [[nodiscard]] const DropCounters& drops() const { return process->loop.drops(); }
+  /// Every guest is done, or dead, or was told that a page cannot be had.
+  [[nodiscard]] bool settled() const;
+};
+
+/// A server and memtaps around one switch, in virtual time; everything random comes from the seed.
+class Lab {
+ public:
+  /// @param image  borrowed
+  Lab(const TestImage& image, const ServerConfig& server, std::uint64_t seed);
+
+  /// @param link  from the switch; the way to it is perfect until somebody sets `up`
+  Memtap& add_memtap(const LinkConfig& link, const std::function<void(ClientConfig&)>& tune = {});
+  Guest& add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Nanos think = {});
+
+  void kill_server();
+  /// A new process with the same image: empty state, another incarnation.
+  void start_server(std::uint32_t incarnation);
+  /// Its guests stay, and wait.
+  void kill_memtap(Memtap& memtap);
+  /// A new process, which takes over the guests there are.
+  void start_memtap(Memtap& memtap);
+  void kill_guest(Memtap& memtap, Guest& guest);
+  void pause(Party& party, Nanos until);
+
+  /// Puts a raw frame (Ethernet header included) on the way to a port.
+  void inject(Party& to, Bytes frame);
+  void at(Nanos when, std::function<void()> what);
+  /// Runs until every guest is settled, or the limit passes. @return all are
+  bool run(Nanos limit);
+  void run_until(Nanos when);
+
+  [[nodiscard]] Nanos now() const { return now_; }
+  [[nodiscard]] bool settled() const;
+  [[nodiscard]] ServerParty& server() { return server_; }
+  [[nodiscard]] const ServerStats& server_stats() const { return *server_.stats; }
+  [[nodiscard]] std::span<const std::unique_ptr<Memtap>> memtaps() const { return memtaps_; }
+  [[nodiscard]] Judge& judge() { return judge_; }
+  /// Everything the server sent.
+  [[nodiscard]] std::uint64_t wire_bytes() const { return wire_bytes_; }
+  /// Says each event that a reader of a failed run wants to know; unset: nothing is said.
+  std::function<void(Nanos, const std::string&)> trace;
+
+ private:
+  struct Event {
+    Nanos when;
+    std::uint64_t order;
+    Party* party;    // a frame or a turn of it; nullptr: a script
+    FramePtr frame;  // nullptr: a turn
+    std::size_t script = 0;
+    bool operator<(const Event& other) const {
+      return when != other.when ? when > other.when : order > other.order;
+    }
+  };
+
+  void step();
+  void on_event(const Event& event);
+  void schedule(Party& party, Nanos when);
+  void turn(Party& party);
+  static void serve_guests(Memtap& memtap);
+  [[nodiscard]] Nanos turn_server();
+  [[nodiscard]] Nanos turn_memtap(Memtap& memtap);
+  void send(Party& from, FramePtr frame);
+  void switch_frame(const MacAddr& src, const MacAddr& dst, const FramePtr& frame, Nanos arrived);
+  void carry(Party& to, const wire::Frame* parsed, const FramePtr& frame, Nanos when);
+  [[nodiscard]] FramePtr corrupt(const Bytes& frame);
+  void say(const std::string& what) const;
+
+  const TestImage& image_;
+  ServerConfig server_config_;
+  Prng prng_;
+  Judge judge_;
+  ServerParty server_;
+  std::vector<std::unique_ptr<Memtap>> memtaps_;
+  Nanos now_{0};
+  std::uint64_t wire_bytes_ = 0, next_order_ = 0;
+  std::priority_queue<Event> events_;
+  std::deque<std::function<void()>> scripts_;
+};
+
+}  // namespace snowfabric::sim

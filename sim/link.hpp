@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "fabric/base/prng.hpp"
+#include "fabric/base/time.hpp"
+#include "fabric/wire.hpp"
+
+namespace snowfabric::sim {
+
+/// One direction of a cable: a queue, a rate, and what goes wrong on it.
+struct LinkConfig {
+  Nanos delay{std::chrono::microseconds{10}};
+  Nanos jitter{0};  ///< added uniformly; more than a frame gap reorders
+  double bytes_per_s = 1.25e9;
+  std::size_t queue_bytes = std::size_t{4} << 20U;
+  double loss = 0, duplicate = 0, corrupt = 0;  ///< independent per frame
+  /// Gilbert's model of bursts: per frame, how likely one begins and ends; within, all are lost.
+  double burst_begins = 0, burst_ends = 1;
+};
+
+/// Every frame offered is carried, or lost for one of these reasons; a duplicate is carried twice.
+struct LinkCounters {
+  std::uint64_t offered = 0, carried = 0, duplicated = 0, corrupted = 0;
+  std::uint64_t lost = 0, lost_in_bursts = 0, cut_off = 0, queue_full = 0, dropped_by_script = 0;
+  [[nodiscard]] std::uint64_t nb_lost() const {
+    return lost + lost_in_bursts + cut_off + queue_full + dropped_by_script;
+  }
+};
+
+class Link {
+ public:
+  explicit Link(const LinkConfig& start) : config{start} {}
+
+  /// What becomes of a frame that is sent now.
+  /// @param parsed  nullptr: it is no frame of the fabric
+  /// @param arrives  called with each time at which a copy arrives, and whether a bit of it flipped
+  template <class Arrives>
+  void carry(std::size_t nb_bytes, const wire::Frame* parsed, Nanos now, Prng& prng,
+             Arrives&& arrives) {
+    ++counters.offered;
+    if (is_lost(parsed, prng)) return;
+    const Nanos start = now > free_at_ ? now : free_at_;
+    const double waiting = std::chrono::duration<double>(start - now).count() * config.bytes_per_s;
+    if (waiting > static_cast<double>(config.queue_bytes)) {
+      ++counters.queue_full;
+      return;
+    }
+    free_at_ = start + time_on_wire(nb_bytes);
+    const bool twice = prng.uniform() < config.duplicate;
+    counters.duplicated += twice ? 1 : 0;
+    for (int copy = 0; copy < (twice ? 2 : 1); ++copy) {
+      const bool corrupted = prng.uniform() < config.corrupt;
+      counters.corrupted += corrupted ? 1 : 0;
+      ++counters.carried;
+      arrives(free_at_ + config.delay + jitter(prng), corrupted);
+    }
+  }
+  [[nodiscard]] Nanos time_on_wire(std::size_t nb_bytes) const {
+    return Nanos{
+        static_cast<std::int64_t>(static_cast<double>(nb_bytes) / config.bytes_per_s * 1e9)};
+  }
+
+  /// When what was sent is on the wire.
+  [[nodiscard]] Nanos free_at() const noexcept { return free_at_; }
+
+  LinkConfig config;
+  bool down = false;
+  std::function<bool(const wire::Frame&)> drop{};  ///< scripted: true = this frame is lost
+  LinkCounters counters;
+
+ private:
+  bool is_lost(const wire::Frame* parsed, Prng& prng);
+  [[nodiscard]] Nanos jitter(Prng& prng) const {
+    return Nanos{
+        static_cast<std::int64_t>(prng.uniform() * static_cast<double>(config.jitter.count()))};
+  }
+
+  Nanos free_at_{0};
+  bool in_burst_ = false;
+};
+
+}  // namespace snowfabric::sim
