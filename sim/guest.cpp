@@ -62,6 +62,12 @@ Nanos Guest::next_touch() const noexcept {
   return next;
 }
 
+bool Guest::has_faults() const noexcept {
+  return !gone_ && !failed() && std::ranges::any_of(vcpus_, [](const Vcpu& vcpu) {
+    return vcpu.waits() && !vcpu.reported;
+  });
+}
+
 bool Guest::done() const noexcept {
   return std::ranges::all_of(vcpus_, [](const Vcpu& v) { return v.next == v.order.size(); });
 }

@@ -27,6 +27,8 @@ class Guest final : public GuestAdapter {
   void run(Nanos now);
   /// When a vCPU that waits for nothing touches its next page; kNeverComes: none does.
   [[nodiscard]] Nanos next_touch() const noexcept;
+  /// A vCPU waits for a page that poll_faults() has not reported.
+  [[nodiscard]] bool has_faults() const noexcept;
   static constexpr Nanos kNeverComes = Nanos::max();
 
   /// The guest gives a page back: it reads as zeros from here on, and is its own.

@@ -49,14 +49,14 @@ void Lab::start_server(std::uint32_t incarnation) {
   server_.engine.reset();  // before what it counts into
   server_.stats = std::make_unique<ServerStats>();
   server_.engine = std::make_unique<ServerEngine>(server_config_, image_.view(), *server_.stats);
-  server_.rx.clear();
+  empty_ring(server_);
   schedule(server_, now_);
   say(fmt::format("server starts, incarnation {}", incarnation));
 }
 
 void Lab::kill_server() {
   server_.engine.reset();
-  server_.rx.clear();
+  empty_ring(server_);
   say("server dies");
 }
 
@@ -88,8 +88,8 @@ void Lab::start_memtap(Memtap& memtap) {
 /// The image is known.
 void Lab::serve_guests(Memtap& memtap) {
   Memtap::Process& process = *memtap.process;
-  process.host = std::make_unique<Host>(process.engine, process.host_stats, memtap.prefetch,
-                                        kBufferPages);
+  process.host =
+      std::make_unique<Host>(process.engine, process.host_stats, memtap.prefetch, kBufferPages);
   process.loop.serve(*process.host);
   for (const auto& guest : memtap.guests) {
     if (guest->gone()) continue;
@@ -100,7 +100,7 @@ void Lab::serve_guests(Memtap& memtap) {
 
 void Lab::kill_memtap(Memtap& memtap) {
   memtap.process.reset();
-  memtap.rx.clear();
+  empty_ring(memtap);
   say(fmt::format("{} dies", memtap.name));
 }
 
@@ -165,12 +165,25 @@ void Lab::on_event(const Event& event) {
     party.turn_at = Nanos::max();
     return turn(party);
   }
+  --party.nb_under_way;
   if (party.rx.size() >= party.speed.rx_ring) {
     ++party.rx_ring_full;
     return;
   }
   party.rx.push_back(event.frame);
   schedule(party, now_);
+}
+
+void Lab::empty_ring(Party& party) {
+  party.rx_died_with_it += party.rx.size();
+  party.rx.clear();
+}
+
+FramePtr Lab::take(Party& party) {
+  FramePtr frame = std::move(party.rx.front());
+  party.rx.pop_front();
+  ++party.rx_taken;
+  return frame;
 }
 
 /// The next turn, not later than that, unless the party is busy or stands.
@@ -192,13 +205,12 @@ void Lab::turn(Party& party) {
 Nanos Lab::turn_server() {
   ServerParty& server = server_;
   if (!server.engine) {
-    server.rx.clear();
+    empty_ring(server);
     return Nanos::max();
   }
   unsigned nb_frames = 0;
   for (; !server.rx.empty() && nb_frames < kFramesPerTurn; ++nb_frames) {
-    const FramePtr frame = std::move(server.rx.front());
-    server.rx.pop_front();
+    const FramePtr frame = take(server);
     wire::Frame parsed;
     wire::Drop why = wire::parse(payload_of(*frame), parsed);
     if (why == wire::Drop::kNone)
@@ -207,19 +219,8 @@ Nanos Lab::turn_server() {
   }
   ServerTx tx;
   while (server.up.free_at() <= now_ && server.engine->next(tx, now_)) {
-    auto frame = std::make_shared<Bytes>(wire::kMaxFrameBytes);
-    std::size_t size = server.engine->write(tx, kServerMac, *frame);
-    if (tx.type == wire::FrameType::kPage) {
-      const std::size_t nb_fragments = server.engine->nb_fragments();
-      const std::span<const std::byte> data =
-          image_.page(tx.range.first)
-              .subspan(tx.fragment * wire::fragment_stride(nb_fragments),
-                       wire::fragment_bytes(tx.fragment, nb_fragments));
-      std::ranges::copy(data, frame->begin() + static_cast<std::ptrdiff_t>(size));
-      size += data.size();
-    }
-    frame->resize(size);
-    wire_bytes_ += size;
+    FramePtr frame = made_by_server(tx);
+    wire_bytes_ += frame->size();
     send(server, std::move(frame));
   }
   server.busy_until = now_ + server.speed.turn + nb_frames * server.speed.frame;
@@ -227,43 +228,70 @@ Nanos Lab::turn_server() {
   return std::max(server.engine->deadline(now_), server.up.free_at());
 }
 
-Nanos Lab::turn_memtap(Memtap& memtap) {
+FramePtr Lab::made_by_server(const ServerTx& tx) const {
+  auto frame = std::make_shared<Bytes>(wire::kMaxFrameBytes);
+  const std::size_t size = server_.engine->write(tx, kServerMac, *frame);
+  frame->resize(size);
+  if (tx.type != wire::FrameType::kPage) return frame;
+  const std::size_t nb_fragments = server_.engine->nb_fragments();
+  const std::span<const std::byte> data =
+      image_.page(tx.range.first)
+          .subspan(tx.fragment * wire::fragment_stride(nb_fragments),
+                   wire::fragment_bytes(tx.fragment, nb_fragments));
+  frame->insert(frame->end(), data.begin(), data.end());
+  return frame;
+}
+
+/// @return when a vCPU that waits for nothing touches its next page
+Nanos Lab::run_guests(Memtap& memtap) {
   Nanos next = Nanos::max();
-  const auto run_guests = [&] {
-    next = Nanos::max();
-    for (const auto& guest : memtap.guests) {
-      guest->run(now_);
-      next = std::min(next, guest->next_touch());
-    }
-  };
-  run_guests();
+  for (const auto& guest : memtap.guests) {
+    guest->run(now_);
+    next = std::min(next, guest->next_touch());
+  }
+  return next;
+}
+
+Nanos Lab::turn_memtap(Memtap& memtap) {
+  const Nanos next_touch = run_guests(memtap);
   if (!memtap.process) {
-    memtap.rx.clear();
-    return next;
+    empty_ring(memtap);
+    return next_touch;
   }
   Memtap::Process& process = *memtap.process;
   unsigned nb_done = 0;
   for (; !memtap.rx.empty() && nb_done < kFramesPerTurn; ++nb_done) {
-    const FramePtr frame = std::move(memtap.rx.front());
-    memtap.rx.pop_front();
+    const FramePtr frame = take(memtap);
     process.loop.on_frame(header_of(*frame).src, payload_of(*frame), frame->size(), now_);
   }
   if (!process.host && process.engine.nb_pages() != 0) serve_guests(memtap);
+  if (unanswered_end && !process.host && process.engine.state() == ClientState::kServerDead) {
+    say(fmt::format("{} is answered by no server, and ends", memtap.name));
+    kill_memtap(memtap);
+    return next_touch;
+  }
   memtap.busy_until = now_ + memtap.speed.turn + nb_done * memtap.speed.frame;
-  run_guests();  // with what has come
+  run_guests(memtap);  // with what has come
   if (memtap.rx.empty()) nb_done += process.loop.ask(now_);
   if (nb_done == 0) process.loop.idle(now_);
-  run_guests();  // and with what had gathered, or was told that it cannot be had
+  send_requests(memtap);
+  // And with what had gathered, or was told that it cannot be had.
+  const Nanos next = std::min(run_guests(memtap), process.engine.deadline(now_));
+  const bool more =
+      process.host &&
+      (process.host->has_gathered() ||
+       std::ranges::any_of(memtap.guests, [](const auto& guest) { return guest->has_faults(); }));
+  return nb_done != 0 || more || !memtap.rx.empty() ? memtap.busy_until : next;
+}
+
+void Lab::send_requests(Memtap& memtap) {
   for (;;) {
     auto frame = std::make_shared<Bytes>(sizeof(wire::ControlBuffer));
-    const std::size_t size = process.engine.next(*frame, now_);
-    if (size == 0) break;
+    const std::size_t size = memtap.engine().next(*frame, now_);
+    if (size == 0) return;
     frame->resize(size);
     send(memtap, std::move(frame));
   }
-  const bool more =
-      !memtap.rx.empty() || (process.host && process.host->has_gathered()) || nb_done != 0;
-  return more ? memtap.busy_until : std::min(next, process.engine.deadline(now_));
 }
 
 // --- the wire --------------------------------------------------------------------------------
@@ -302,7 +330,11 @@ void Lab::carry(Party& to, const wire::Frame* parsed, const FramePtr& frame, Nan
   to.down.carry(frame->size(), parsed, when, prng_, [&](Nanos arrives, bool corrupted) {
     FramePtr received = frame;
     if (corrupted) received = corrupt(*frame);
-    if (received == nullptr) return;
+    if (received == nullptr) {
+      ++to.rx_refused_by_card;
+      return;
+    }
+    ++to.nb_under_way;
     events_.push(
         {.when = arrives, .order = next_order_++, .party = &to, .frame = std::move(received)});
   });

@@ -45,7 +45,9 @@ struct Party {
   std::string name;
   Nanos paused_until{0};
   std::deque<FramePtr> rx;
-  std::uint64_t rx_ring_full = 0;
+  /// Frames carried to it are in one of these, in `rx`, or under way.
+  std::uint64_t rx_taken = 0, rx_ring_full = 0, rx_died_with_it = 0, rx_refused_by_card = 0;
+  std::uint64_t nb_under_way = 0;
   Nanos busy_until{0}, turn_at = Nanos::max();
 };
 
@@ -117,6 +119,8 @@ class Lab {
   [[nodiscard]] Judge& judge() { return judge_; }
   /// Everything the server sent.
   [[nodiscard]] std::uint64_t wire_bytes() const { return wire_bytes_; }
+  /// A memtap that no server has answered ends, as the program does; false: it asks on.
+  bool unanswered_end = false;
   /// Says each event that a reader of a failed run wants to know; unset: nothing is said.
   std::function<void(Nanos, const std::string&)> trace;
 
@@ -137,8 +141,13 @@ class Lab {
   void schedule(Party& party, Nanos when);
   void turn(Party& party);
   static void serve_guests(Memtap& memtap);
+  static void empty_ring(Party& party);
+  static FramePtr take(Party& party);
   [[nodiscard]] Nanos turn_server();
   [[nodiscard]] Nanos turn_memtap(Memtap& memtap);
+  [[nodiscard]] FramePtr made_by_server(const ServerTx& tx) const;
+  Nanos run_guests(Memtap& memtap);
+  void send_requests(Memtap& memtap);
   void send(Party& from, FramePtr frame);
   void switch_frame(const MacAddr& src, const MacAddr& dst, const FramePtr& frame, Nanos arrived);
   void carry(Party& to, const wire::Frame* parsed, const FramePtr& frame, Nanos when);

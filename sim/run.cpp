@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "sim/run.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "fabric/crc32c.hpp"
+#include "sim/lab.hpp"
+
+namespace snowfabric::sim {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// A fault may take so long beside the time in which the server cannot be reached: retries back
+/// off.
+constexpr Nanos kPatience = 8s;
+
+constexpr double kBurstEnds = 0.05;  // bursts are of 20 frames
+
+/// A scenario that runs.
+class Play {
+ public:
+  Play(const Scenario& scenario, const Trace& trace)
+      : scenario_{scenario},
+        image_{scenario.nb_pages, scenario.zero_share, scenario.seed},
+        lab_{image_, {.mtu_bytes = scenario.mtu_bytes, .push = scenario.push}, scenario.seed},
+        prng_{scenario.seed ^ 0xf00dU} {
+    lab_.trace = trace;
+    lab_.unanswered_end = true;
+    for (std::uint32_t i = 0; i < scenario.nb_memtaps; ++i) add_memtap(i);
+    for (const Fault& fault : scenario.faults) plan(fault);
+  }
+
+  Outcome run() {
+    const Nanos limit = scenario_.faults_end() + kPatience + give_up() + 60s;
+    if (!lab_.run(limit)) complain_of_hanging();
+    Outcome outcome{.took = lab_.now(), .wire_bytes = lab_.wire_bytes()};
+    for (const auto& memtap : lab_.memtaps()) {
+      check(*memtap);
+      outcome.nb_frames += memtap->rx_taken;
+      if (is_orphaned(*memtap)) continue;
+      for (const auto& guest : memtap->guests) judge(*guest, outcome);
+    }
+    check(lab_.server());
+    outcome.nb_frames += lab_.server().rx_taken;
+    outcome.nb_broken = lab_.judge().nb_broken();
+    outcome.broken = lab_.judge().broken();
+    return outcome;
+  }
+
+ private:
+  void add_memtap(std::uint32_t number) {
+    Memtap& memtap = lab_.add_memtap(LinkConfig{});
+    memtap.up.config.delay = 1us;
+    memtap.prefetch = scenario_.prefetch;
+    for (std::uint32_t g = 0; g < scenario_.guests_per_memtap; ++g) {
+      const bool same = prng_.uniform() < scenario_.overlap;
+      const std::uint64_t order_seed = same ? scenario_.seed : prng_.next();
+      lab_.add_guest(memtap, shuffled(scenario_.nb_pages, order_seed), number % 2 == 0 ? 0us : 2us);
+    }
+  }
+
+  Party& party(const Fault& fault) {
+    if (fault.party == 0) return lab_.server();
+    return memtap(fault);
+  }
+  Memtap& memtap(const Fault& fault) {
+    return *lab_.memtaps()[(fault.party + scenario_.nb_memtaps - 1) % scenario_.nb_memtaps];
+  }
+  Guest& guest(const Fault& fault) {
+    const auto& guests = memtap(fault).guests;
+    return *guests[static_cast<std::size_t>(fault.length.count()) % guests.size()];
+  }
+
+  void plan(const Fault& fault) {
+    lab_.at(fault.at, [this, fault] { begin(fault); });
+    lab_.at(fault.at + fault.length, [this, fault] { end(fault); });
+  }
+  /// A setting of the links of a party, and back.
+  void set_links(const Fault& fault, const std::function<void(LinkConfig&)>& set) {
+    set(party(fault).up.config);
+    set(party(fault).down.config);
+  }
+  void set(const Fault& fault, double amount) {
+    switch (fault.kind) {
+      case FaultKind::kLoss: return set_links(fault, [=](LinkConfig& l) { l.loss = amount; });
+      case FaultKind::kBursts:
+        return set_links(fault, [=](LinkConfig& l) {
+          l.burst_begins = amount;
+          l.burst_ends = amount > 0 ? kBurstEnds : 1;
+        });
+      case FaultKind::kDuplicates:
+        return set_links(fault, [=](LinkConfig& l) { l.duplicate = amount; });
+      case FaultKind::kReordering:
+        return set_links(fault, [=](LinkConfig& l) {
+          l.jitter = Nanos{static_cast<std::int64_t>(amount * 1e9)};
+        });
+      case FaultKind::kCorruption:
+        return set_links(fault, [=](LinkConfig& l) { l.corrupt = amount; });
+      case FaultKind::kSlowness:
+        party(fault).speed.frame = Nanos{static_cast<std::int64_t>(amount * 1e9)};
+        return;
+      default: return;
+    }
+  }
+  void begin(const Fault& fault) {
+    say(fault, "begins");
+    set(fault, fault.amount);
+    switch (fault.kind) {
+      case FaultKind::kPartition: party(fault).up.down = party(fault).down.down = true; return;
+      case FaultKind::kCrash:
+        if (fault.party == 0) return lab_.kill_server();
+        return lab_.kill_memtap(memtap(fault));
+      case FaultKind::kLateJoin: return lab_.kill_memtap(memtap(fault));
+      case FaultKind::kServerDeath: server_is_dead_ = true; return lab_.kill_server();
+      case FaultKind::kPause: return lab_.pause(party(fault), fault.at + fault.length);
+      case FaultKind::kGuestDeath: return lab_.kill_guest(memtap(fault), guest(fault));
+      case FaultKind::kBusyGuest:
+        guest(fault).nb_busy = static_cast<unsigned>(fault.amount);
+        return;
+      case FaultKind::kStrangers:
+        for (double i = 0; i < fault.amount; ++i)
+          lab_.at(fault.at + Nanos{static_cast<std::int64_t>(
+                                 i / fault.amount * static_cast<double>(fault.length.count()))},
+                  [this, fault] { send_stranger(memtap(fault)); });
+        return;
+      case FaultKind::kGivenBack:
+        for (double i = 0; i < fault.amount; ++i)
+          guest(fault).discard(Gfn{prng_.next() % scenario_.nb_pages});
+        return;
+      default: return;
+    }
+  }
+  void end(const Fault& fault) {
+    set(fault, 0);
+    switch (fault.kind) {
+      case FaultKind::kPartition: party(fault).up.down = party(fault).down.down = false; break;
+      case FaultKind::kCrash:
+        if (fault.party != 0)
+          lab_.start_memtap(memtap(fault));
+        else if (!server_is_dead_)
+          lab_.start_server(static_cast<std::uint32_t>(prng_.next()) | 1U);
+        break;
+      case FaultKind::kLateJoin: lab_.start_memtap(memtap(fault)); break;
+      default: break;
+    }
+    say(fault, "is over");
+  }
+  /// A page as it is in another snapshot of the parent, or of another parent.
+  void send_stranger(Memtap& to) {
+    wire::Identity who{image_.view().image_id, image_.view().epoch, 1, 0};
+    if (prng_.next() % 2 == 0)
+      ++who.epoch;
+    else
+      ++who.image_id;
+    Bytes frame(wire::kMaxFrameBytes, static_cast<std::byte>(prng_.next()));
+    const auto data = std::span{frame}.subspan(wire::kPageHeaderBytes);
+    wire::write_page_header(frame, who, to.mac, kServerMac, Gfn{prng_.next() % image_.nb_pages},
+                            crc32c(data), 0, 1, 0, 0);
+    lab_.inject(to, std::move(frame));
+  }
+  void say(const Fault& fault, const char* what) const {
+    if (lab_.trace)
+      lab_.trace(lab_.now(),
+                 fmt::format("{} of party {} {}", kFaultNames[static_cast<std::size_t>(fault.kind)],
+                             fault.party, what));
+  }
+
+  [[nodiscard]] static Nanos give_up() { return ClientConfig{}.give_up; }
+  void broken(std::string what) { lab_.judge().broken(std::move(what)); }
+
+  /// Its clones wait for the next one, and need not be told: the server had died before it joined.
+  [[nodiscard]] bool is_orphaned(const Memtap& memtap) const {
+    return server_is_dead_ && !memtap.process;
+  }
+  void complain_of_hanging() {
+    for (const auto& memtap : lab_.memtaps())
+      for (const auto& guest : memtap->guests)
+        if (!guest->done() && !guest->gone() && !guest->failed() && !is_orphaned(*memtap))
+          broken(fmt::format("{} hangs: its longest wait is {} us", guest->name(),
+                             to_micros(guest->longest_wait(lab_.now()))));
+  }
+  void judge(const Guest& guest, Outcome& outcome) {
+    const Nanos wait = guest.longest_wait(lab_.now());
+    outcome.longest_wait = std::max(outcome.longest_wait, wait);
+    outcome.nb_failed_guests += guest.failed() ? 1 : 0;
+    const Nanos bound = scenario_.outage() + kPatience + (server_is_dead_ ? give_up() : Nanos{0});
+    if (wait > bound)
+      broken(fmt::format("{} waited {} us for a page, more than {}", guest.name(), to_micros(wait),
+                         to_micros(bound)));
+    if (guest.failed() && !server_is_dead_)
+      broken(fmt::format("{} was told that a page cannot be had, though the server lives",
+                         guest.name()));
+  }
+  /// Its frames add up.
+  void check(const Party& party) {
+    for (const Link* link : {&party.up, &party.down})
+      if (link->counters.offered + link->counters.duplicated !=
+          link->counters.carried + link->counters.nb_lost())
+        broken(fmt::format("{}: a link has lost count of its frames", party.name));
+    const std::uint64_t known = party.rx_taken + party.rx_ring_full + party.rx_died_with_it +
+                                party.rx_refused_by_card + party.rx.size() + party.nb_under_way;
+    if (party.down.counters.carried != known)
+      broken(fmt::format("{}: {} frames were carried to it, of which {} are known of", party.name,
+                         party.down.counters.carried, known));
+    if (party.rx.size() > party.speed.rx_ring)
+      broken(fmt::format("{}: {} frames in its ring", party.name, party.rx.size()));
+  }
+  void check(const Memtap& memtap) {
+    check(static_cast<const Party&>(memtap));
+    if (memtap.process && memtap.engine().nb_in_flight() > memtap.config.max_inflight)
+      broken(fmt::format("{} has {} pages in flight", memtap.name, memtap.engine().nb_in_flight()));
+  }
+
+  const Scenario& scenario_;
+  TestImage image_;
+  Lab lab_;
+  Prng prng_;
+  bool server_is_dead_ = false;
+};
+
+}  // namespace
+
+Outcome run(const Scenario& scenario, const Trace& trace) { return Play{scenario, trace}.run(); }
+
+Scenario shrink(Scenario scenario) {
+  const auto keep_if_broken = [&scenario](Scenario smaller) {
+    if (run(smaller).ok()) return false;
+    scenario = std::move(smaller);
+    return true;
+  };
+  for (std::size_t i = 0; i < scenario.faults.size();) {
+    Scenario without = scenario;
+    without.faults.erase(without.faults.begin() + static_cast<std::ptrdiff_t>(i));
+    if (!keep_if_broken(std::move(without))) ++i;
+  }
+  for (bool smaller = true; smaller;) {
+    smaller = false;
+    Scenario half = scenario;
+    half.nb_pages /= 2;
+    if (half.nb_pages >= 16) smaller = keep_if_broken(half);
+    Scenario fewer = scenario;
+    --fewer.nb_memtaps;
+    if (fewer.nb_memtaps > 0) smaller = keep_if_broken(fewer) || smaller;
+    Scenario single = scenario;
+    single.guests_per_memtap = 1;
+    if (scenario.guests_per_memtap > 1) smaller = keep_if_broken(single) || smaller;
+  }
+  return scenario;
+}
+
+}  // namespace snowfabric::sim

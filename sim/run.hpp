@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "sim/scenario.hpp"
+
+namespace snowfabric::sim {
+
+struct Outcome {
+  std::uint64_t nb_broken = 0;
+  std::vector<std::string> broken{};   ///< the first of them, in words
+  Nanos took{0};                       ///< virtual time until every clone was settled
+  Nanos longest_wait{0};               ///< of a vCPU for a page
+  std::uint64_t nb_frames = 0;         ///< that arrived somewhere
+  std::uint64_t wire_bytes = 0;        ///< the server sent
+  std::uint64_t nb_failed_guests = 0;  ///< were told that a page cannot be had
+  [[nodiscard]] bool ok() const noexcept { return nb_broken == 0; }
+};
+
+using Trace = std::function<void(Nanos, const std::string&)>;
+
+/// Runs a scenario to its end. The same scenario has the same outcome, always. What must hold:
+/// every page that a clone gets has the image's bytes, none is installed twice or over the guest's
+/// own; every fault is answered, or failed where the server is dead, within a bound; requests in
+/// flight and frames in rings stay within theirs; every frame is received or accounted for.
+[[nodiscard]] Outcome run(const Scenario& scenario, const Trace& trace = {});
+
+/// A smaller scenario that breaks something still. @pre run(scenario) does
+[[nodiscard]] Scenario shrink(Scenario scenario);
+
+}  // namespace snowfabric::sim

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "sim/scenario.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "fabric/base/prng.hpp"
+
+namespace snowfabric::sim {
+namespace {
+
+using namespace std::chrono_literals;
+
+// Faults begin within this time: a run without them takes less.
+constexpr Nanos kFaultsWithin = 40ms;
+// Of the server's silence a memtap endures 10 s: outages of one run must not add up to that.
+constexpr Nanos kLongestOutage = 1500ms;
+constexpr std::uint32_t kMaxFaults = 5;
+
+class Draw {
+ public:
+  explicit Draw(std::uint64_t seed) : prng_{seed} {}
+  std::uint64_t below(std::uint64_t n) { return prng_.next() % n; }
+  bool chance(double share) { return prng_.uniform() < share; }
+  double between(double low, double high) { return low + (high - low) * prng_.uniform(); }
+  Nanos between(Nanos low, Nanos high) {
+    return low + Nanos{static_cast<std::int64_t>(prng_.uniform() *
+                                                 static_cast<double>((high - low).count()))};
+  }
+
+ private:
+  Prng prng_;
+};
+
+bool is_outage(FaultKind kind) {
+  return kind == FaultKind::kPartition || kind == FaultKind::kCrash || kind == FaultKind::kPause;
+}
+
+double amount_of(FaultKind kind, Draw& draw) {
+  switch (kind) {
+    case FaultKind::kLoss: return draw.between(0.01, 0.3);
+    case FaultKind::kBursts: return draw.between(0.001, 0.02);
+    case FaultKind::kDuplicates: return draw.between(0.01, 0.3);
+    case FaultKind::kReordering: return draw.between(20e-6, 2e-3);
+    case FaultKind::kCorruption: return draw.between(0.001, 0.05);
+    case FaultKind::kSlowness: return draw.between(2e-6, 50e-6);
+    case FaultKind::kBusyGuest: return static_cast<double>(1 + draw.below(20));
+    case FaultKind::kStrangers:
+    case FaultKind::kGivenBack: return static_cast<double>(1 + draw.below(200));
+    default: return 0;
+  }
+}
+
+Fault draw_fault(FaultKind kind, std::uint32_t nb_memtaps, Draw& draw) {
+  const auto memtap = static_cast<std::uint32_t>(1 + draw.below(nb_memtaps));
+  const bool any =
+      is_outage(kind) || kind <= FaultKind::kCorruption || kind == FaultKind::kSlowness;
+  Fault fault{
+      .kind = kind,
+      .at = draw.between(0ms, kFaultsWithin),
+      .length = is_outage(kind) ? draw.between(1ms, kLongestOutage) : draw.between(5ms, 400ms),
+      .party = any && draw.chance(0.4) ? 0 : memtap,
+      .amount = amount_of(kind, draw)};
+  if (kind == FaultKind::kServerDeath) fault.party = 0;
+  if (kind == FaultKind::kLateJoin) fault.at = 0ms;
+  return fault;
+}
+
+}  // namespace
+
+Scenario Scenario::of_seed(std::uint64_t seed) {
+  Draw draw{seed * 0x9e3779b97f4a7c15ULL + 1};
+  Scenario scenario{.seed = seed,
+                    .nb_pages = 2000 + draw.below(500),
+                    .nb_memtaps = static_cast<std::uint32_t>(2 + draw.below(4)),
+                    .mtu_bytes = static_cast<std::uint16_t>(draw.chance(0.7) ? 9000 : 1500),
+                    .prefetch = static_cast<std::uint32_t>(draw.below(3) * 8),
+                    .push = draw.chance(0.2),
+                    .zero_share = draw.between(0, 0.6),
+                    .overlap = draw.between(0, 1)};
+  scenario.guests_per_memtap = scenario.nb_memtaps < 4 ? 2 : 1;
+  std::vector<FaultKind> kinds;
+  const std::size_t nb_kinds = 3 + draw.below(kMaxFaults - 2);
+  while (kinds.size() < nb_kinds) {
+    const auto kind = static_cast<FaultKind>(draw.below(kNbFaultKinds));
+    if (kind == FaultKind::kServerDeath && !draw.chance(0.2)) continue;
+    if (std::ranges::find(kinds, kind) == kinds.end()) kinds.push_back(kind);
+  }
+  for (const FaultKind kind : kinds)
+    scenario.faults.push_back(draw_fault(kind, scenario.nb_memtaps, draw));
+  return scenario;
+}
+
+Nanos Scenario::outage() const {
+  Nanos sum{0};
+  for (const Fault& fault : faults)
+    if (is_outage(fault.kind) || fault.kind == FaultKind::kLateJoin) sum += fault.length;
+  return sum;
+}
+
+Nanos Scenario::faults_end() const {
+  Nanos end{0};
+  for (const Fault& fault : faults) end = std::max(end, fault.at + fault.length);
+  return end;
+}
+
+bool Scenario::has(FaultKind kind) const {
+  return std::ranges::any_of(faults, [kind](const Fault& fault) { return fault.kind == kind; });
+}
+
+std::string to_string(const Scenario& s) {
+  std::string text = fmt::format(
+      "seed {}: {} pages ({:.0f} % zero), {} memtaps of {} clones, {:.0f} % in one order, MTU {}, "
+      "prefetch {}{}\n",
+      s.seed, s.nb_pages, 100 * s.zero_share, s.nb_memtaps, s.guests_per_memtap, 100 * s.overlap,
+      s.mtu_bytes, s.prefetch, s.push ? ", push" : "");
+  for (const Fault& fault : s.faults)
+    text += fmt::format("  {:9} us  {} at {} for {} us, {:g}\n", to_micros(fault.at),
+                        kFaultNames[static_cast<std::size_t>(fault.kind)],
+                        fault.party == 0 ? "the server" : fmt::format("memtap{}", fault.party),
+                        to_micros(fault.length), fault.amount);
+  return text;
+}
+
+}  // namespace snowfabric::sim

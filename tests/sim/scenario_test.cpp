@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "sim/scenario.hpp"
+
+#include <set>
+
+#include <gtest/gtest.h>
+
+#include "fabric/client_engine.hpp"
+#include "sim/run.hpp"
+
+namespace snowfabric::sim {
+namespace {
+
+using namespace std::chrono_literals;
+
+TEST(Scenario, EverySeedHasClonesPagesAndFaultsEnough) {
+  std::set<FaultKind> seen;
+  for (std::uint64_t seed = 1; seed <= 2000; ++seed) {
+    const Scenario scenario = Scenario::of_seed(seed);
+    EXPECT_GE(scenario.nb_memtaps * scenario.guests_per_memtap, 4U) << seed;
+    EXPECT_GE(scenario.nb_pages, 2000U) << seed;
+    std::set<FaultKind> kinds;
+    for (const Fault& fault : scenario.faults) {
+      kinds.insert(fault.kind);
+      EXPECT_LE(fault.party, scenario.nb_memtaps) << seed;
+    }
+    EXPECT_GE(kinds.size(), 3U) << seed;
+    EXPECT_LT(scenario.outage(), ClientConfig{}.give_up) << seed;
+    seen.merge(kinds);
+  }
+  EXPECT_EQ(seen.size(), kNbFaultKinds);
+}
+
+TEST(Run, TheSameSeedHasTheSameOutcome) {
+  for (const std::uint64_t seed : {3U, 4U}) {
+    const Outcome first = run(Scenario::of_seed(seed)), second = run(Scenario::of_seed(seed));
+    EXPECT_EQ(first.took, second.took);
+    EXPECT_EQ(first.nb_frames, second.nb_frames);
+    EXPECT_EQ(first.wire_bytes, second.wire_bytes);
+    EXPECT_EQ(first.longest_wait, second.longest_wait);
+  }
+}
+
+TEST(Run, ADeadServerIsToldToEachCloneThatLacksPages) {
+  const Scenario scenario{.nb_pages = 2000,
+                          .faults = {{.kind = FaultKind::kServerDeath, .at = 2ms}}};
+  const Outcome outcome = run(scenario);
+  EXPECT_TRUE(outcome.ok()) << testing::PrintToString(outcome.broken);
+  EXPECT_EQ(outcome.nb_failed_guests, 4U);
+}
+
+/// Of nothing that is wrong with the engines: the server is out of reach for longer than a memtap
+/// endures, and the judge knows of no dead server.
+TEST(Shrink, WhatDoesNotMatterIsLeftOut) {
+  const Scenario scenario{
+      .nb_pages = 2000,
+      .faults = {{.kind = FaultKind::kLoss, .length = 5ms, .party = 1, .amount = 0.1},
+                 {.kind = FaultKind::kPartition, .at = 1ms, .length = 30s},
+                 {.kind = FaultKind::kPause, .length = 2ms, .party = 2}}};
+  ASSERT_FALSE(run(scenario).ok());
+  const Scenario shrunk = shrink(scenario);
+  ASSERT_EQ(shrunk.faults.size(), 1U);
+  EXPECT_EQ(shrunk.faults[0].kind, FaultKind::kPartition);
+  EXPECT_EQ(shrunk.nb_memtaps, 1U);
+  EXPECT_LT(shrunk.nb_pages, scenario.nb_pages);
+  EXPECT_FALSE(run(shrunk).ok());
+}
+
+}  // namespace
+}  // namespace snowfabric::sim
