@@ -80,7 +80,6 @@ void Lab::start_memtap(Memtap& memtap) {
   memtap.config.client_id = prng_.next() | 1U;
   memtap.config.seed = prng_.next();
   memtap.process = std::make_unique<Memtap::Process>(memtap.config);
-  ++memtap.nb_starts;
   schedule(memtap, now_);
   say(fmt::format("{} starts", memtap.name));
 }
@@ -306,24 +305,21 @@ void Lab::send(Party& from, FramePtr frame) {
   const wire::EthHdr eth = header_of(*frame);
   wire::Frame parsed;
   const bool ours = wire::parse(payload_of(*frame), parsed) == wire::Drop::kNone;
-  from.up.carry(frame->size(), ours ? &parsed : nullptr, now_, prng_,
-                [&](Nanos arrived, bool corrupted) {
-                  if (!corrupted) switch_frame(eth.src, eth.dst, frame, arrived);
-                });
+  const wire::Frame* seen = ours ? &parsed : nullptr;
+  from.up.carry(frame->size(), seen, now_, prng_, [&](Nanos arrived, bool corrupted) {
+    if (!corrupted) switch_frame(eth, seen, frame, arrived);
+  });
 }
 
 /// To each port it is for. What it meets there is decided now, though it arrives later: a link is
 /// some us long.
-void Lab::switch_frame(const MacAddr& src, const MacAddr& dst, const FramePtr& frame,
+void Lab::switch_frame(const wire::EthHdr& eth, const wire::Frame* parsed, const FramePtr& frame,
                        Nanos arrived) {
-  wire::Frame parsed;
-  const bool ours = wire::parse(payload_of(*frame), parsed) == wire::Drop::kNone;
-  const wire::Frame* seen = ours ? &parsed : nullptr;
-  if (src != kServerMac && (dst == kServerMac || dst == kBroadcast))
-    carry(server_, seen, frame, arrived);
+  if (eth.src != kServerMac && (eth.dst == kServerMac || eth.dst == kBroadcast))
+    carry(server_, parsed, frame, arrived);
   for (const auto& memtap : memtaps_)
-    if (src != memtap->mac && (dst == memtap->mac || dst.is_multicast()))
-      carry(*memtap, seen, frame, arrived);
+    if (eth.src != memtap->mac && (eth.dst == memtap->mac || eth.dst.is_multicast()))
+      carry(*memtap, parsed, frame, arrived);
 }
 
 void Lab::carry(Party& to, const wire::Frame* parsed, const FramePtr& frame, Nanos when) {

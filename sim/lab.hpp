@@ -75,7 +75,6 @@ struct Memtap : Party {
     std::unique_ptr<Host> host;  ///< since the join
   };
   std::unique_ptr<Process> process;
-  std::uint64_t nb_starts = 0;
 
   [[nodiscard]] ClientEngine& engine() const { return process->engine; }
   [[nodiscard]] const ClientStats& stats() const { return process->stats; }
@@ -149,7 +148,8 @@ class Lab {
   Nanos run_guests(Memtap& memtap);
   void send_requests(Memtap& memtap);
   void send(Party& from, FramePtr frame);
-  void switch_frame(const MacAddr& src, const MacAddr& dst, const FramePtr& frame, Nanos arrived);
+  void switch_frame(const wire::EthHdr& eth, const wire::Frame* parsed, const FramePtr& frame,
+                    Nanos arrived);
   void carry(Party& to, const wire::Frame* parsed, const FramePtr& frame, Nanos when);
   [[nodiscard]] FramePtr corrupt(const Bytes& frame);
   void say(const std::string& what) const;

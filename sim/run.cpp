@@ -165,8 +165,7 @@ class Play {
   void say(const Fault& fault, const char* what) const {
     if (lab_.trace)
       lab_.trace(lab_.now(),
-                 fmt::format("{} of party {} {}", kFaultNames[static_cast<std::size_t>(fault.kind)],
-                             fault.party, what));
+                 fmt::format("{} of party {} {}", to_string(fault.kind), fault.party, what));
   }
 
   [[nodiscard]] static Nanos give_up() { return ClientConfig{}.give_up; }

@@ -117,7 +117,7 @@ std::string to_string(const Scenario& s) {
       s.mtu_bytes, s.prefetch, s.push ? ", push" : "");
   for (const Fault& fault : s.faults)
     text += fmt::format("  {:9} us  {} at {} for {} us, {:g}\n", to_micros(fault.at),
-                        kFaultNames[static_cast<std::size_t>(fault.kind)],
+                        to_string(fault.kind),
                         fault.party == 0 ? "the server" : fmt::format("memtap{}", fault.party),
                         to_micros(fault.length), fault.amount);
   return text;

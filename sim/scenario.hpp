@@ -34,6 +34,10 @@ inline constexpr std::array<std::string_view, kNbFaultKinds> kFaultNames{
     "partition", "crash",      "pause",      "slowness",   "guest_death",
     "late_join", "busy_guest", "given_back", "strangers",  "server_death"};
 
+[[nodiscard]] constexpr std::string_view to_string(FaultKind kind) noexcept {
+  return kFaultNames[static_cast<std::size_t>(kind)];
+}
+
 struct Fault {
   FaultKind kind{};
   Nanos at{0}, length{0};
