@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include <fmt/format.h>
@@ -42,14 +41,12 @@ CowMemory::CowMemory(ShimMemory memory)
     : uffd_{std::move(memory.uffd)},
       stop_{eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)},
       regions_{std::move(memory.regions)},
-      copied_(image_pages(regions_)),
-      written_(copied_.size()) {}
+      written_(image_pages(regions_)) {}
 
 CowMemory::~CowMemory() {
   end_thread();
   uffd_ = UniqueFd{};  // the kernel unprotects and wakes every writer
-  for (const auto& mapping : {live_, aside_})
-    if (!mapping.empty()) munmap(mapping.data(), mapping.size());
+  if (!live_.empty()) munmap(live_.data(), live_.size());
 }
 
 void CowMemory::end_thread() noexcept {
@@ -59,18 +56,15 @@ void CowMemory::end_thread() noexcept {
 }
 
 Result<void> CowMemory::map() {
-  const std::size_t nb_bytes = copied_.size() * kPageSize;
-  const auto reserve = [&](int protection) {
-    void* base =
-        mmap(nullptr, nb_bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return base == MAP_FAILED ? std::span<std::byte>{}
-                              : std::span{static_cast<std::byte*>(base), nb_bytes};
-  };
-  live_ = reserve(PROT_NONE);
-  aside_ = reserve(PROT_READ | PROT_WRITE);
-  if (live_.empty() || aside_.empty())
+  const std::size_t nb_bytes = written_.size() * kPageSize;
+  void* base =
+      mmap(nullptr, nb_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED)
     return fail(errno, fmt::format("reserve {} bytes of addresses for the parent's RAM", nb_bytes));
-  madvise(aside_.data(), aside_.size(), MADV_NOHUGEPAGE);  // a page aside costs a page
+  live_ = {static_cast<std::byte*>(base), nb_bytes};
+  auto pages = AsideMemory::make(live_);
+  if (!pages) return std::unexpected(pages.error());
+  pages_ = std::move(*pages);
   for (const ShimRegion& region : regions_)
     if (mmap(live_.data() + region.offset, region.size, PROT_READ, MAP_SHARED | MAP_FIXED,
              region.file.get(), static_cast<off_t>(region.file_offset)) == MAP_FAILED)
@@ -115,19 +109,10 @@ void CowMemory::on_write(std::uint64_t address) {
   const std::lock_guard lock{mutex_};
   if (!frozen_) {
     written_[page.value] = true;
-  } else if (set_aside(page)) {
+  } else if (pages_->set_aside(page)) {
     nb_copied_.fetch_add(1, std::memory_order_relaxed);
   }
   [[maybe_unused]] const auto done = protect(page, 1, false);  // fails only if the parent died
-}
-
-/// @return false: it is there already. @pre mutex_ is held
-bool CowMemory::set_aside(Gfn page) noexcept {
-  if (copied_[page.value].load(std::memory_order_relaxed)) return false;
-  std::memcpy(aside_.data() + page.value * kPageSize, live_.data() + page.value * kPageSize,
-              kPageSize);
-  copied_[page.value].store(true, std::memory_order_release);
-  return true;
 }
 
 Result<void> CowMemory::protect(Gfn first, std::uint64_t nb_pages, bool on) {
@@ -170,25 +155,11 @@ Result<std::uint64_t> CowMemory::freeze() {
   return nb_written;
 }
 
-void CowMemory::copy(Gfn page, std::size_t offset, std::span<std::byte> out) const noexcept {
-  const std::size_t at = page.value * kPageSize + offset;
-  const std::atomic<bool>& copied = copied_[page.value];
-  if (!copied.load(std::memory_order_acquire)) {
-    std::memcpy(out.data(), live_.data() + at, out.size());
-    // The parent writes only after the page was set aside: if it was not until here, these bytes
-    // are the old ones.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (!copied.load(std::memory_order_acquire)) return;
-  }
-  std::memcpy(out.data(), aside_.data() + at, out.size());
-}
-
 void CowMemory::leave_out(std::span<const PageRange> pages) {
   const std::lock_guard lock{mutex_};  // or the thread is about to set one aside
   for (const PageRange& range : pages) {
     const std::uint64_t end = std::min(range.first.value + range.nb_pages, nb_pages());
-    for (std::uint64_t p = range.first.value; p < end; ++p)
-      copied_[p].store(true, std::memory_order_release);  // as zeros
+    for (std::uint64_t p = range.first.value; p < end; ++p) pages_->leave_out(Gfn{p});
   }
 }
 
@@ -196,7 +167,7 @@ void CowMemory::detach(const std::function<bool(Gfn)>& is_zero) noexcept {
   for (Gfn page{0}; page.value < nb_pages(); ++page.value) {
     if (is_zero(page)) continue;
     const std::lock_guard lock{mutex_};  // for a page: the parent may wait for another
-    set_aside(page);
+    pages_->set_aside(page);
   }
   end_thread();
   uffd_ = UniqueFd{};
@@ -217,7 +188,7 @@ std::vector<PageRange> CowMemory::untouched() const {
   std::vector<PageRange> untouched;
   for (const PageRange& hole : holes)
     for (std::uint64_t p = hole.first.value; p < hole.first.value + hole.nb_pages; ++p) {
-      if (copied_[p].load(std::memory_order_acquire)) continue;
+      if (pages_->is_aside(Gfn{p})) continue;
       if (!untouched.empty() && untouched.back().first.value + untouched.back().nb_pages == p)
         ++untouched.back().nb_pages;
       else

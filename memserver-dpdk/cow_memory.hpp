@@ -15,6 +15,7 @@
 #include "fabric/base/frame_number.hpp"
 #include "fabric/base/result.hpp"
 #include "fabric/base/unique_fd.hpp"
+#include "memserver-dpdk/aside_memory.hpp"
 #include "memserver-dpdk/shim_client.hpp"
 
 namespace snowfabric {
@@ -45,9 +46,9 @@ class CowMemory {
   /// Whether the parent has written the page between arm() and freeze(). @pre both were called
   [[nodiscard]] bool written_before_freeze(Gfn page) const { return written_[page.value]; }
 
-  [[nodiscard]] std::uint64_t nb_pages() const noexcept { return copied_.size(); }
-  /// Bytes [offset, offset + out.size()) of a page as it was at the instant. Any thread.
-  void copy(Gfn page, std::size_t offset, std::span<std::byte> out) const noexcept;
+  [[nodiscard]] std::uint64_t nb_pages() const noexcept { return pages_->nb_pages(); }
+  /// The image; goes with this object.
+  [[nodiscard]] const AsideMemory& pages() const noexcept { return *pages_; }
   /// Pages that were never touched before the instant, nor since: they are zero, and reading them
   /// would allocate them. Ascending. Control path, after freeze().
   [[nodiscard]] std::vector<PageRange> untouched() const;
@@ -72,16 +73,14 @@ class CowMemory {
   static void* run(void* self);
   void serve();
   void on_write(std::uint64_t address);
-  bool set_aside(Gfn page) noexcept;
   [[nodiscard]] Result<void> protect(Gfn first, std::uint64_t nb_pages, bool on);
   [[nodiscard]] const ShimRegion* region_at(std::uint64_t address) const noexcept;
   [[nodiscard]] const ShimRegion* region_of(Gfn page) const noexcept;
 
   UniqueFd uffd_, stop_;  // stop_: an eventfd that ends the thread
   std::vector<ShimRegion> regions_;
-  std::span<std::byte> live_;   // read-only: the parent's RAM
-  std::span<std::byte> aside_;  // pages copied, each at its own place; costs memory where used
-  std::vector<std::atomic<bool>> copied_;
+  std::span<std::byte> live_;  // read-only: the parent's RAM
+  std::unique_ptr<AsideMemory> pages_;
   std::atomic<std::uint64_t> nb_copied_{0};
   std::mutex mutex_;  // written_ and frozen_, between the thread and freeze(); then they are fixed
   std::vector<bool> written_;

@@ -14,10 +14,11 @@ std::string_view to_string(FreezeKind kind) noexcept {
 
 Result<Image> FrozenParent::open_image(std::optional<int> progress_fd,
                                        const std::atomic<bool>& stop) const {
+  const std::shared_ptr<const AsideMemory> pages{live, live ? &live->pages() : nullptr};
   return Image::open(memory.path(), {.image_id = descriptor.image_id,
                                      .epoch = descriptor.epoch,
                                      .progress_fd = progress_fd,
-                                     .live = live,
+                                     .live = pages,
                                      .zeros = zeros,
                                      .stop = &stop});
 }

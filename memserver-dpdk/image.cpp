@@ -25,7 +25,7 @@
 
 #include "fabric/base/unique_fd.hpp"
 #include "fabric/crc32c.hpp"
-#include "memserver-dpdk/cow_memory.hpp"
+#include "memserver-dpdk/aside_memory.hpp"
 #include "memserver-dpdk/progress.hpp"
 
 namespace snowfabric {

@@ -15,7 +15,7 @@
 
 namespace snowfabric {
 
-class CowMemory;
+class AsideMemory;
 class Progress;
 
 struct ImageOptions {
@@ -23,7 +23,7 @@ struct ImageOptions {
   std::uint32_t epoch = 1;                  ///< of this freeze of the image
   std::optional<int> progress_fd{};         ///< where to show the scan's progress, e.g. stderr
   /// RAM of a running parent: it is the first pages, and the file holds the others at their places.
-  std::shared_ptr<CowMemory> live{};
+  std::shared_ptr<const AsideMemory> live{};
   std::vector<PageRange>
       zeros{};  ///< not read: known to be zero, or read as such whatever they hold
   const std::atomic<bool>* stop = nullptr;  ///< ends the scan once it is set; borrowed
@@ -96,7 +96,7 @@ class Image {
   [[nodiscard]] std::uint64_t content_id() const noexcept;
 
   FileMapping mapping_;
-  std::shared_ptr<CowMemory> live_;
+  std::shared_ptr<const AsideMemory> live_;
   std::vector<std::uint32_t> crcs_;        // one a page
   std::vector<std::uint64_t> zero_words_;  // one bit a page
   std::uint64_t nb_zero_pages_ = 0;

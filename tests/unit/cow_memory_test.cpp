@@ -112,7 +112,7 @@ struct CowMemoryTest : ::testing::Test {
   }
   [[nodiscard]] bool is(std::uint64_t page, std::uint8_t value) const {
     std::array<std::byte, kPageSize> bytes;
-    cow_->copy(Gfn{page}, 0, bytes);
+    cow_->pages().copy(Gfn{page}, 0, bytes);
     return std::ranges::all_of(bytes, [value](std::byte b) { return b == std::byte{value}; });
   }
 
@@ -161,8 +161,10 @@ TEST_F(CowMemoryTest, AnAvoidedPageOfTheImageIsZeroWhateverIsInTheParent) {
   ASSERT_TRUE(cow_->freeze());
   const UniqueFd rest{memfd_create("rest", MFD_CLOEXEC)};
   ASSERT_EQ(ftruncate(rest.get(), kPages * kPageSize), 0);
+  const AsideMemory* const pages = &cow_->pages();
   const auto image = Image::open("/proc/self/fd/" + std::to_string(rest.get()),
-                                 {.live = std::move(cow_), .zeros = {{Gfn{2}, 3}, {Gfn{70}, 1}}});
+                                 {.live = {std::shared_ptr<CowMemory>{std::move(cow_)}, pages},
+                                  .zeros = {{Gfn{2}, 3}, {Gfn{70}, 1}}});
   ASSERT_TRUE(image) << image.error().what;
   EXPECT_EQ(image->nb_zero_pages(), kPages - 5);
   std::array<std::byte, kPageSize> bytes;
@@ -194,7 +196,7 @@ TEST_F(CowMemoryTest, PartsOfAPageCanBeCopied) {
   arm();
   EXPECT_TRUE(cow_->freeze());
   std::array<std::byte, 16> part{};
-  cow_->copy(Gfn{5}, kPageSize - part.size(), part);
+  cow_->pages().copy(Gfn{5}, kPageSize - part.size(), part);
   EXPECT_EQ(part.back(), std::byte{9});
 }
 

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/aside_memory.hpp"
+
+#include <cerrno>
+#include <cstring>
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+namespace snowfabric {
+
+Result<std::unique_ptr<AsideMemory>> AsideMemory::make(std::span<const std::byte> live) {
+  void* base = mmap(nullptr, live.size(), PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED)
+    return fail(errno,
+                fmt::format("reserve {} bytes of addresses for the parent's RAM", live.size()));
+  madvise(base, live.size(), MADV_NOHUGEPAGE);  // a page aside costs a page
+  return std::unique_ptr<AsideMemory>{
+      new AsideMemory{live, {static_cast<std::byte*>(base), live.size()}}};
+}
+
+AsideMemory::~AsideMemory() { munmap(aside_.data(), aside_.size()); }
+
+void AsideMemory::copy(Gfn page, std::size_t offset, std::span<std::byte> out) const noexcept {
+  const std::size_t at = page.value * kPageSize + offset;
+  if (!is_aside(page)) {
+    std::memcpy(out.data(), live_.data() + at, out.size());
+    // The parent changes the page only after it was set aside: if it was not until here, these
+    // bytes are the old ones.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (!is_aside(page)) return;
+  }
+  std::memcpy(out.data(), aside_.data() + at, out.size());
+}
+
+bool AsideMemory::set_aside(Gfn page) noexcept {
+  if (is_aside_[page.value].load(std::memory_order_relaxed)) return false;
+  set_aside(page, live_.subspan(page.value * kPageSize, kPageSize));
+  return true;
+}
+
+void AsideMemory::set_aside(Gfn page, std::span<const std::byte> bytes) noexcept {
+  std::memcpy(aside_.data() + page.value * kPageSize, bytes.data(), kPageSize);
+  is_aside_[page.value].store(true, std::memory_order_release);
+}
+
+void AsideMemory::leave_out(Gfn page) noexcept {
+  is_aside_[page.value].store(true, std::memory_order_release);
+}
+
+}  // namespace snowfabric
