@@ -153,16 +153,19 @@ Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, Tx
   return snapshot_of(worker, port, served);
 }
 
-}  // namespace
-
-void add_server_options(CLI::App& cli, ServerOptions& options) {
-  add_app_options(cli, options);
-  cli.add_option("IMAGE", options.images, "raw memory images to serve");
+/// Of a parent that is frozen.
+void add_parent_options(CLI::App& cli, ServerOptions& options) {
   cli.add_option("--qemu", options.qemu,
                  "freeze the running QEMU behind this QMP socket and serve its memory");
   cli.add_option("--xen", options.xen,
                  "freeze the running Xen domain of this name or number, in its dom0, and serve its "
                  "memory");
+  cli.add_option(
+         "--xen-ram", options.xen_ram,
+         "with --xen: copy its memory, or leave it in place, where less is needed, and copy "
+         "a page when the domain touches it; default: copy, if there is room")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, xen::Keep>{
+          {"copy", xen::Keep::kCopy}, {"in-place", xen::Keep::kInPlace}}));
   cli.add_option("--descriptor", options.descriptor_file,
                  "with --qemu or --xen: write the descriptor that clones start from there");
   cli.add_option("--free-pages", options.free_pages,
@@ -172,6 +175,14 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
                  "rest of its memory first");
   cli.add_flag("--detach", options.detach,
                "with --qemu: copy all of its memory, then let go of it: it can be frozen again");
+}
+
+}  // namespace
+
+void add_server_options(CLI::App& cli, ServerOptions& options) {
+  add_app_options(cli, options);
+  cli.add_option("IMAGE", options.images, "raw memory images to serve");
+  add_parent_options(cli, options);
   cli.add_option("--image-id", options.image_ids,
                  "hexadecimal id of each image; default: derived from the content, of a parent at "
                  "random");

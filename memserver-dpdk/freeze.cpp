@@ -46,6 +46,7 @@ Result<FrozenParent> take_parent(const ServerOptions& options, const std::atomic
   auto parent = options.qemu.empty() ? freeze_xen({.domain = options.xen,
                                                    .image_id = image_id,
                                                    .epoch = options.epoch,
+                                                   .keep = options.xen_ram,
                                                    .progress_fd = STDERR_FILENO},
                                                   stop)
                                      : freeze_qemu({.qmp_path = options.qemu,
@@ -74,6 +75,7 @@ Result<void> check_sources(const ServerOptions& options) {
          {std::pair{!options.free_pages.empty(), "--free-pages"},
           std::pair{!options.memtap.empty(), "--memtap"}, std::pair{options.detach, "--detach"}})
       if (given) return fail(EINVAL, fmt::format("{} belongs to --qemu", option));
+  if (options.xen.empty() && options.xen_ram) return fail(EINVAL, "--xen-ram belongs to --xen");
   if (!has_parent(options)) {
     if (options.images.empty())
       return fail(EINVAL, "nothing to serve: name image files, or a parent with --qemu or --xen");

@@ -8,17 +8,28 @@ std::string_view to_string(FreezeKind kind) noexcept {
     case FreezeKind::kSnapshot: return "background snapshot";
     case FreezeKind::kShim: return "write protection";
     case FreezeKind::kLogDirty: return "copying while it ran";
+    case FreezeKind::kNominate: return "copying on access";
   }
   return "unknown";
 }
 
+namespace {
+
+/// Keeps alive what makes these pages stay as they were.
+std::shared_ptr<const AsideMemory> pages_of(const FrozenParent& parent) {
+  if (parent.nominated) return {parent.nominated, &parent.nominated->pages()};
+  if (parent.live) return {parent.live, &parent.live->pages()};
+  return nullptr;
+}
+
+}  // namespace
+
 Result<Image> FrozenParent::open_image(std::optional<int> progress_fd,
                                        const std::atomic<bool>& stop) const {
-  const std::shared_ptr<const AsideMemory> pages{live, live ? &live->pages() : nullptr};
   return Image::open(memory.path(), {.image_id = descriptor.image_id,
                                      .epoch = descriptor.epoch,
                                      .progress_fd = progress_fd,
-                                     .live = pages,
+                                     .live = pages_of(*this),
                                      .zeros = zeros,
                                      .stop = &stop});
 }

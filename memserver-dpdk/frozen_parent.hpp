@@ -15,6 +15,7 @@
 #include "memserver-dpdk/cow_memory.hpp"
 #include "memserver-dpdk/frozen_memory.hpp"
 #include "memserver-dpdk/image.hpp"
+#include "memserver-dpdk/nominated_memory.hpp"
 
 namespace snowfabric {
 
@@ -22,6 +23,8 @@ enum class FreezeKind : std::uint8_t {
   kSnapshot,  ///< QEMU's background snapshot: all memory is taken in first
   kShim,      ///< write protection by the preload library: memory stays where it is
   kLogDirty,  ///< of a Xen domain: copied while it runs, and in the pause what it wrote meanwhile
+  kNominate,  ///< of a Xen domain: memory stays where it is, and is copied when the domain touches
+              ///< it
 };
 [[nodiscard]] std::string_view to_string(FreezeKind kind) noexcept;
 
@@ -31,7 +34,8 @@ struct FrozenParent {
   std::string why_no_shim{};          ///< empty, or why the preload library could not be used
   FrozenMemory memory;                ///< what came by the stream
   std::shared_ptr<CowMemory> live{};  ///< the first pages, if they stayed in place
-  Descriptor descriptor;              ///< complete but for the memserver's address
+  std::shared_ptr<NominatedMemory> nominated{};   ///< all pages of a Xen domain, likewise
+  Descriptor descriptor;                          ///< complete but for the memserver's address
   std::chrono::steady_clock::time_point since{};  ///< when it was stopped
   std::chrono::microseconds pause{0};             ///< the vCPUs stood still
   std::vector<PageRange> zeros{};  ///< not read: known to be zero, or avoided; in any order

@@ -175,7 +175,12 @@ ParentGuard::~ParentGuard() {
   wait();
 }
 
+void ParentGuard::expect_in_place(std::uint64_t nb_pages) noexcept {
+  send(control_.get(), &nb_pages, sizeof nb_pages, MSG_NOSIGNAL);
+}
+
 void ParentGuard::dismiss() noexcept {
+  if (pid_ < 0) return;
   send(control_.get(), "", 1, MSG_NOSIGNAL);
   wait();
 }
@@ -204,13 +209,22 @@ std::optional<int> guard_parent(std::span<char*> args) {
   return 1;
 }
 
+/// One byte is the end of its work, eight are the pages of expect_in_place().
 Result<void> keep_domain_guard(UniqueFd control, xen::DomId domain) {
   send(control.get(), "", 1, MSG_NOSIGNAL);
-  if (hear(control.get()) == 1) return {};
+  std::uint64_t nb_in_place = 0;
+  for (std::uint64_t heard = 0;;) {
+    const ssize_t n = recv(control.get(), &heard, sizeof heard, 0);
+    if (n == 1) return {};
+    if (n == 0 || (n < 0 && errno != EINTR)) break;
+    if (n == sizeof heard) nb_in_place = heard;
+  }
   complain(kTakesOver);
   const auto calls = xen::open_libxen();
   if (!calls) return std::unexpected(calls.error());
-  xen::give_back(xen::Domain{**calls, domain});
+  const xen::Domain parent{**calls, domain};
+  if (nb_in_place != 0) return xen::give_back_in_place(parent, nb_in_place);
+  xen::give_back(parent);
   return {};
 }
 

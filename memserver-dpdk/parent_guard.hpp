@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -18,8 +19,8 @@ namespace snowfabric {
 /// A process that sets a parent back to what it was before a freeze, if the process that freezes it
 /// ends too early, by SIGKILL for instance. Of a QEMU it takes what is still sent (a QEMU 7.2 whose
 /// background snapshot is broken off hangs), waits for the end of the migration, and says the
-/// commands it was given; a domain of Xen: see xen::give_back. No signal but SIGKILL ends it, and
-/// it waits for a QEMU that stalls.
+/// commands it was given; a domain of Xen: see xen::give_back and give_back_in_place. No signal but
+/// SIGKILL ends it, and it waits for a QEMU that stalls.
 class ParentGuard {
  public:
   /// Starts this program's file again, as guard_parent(). Any thread.
@@ -36,7 +37,9 @@ class ParentGuard {
   /// Unless it was dismissed it now does its work. Waits for that, but no longer than 10 s.
   ~ParentGuard();
 
-  /// There is nothing to set back any more.
+  /// From now on pages of its Xen domain are nominated: they too are to be given back.
+  void expect_in_place(std::uint64_t nb_pages) noexcept;
+  /// There is nothing to set back any more. No harm a second time.
   void dismiss() noexcept;
 
  private:
@@ -62,7 +65,7 @@ class ParentGuard {
 [[nodiscard]] Result<void> keep_guard(UniqueFd control, UniqueFd qmp, UniqueFd channel,
                                       const Qmp::Json& undo);
 
-/// The same for a domain of Xen. @return as xen::open_libxen
+/// The same for a domain of Xen. @return as xen::open_libxen and xen::give_back_in_place
 [[nodiscard]] Result<void> keep_domain_guard(UniqueFd control, xen::DomId domain);
 
 }  // namespace snowfabric

@@ -7,6 +7,7 @@
 
 #include "fabric/base/result.hpp"
 #include "memserver-dpdk/frozen_parent.hpp"
+#include "xen-glue/xen_calls.hpp"
 
 namespace snowfabric {
 
@@ -14,6 +15,7 @@ struct XenFreezeOptions {
   std::string domain;          ///< its name or number
   std::uint64_t image_id = 0;  ///< not 0
   std::uint32_t epoch = 1;
+  std::optional<xen::Keep> keep{};  ///< none: a copy, if this host has the memory for it
   std::optional<int> progress_fd{};
 };
 

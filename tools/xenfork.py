@@ -101,21 +101,26 @@ def port_args(device, name):
 class Parent:
     """A running guest, and the memserver that has frozen it.
     @param settings  lines that override those of its configuration
-    @param before    called when the guest runs, before it is frozen"""
+    @param before       called when the guest runs, before it is frozen
+    @param server_args  beside those that a fork needs"""
 
-    def __init__(self, *settings, before=lambda: None):
+    def __init__(self, *settings, before=lambda: None, server_args=()):
         link("server0")
         run("xl", "create", "-e", str(HOST / f"{PARENT}.cfg"), *settings)
         wait_for("tick of the parent", lambda: len(ticks(PARENT)) >= GOOD_TICKS, PATIENCE_S)
         before()
+        self.freeze(*server_args)
+
+    def freeze(self, *server_args):
         info = RUN / "server.json"
+        info.unlink(missing_ok=True)
         self.server = program("memserver", "memserver-dpdk", [
             "--xen", PARENT, "--descriptor", DESCRIPTOR, "--info", info, *SERVE, "--stats", RUN / "server-stats.json",
-            *port_args("server0", "server")])
+            *server_args, *port_args("server0", "server")])
         wait_for("image", info.exists, PATIENCE_S, self.server)
         self.ticks_then = len(ticks(PARENT))
-        forked = {"freeze": json.loads(info.read_text())["freeze"], "descriptor_bytes": DESCRIPTOR.stat().st_size}
-        FORKED.write_text(json.dumps(forked))
+        self.forked = {"freeze": json.loads(info.read_text())["freeze"], "descriptor_bytes": DESCRIPTOR.stat().st_size}
+        FORKED.write_text(json.dumps(self.forked))
 
     def row(self):
         wait_for("tick of the parent after the fork", lambda: len(ticks(PARENT)) >= self.ticks_then + GOOD_TICKS, PATIENCE_S)

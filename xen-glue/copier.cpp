@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include <fmt/format.h>
 #include <isa-l/mem_routines.h>
@@ -30,8 +31,10 @@ Result<void> seal_copy(int fd) {
 Copier::Copier(Domain domain, int fd, std::uint64_t nb_pages)
     : domain_{domain}, fd_{fd}, dirty_((nb_pages + 63) / 64, ~std::uint64_t{0}), holds_(nb_pages) {}
 
-Copier::~Copier() {
-  if (logs_) domain_.calls().log_dirty(domain_.id(), false);
+Copier::~Copier() { end(); }
+
+void Copier::end() noexcept {
+  if (std::exchange(logs_, false)) domain_.calls().log_dirty(domain_.id(), false);
 }
 
 Result<void> Copier::begin() {
@@ -51,6 +54,12 @@ Result<std::size_t> Copier::look() {
   if (const auto ok = domain_.checked(errnum, "look what was written"); !ok)
     return std::unexpected(ok.error());
   return dirty_pages().size();
+}
+
+FreeWords Copier::still_free() const {
+  FreeWords free = free_;
+  for (std::size_t i = 0; i < free.size(); ++i) free[i] &= ~dirty_[i];
+  return free;
 }
 
 Result<void> Copier::copy(const FreezeOptions& options) {
@@ -126,13 +135,20 @@ std::pair<std::uint64_t, std::uint64_t> Copier::nb_free_and_avoided() const {
   return {nb_free, nb_avoided};
 }
 
+std::pair<std::uint64_t, std::uint64_t> Copier::nb_free_and_still_free() const {
+  std::uint64_t nb_free = 0, nb_still_free = 0;
+  for (std::uint64_t i = 0; i < holds_.size(); ++i) {
+    if (!was_free(Gfn{i})) continue;
+    ++nb_free;
+    nb_still_free += (dirty_[i / 64] >> (i % 64) & 1U) == 0 ? 1 : 0;
+  }
+  return {nb_free, nb_still_free};
+}
+
 std::vector<PageRange> Copier::zeros() const {
   std::vector<PageRange> ranges;
-  for (std::uint64_t i = 0; i < holds_.size(); ++i) {
-    if (holds_[i]) continue;
-    if (i == 0 || holds_[i - 1]) ranges.push_back({Gfn{i}, 0});
-    ++ranges.back().nb_pages;
-  }
+  for (std::uint64_t i = 0; i < holds_.size(); ++i)
+    if (!holds_[i]) append(Gfn{i}, ranges);
   return ranges;
 }
 

@@ -37,12 +37,18 @@ class Copier {
   void skip(const FreeWords& free);
   /// @return how many pages were written since the last look
   [[nodiscard]] Result<std::size_t> look();
+  /// Ends what begin() began.
+  void end() noexcept;
+  /// Of the pages that were skipped those that nothing was written to until the last look.
+  [[nodiscard]] FreeWords still_free() const;
   /// Copies the pages of the last look; of no look, all.
   /// @return ECANCELED: stopped; ENOSPC, ENOMEM: no memory for it; or what a call reported
   [[nodiscard]] Result<void> copy(const FreezeOptions& options);
 
   /// Pages that were skipped, and of them those that nothing was written to, or zeros.
   [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> nb_free_and_avoided() const;
+  /// Likewise, of what was not copied: those of still_free().
+  [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> nb_free_and_still_free() const;
   /// Pages that the copy does not hold.
   [[nodiscard]] std::vector<PageRange> zeros() const;
 

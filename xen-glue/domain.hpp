@@ -14,7 +14,7 @@
 
 namespace snowfabric::xen {
 
-/// Most pages to map in one call: larger bursts gain nothing.
+/// Most pages to map in one call where not all are wanted at once: larger bursts gain nothing.
 inline constexpr std::size_t kMapBurstPages = 1024;
 
 /// Of a mapping: no page there. Of one that was never populated, Xen says so in two ways.
@@ -37,6 +37,8 @@ class ForeignPages {
   }
 
   [[nodiscard]] std::size_t nb_pages() const noexcept { return errors_.size(); }
+  /// Of the first page; the others lie behind it.
+  [[nodiscard]] const std::byte* bytes() const noexcept { return first_; }
   /// @return 0, or the errno why that page cannot be touched
   [[nodiscard]] int error(std::size_t index) const noexcept { return errors_[index]; }
   /// @pre error(index) == 0
@@ -93,6 +95,8 @@ class Domain {
 
 /// Each page of it, for the calls that take a list.
 [[nodiscard]] std::vector<Gfn> list_of(PageRange range);
+/// Behind all of them.
+void append(Gfn page, std::vector<PageRange>& ranges);
 
 /// @param name  of a domain of this host, or its number
 /// @return ENOENT: there is none of that name; or what xenstore reported

@@ -2,6 +2,7 @@
 #include "xen-glue/domain_pager.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <utility>
 
@@ -122,13 +123,35 @@ Result<void> DomainPager::evict(PageRange pages, std::vector<Gfn>& kept) {
   const std::vector<Gfn> all = list_of(pages);
   std::vector<int> errors(all.size());
   domain_.calls().paging_evict(domain_.id(), all, errors);
-  for (std::size_t i = 0; i < all.size(); ++i) {
+  return sort_out("evict a page", all, errors, kept);
+}
+
+Result<void> DomainPager::nominate(std::span<const Gfn> pages, std::vector<Gfn>& refused) {
+  std::vector<int> errors(pages.size());
+  domain_.calls().paging_nominate(domain_.id(), pages, errors);
+  return sort_out("nominate a page", pages, errors, refused);
+}
+
+/// @return the first error but EBUSY
+Result<void> DomainPager::sort_out(const char* call, std::span<const Gfn> pages,
+                                   std::span<const int> errors, std::vector<Gfn>& busy) const {
+  for (std::size_t i = 0; i < pages.size(); ++i) {
     if (errors[i] == EBUSY)
-      kept.push_back(all[i]);
-    else if (const auto ok = domain_.checked(errors[i], "evict a page", all[i]); !ok)
+      busy.push_back(pages[i]);
+    else if (const auto ok = domain_.checked(errors[i], call, pages[i]); !ok)
       return ok;
   }
   return {};
+}
+
+int DomainPager::set_free(std::span<const Gfn> pages) noexcept {
+  std::array<int, kMostFreed> errors{};
+  const std::span<int> used{errors.data(), pages.size()};
+  domain_.calls().paging_free(domain_.id(), pages, used);
+  int found = 0;
+  for (const int errnum : used)
+    if (errnum != 0 && errnum != EINVAL && (found == 0 || found == EAGAIN)) found = errnum;
+  return found;
 }
 
 PagingRing::Take DomainPager::take(Fault& out) noexcept {

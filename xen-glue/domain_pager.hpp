@@ -12,7 +12,8 @@
 namespace snowfabric::xen {
 
 /// Memory paging of one domain: evicts its pages, hears which of them its vCPUs touch, loads them.
-/// One thread; nothing but the making, evict() and the end blocks.
+/// One thread; what
+/// waits for vCPUs never blocks: take(), answer(), notify().
 class DomainPager {
  public:
   /// What a vCPU touched, or the guest dropped.
@@ -44,6 +45,16 @@ class DomainPager {
   /// @param kept  gets the pages that Xen refused to evict, because more than the guest refers to
   ///              them: they are as they were
   [[nodiscard]] Result<void> evict(PageRange pages, std::vector<Gfn>& kept);
+  /// As XenCalls::paging_nominate. @param refused  as above
+  [[nodiscard]] Result<void> nominate(std::span<const Gfn> pages, std::vector<Gfn>& refused);
+  static constexpr std::size_t kMostFreed =
+      kRingSlots / 2;  ///< the rest of the ring is the guest's
+  /// Makes nominated pages the guest's, asked for or not; where none is, good. Each makes a
+  /// request.
+  /// @pre at most kMostFreed, and none is evicted
+  /// @return 0; EAGAIN: not all, and once what waits in the ring is answered, again; or another
+  /// errno
+  int set_free(std::span<const Gfn> pages) noexcept;
 
   /// Readable when take() has something to do.
   [[nodiscard]] int fd() const noexcept { return port_->fd(); }
@@ -70,6 +81,8 @@ class DomainPager {
   [[nodiscard]] Result<void> start();
   [[nodiscard]] static Result<void> release_vcpus(Domain domain, std::uint32_t nb_vcpus);
   void answer_all() noexcept;
+  [[nodiscard]] Result<void> sort_out(const char* call, std::span<const Gfn> pages,
+                                      std::span<const int> errors, std::vector<Gfn>& busy) const;
 
   Domain domain_;
   ForeignPages ring_page_;

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "xen-glue/frozen_domain.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -153,19 +157,48 @@ class Suspended {
   bool asked_ = false;
 };
 
-/// Where a table has been emptied since it was copied, an older one is read: a page too many does
-/// no harm.
-std::vector<Gfn> eager_pages(const FrozenDomain& frozen, std::span<const CpuRecord> cpus) {
+/// The vCPUs' per-CPU data, and the tables by which Xen finds it: it writes there whenever it stops
+/// a vCPU, and asks for a page that is missing each time anew. Where a table has been emptied since
+/// it was copied, an older one is read: a page too many does no harm.
+std::vector<Gfn> eager_pages(const ReadRam& read, std::uint64_t nb_pages,
+                             std::span<const CpuRecord> cpus) {
   std::vector<Gfn> eager;
+  const auto add = [&](Gfn page) {
+    if (page.value < nb_pages) eager.push_back(page);
+  };
+  const ReadRam note_tables = [&](std::uint64_t at, std::span<std::byte> out) {
+    add(Gfn{at / kPageSize});
+    return read(at, out);
+  };
   for (const CpuRecord& cpu : cpus)
-    for (std::uint64_t i = 0; i < kPerCpuPages; ++i) {
-      const auto page = page_at(frozen.memory.get(), cpu, cpu.gs_base + i * kPageSize);
-      if (page && page->value < frozen.nb_pages) eager.push_back(*page);
-    }
+    for (std::uint64_t i = 0; i < kPerCpuPages; ++i)
+      if (const auto page = page_at(note_tables, cpu, cpu.gs_base + i * kPageSize)) add(*page);
   std::ranges::sort(eager);
   const auto repeated = std::ranges::unique(eager);
   eager.erase(repeated.begin(), repeated.end());
   return eager;
+}
+
+/// Of a domain that stands. @param pages  those that were read: page tables lie in few
+ReadRam reader_of(const Domain& domain, std::map<std::uint64_t, ForeignPages>& pages) {
+  return [domain, &pages](std::uint64_t at, std::span<std::byte> out) {
+    const std::uint64_t number = at / kPageSize;
+    auto found = pages.find(number);
+    if (found == pages.end()) {
+      auto page = domain.map_page(Gfn{number}, Access::kRead);
+      if (!page) return false;
+      found = pages.emplace(number, std::move(*page)).first;
+    }
+    std::memcpy(out.data(), found->second.bytes() + at % kPageSize, out.size());
+    return true;
+  };
+}
+
+ReadRam reader_of(const FrozenDomain& frozen) {
+  return [fd = frozen.memory.get()](std::uint64_t at, std::span<std::byte> out) {
+    const ssize_t nb_bytes = pread(fd, out.data(), out.size(), static_cast<off_t>(at));
+    return nb_bytes == static_cast<ssize_t>(out.size());
+  };
 }
 
 Result<void> read_state(const Domain& domain, DomainState& out) {
@@ -226,10 +259,11 @@ Result<void> skip_free_pages(GuestAgent& agent, Copier& copier, FrozenDomain& fr
 }
 
 /// While the guest runs: until it has written little since the last round, or no less than before.
-Result<void> copy_in_rounds(GuestAgent& agent, Copier& copier, FrozenDomain& frozen,
-                            const FreezeOptions& options) {
+Result<void> freeze_while_it_runs(GuestAgent& agent, Copier& copier, FrozenDomain& frozen,
+                                  const FreezeOptions& options) {
   if (auto ok = copier.begin(); !ok) return ok;
   if (auto ok = skip_free_pages(agent, copier, frozen, options); !ok) return ok;
+  if (options.in_place) return {};
   const auto began = Clock::now();
   if (auto ok = copier.copy(options); !ok) return ok;
   frozen.copy = since(began);
@@ -245,12 +279,38 @@ Result<void> copy_in_rounds(GuestAgent& agent, Copier& copier, FrozenDomain& fro
   return {};
 }
 
-Result<std::vector<CpuRecord>> copy_rest(const Domain& domain, Copier& copier,
-                                         FrozenDomain& frozen) {
+Result<void> copy_rest(Copier& copier, FrozenDomain& frozen) {
   const auto nb_dirty = copier.look();
   if (!nb_dirty) return std::unexpected(nb_dirty.error());
   frozen.nb_pages_in_pause = *nb_dirty;
-  if (const auto ok = copier.copy(FreezeOptions{}); !ok) return std::unexpected(ok.error());
+  if (auto ok = copier.copy(FreezeOptions{}); !ok) return ok;
+  frozen.zeros = copier.zeros();
+  std::tie(frozen.nb_free_pages, frozen.nb_avoided_pages) = copier.nb_free_and_avoided();
+  return {};
+}
+
+/// Eager pages are copied at once: Xen's questions for them would fill the paging ring.
+Result<void> keep_in_place(const Domain& domain, Copier& copier, std::span<const CpuRecord> cpus,
+                           FrozenDomain& frozen, const InPlace& in_place) {
+  if (const auto nb_dirty = copier.look(); !nb_dirty) return std::unexpected(nb_dirty.error());
+  {
+    std::map<std::uint64_t, ForeignPages> tables;
+    frozen.state.eager = eager_pages(reader_of(domain, tables), frozen.nb_pages, cpus);
+  }
+  const FreeWords free = copier.still_free();
+  std::tie(frozen.nb_free_pages, frozen.nb_avoided_pages) = copier.nb_free_and_still_free();
+  copier.end();
+  auto ram = NominatedRam::take(Domain{*in_place.calls, domain.id()}, frozen.nb_pages,
+                                {.free = free, .busy = frozen.state.eager, .enabled = [&] {
+                                   in_place.begins(frozen.nb_pages);
+                                 }});
+  if (!ram) return std::unexpected(ram.error());
+  frozen.zeros = (*ram)->left_out();
+  return in_place.serve(std::move(*ram));
+}
+
+/// @return the vCPUs that are up
+Result<std::vector<CpuRecord>> read_all_state(const Domain& domain, FrozenDomain& frozen) {
   const auto info = domain.info();
   if (!info) return std::unexpected(info.error());
   frozen.state.nb_vcpus = info->nb_vcpus;
@@ -259,29 +319,44 @@ Result<std::vector<CpuRecord>> copy_rest(const Domain& domain, Copier& copier,
 }
 
 /// @param copier  ends with the pause: Xen has nothing more to note
-Result<void> copy_in_pause(const Domain& domain, Copier& copier, FrozenDomain& frozen,
-                           const FreezeOptions& options) {
+Result<void> freeze_in_pause(const Domain& domain, Copier& copier, FrozenDomain& frozen,
+                             const FreezeOptions& options) {
   const auto asked = Clock::now();
   Suspended suspended{domain};
   if (auto ok = suspended.wait(options); !ok) return ok;
   frozen.suspend = since(asked);
   frozen.since = Clock::now();
-  const auto cpus = copy_rest(domain, copier, frozen);
+  const auto cpus = read_all_state(domain, frozen);
   if (!cpus) return std::unexpected(cpus.error());
+  const auto kept = options.in_place
+                        ? keep_in_place(domain, copier, *cpus, frozen, *options.in_place)
+                        : copy_rest(copier, frozen);
+  if (!kept) return kept;
   const auto resumed = suspended.resume();
   frozen.pause = since(frozen.since);
-  frozen.state.eager = eager_pages(frozen, *cpus);
-  frozen.zeros = copier.zeros();
-  std::tie(frozen.nb_free_pages, frozen.nb_avoided_pages) = copier.nb_free_and_avoided();
+  if (!options.in_place)
+    frozen.state.eager = eager_pages(reader_of(frozen), frozen.nb_pages, *cpus);
   return resumed;
 }
 
 }  // namespace
 
 void give_back(const Domain& domain) {
+  constexpr int kMostPauses = 4;  // of ours there are two at most
+  DomainInfo info;
+  for (int i = 0; i < kMostPauses; ++i)
+    if (domain.calls().info(domain.id(), info) == 0 && info.paused)
+      domain.calls().unpause(domain.id());
   end_suspend(domain);
   domain.calls().log_dirty(domain.id(), false);
   end_question(domain);
+}
+
+/// Its memory first: a domain that stands at a page cannot answer the rest.
+Result<void> give_back_in_place(const Domain& domain, std::uint64_t nb_pages) {
+  const auto done = NominatedRam::give_back_all(domain, nb_pages);
+  give_back(domain);
+  return done;
 }
 
 Result<FrozenDomain> FrozenDomain::take(Domain domain, const FreezeOptions& options) {
@@ -297,9 +372,9 @@ Result<FrozenDomain> FrozenDomain::take(Domain domain, const FreezeOptions& opti
   GuestAgent agent{domain};
   {
     Copier copier{domain, frozen.memory.get(), *nb_pages};
-    if (const auto ok = copy_in_rounds(agent, copier, frozen, options); !ok)
+    if (const auto ok = freeze_while_it_runs(agent, copier, frozen, options); !ok)
       return std::unexpected(ok.error());
-    if (const auto ok = copy_in_pause(domain, copier, frozen, options); !ok)
+    if (const auto ok = freeze_in_pause(domain, copier, frozen, options); !ok)
       return std::unexpected(ok.error());
   }
   if (const auto ok = seal_copy(frozen.memory.get()); !ok) return std::unexpected(ok.error());

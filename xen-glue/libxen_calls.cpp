@@ -176,10 +176,15 @@ class LibxenCalls final : public XenCalls {
   }
   void paging_evict(DomId domain, std::span<const Gfn> pages,
                     std::span<int> errors) noexcept override {
-    for (std::size_t at = 0; at < pages.size(); at += PagingHypercalls::kMost) {
-      const std::size_t nb_pages = std::min(PagingHypercalls::kMost, pages.size() - at);
-      paging_->evict(domain, pages.subspan(at, nb_pages), errors.subspan(at, nb_pages));
-    }
+    in_bursts(&PagingHypercalls::evict, domain, pages, errors);
+  }
+  void paging_nominate(DomId domain, std::span<const Gfn> pages,
+                       std::span<int> errors) noexcept override {
+    in_bursts(&PagingHypercalls::nominate, domain, pages, errors);
+  }
+  void paging_free(DomId domain, std::span<const Gfn> pages,
+                   std::span<int> errors) noexcept override {
+    in_bursts(&PagingHypercalls::free, domain, pages, errors);
   }
   int paging_load(DomId domain, Gfn page, const std::byte* bytes) noexcept override {
     return paging_->load(domain, page, bytes);
@@ -259,6 +264,16 @@ class LibxenCalls final : public XenCalls {
 
  private:
   [[nodiscard]] xc_interface* xc() const noexcept { return control_.get(); }
+
+  using PagingBurst = void (PagingHypercalls::*)(DomId, std::span<const Gfn>,
+                                                 std::span<int>) noexcept;
+  void in_bursts(PagingBurst call, DomId domain, std::span<const Gfn> pages,
+                 std::span<int> errors) noexcept {
+    for (std::size_t at = 0; at < pages.size(); at += PagingHypercalls::kMost) {
+      const std::size_t nb_pages = std::min(PagingHypercalls::kMost, pages.size() - at);
+      (paging_.get()->*call)(domain, pages.subspan(at, nb_pages), errors.subspan(at, nb_pages));
+    }
+  }
 
   /// @return the same numbers as the library wants them; valid until the next call
   xen_pfn_t* frames(std::span<const Gfn> pages) noexcept {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "xen-glue/page_tables.hpp"
 
-#include <unistd.h>
-
 namespace snowfabric::xen {
 namespace {
 
@@ -22,14 +20,14 @@ constexpr std::uint64_t low_bits(unsigned nb_bits) noexcept {
 
 bool is_64_bit(const CpuRecord& cpu) noexcept { return (cpu.efer & kLongModeActive) != 0; }
 
-std::optional<Gfn> page_at(int memory, const CpuRecord& cpu, std::uint64_t address) noexcept {
+std::optional<Gfn> page_at(const ReadRam& read, const CpuRecord& cpu, std::uint64_t address) {
   std::uint64_t table = cpu.cr3 & kFrameMask;
   for (unsigned level = (cpu.cr4 & kFiveLevels) != 0 ? 5 : 4;; --level) {
     const unsigned page_bits = kPageBits + kIndexBits * (level - 1);  // that an entry maps
     const std::uint64_t index = address >> page_bits & low_bits(kIndexBits);
     std::uint64_t entry = 0;
-    const auto at = static_cast<off_t>(table + index * sizeof entry);
-    if (pread(memory, &entry, sizeof entry, at) != sizeof entry) return {};
+    if (!read(table + index * sizeof entry, std::as_writable_bytes(std::span{&entry, 1})))
+      return {};
     if ((entry & kPresent) == 0) return {};
     const bool large = (entry & kLarge) != 0 && level <= kMaxLargeLevel;
     if (level > 1 && !large) {

@@ -10,6 +10,8 @@
 extern "C" {
 #include <xencall.h>
 #include <xenctrl.h>
+
+#include <xen/hvm/dm_op.h>
 }
 
 namespace snowfabric::xen {
@@ -36,6 +38,8 @@ struct PagingHypercalls::Shared {
   std::uint8_t page[kPageSize];
   multicall_entry_t calls[2 * kMost];
   xen_mem_paging_op_t ops[2 * kMost];
+  xen_dm_op asks[kMost];
+  xen_dm_op_buf ask_buffers[kMost];
 
   static constexpr std::size_t nb_pages() { return (sizeof(Shared) + kPageSize - 1) / kPageSize; }
 };
@@ -71,6 +75,31 @@ void PagingHypercalls::evict(DomId domain, std::span<const Gfn> pages,
   }
 }
 
+void PagingHypercalls::nominate(DomId domain, std::span<const Gfn> pages,
+                                std::span<int> errors) noexcept {
+  for (std::size_t i = 0; i < pages.size(); ++i)
+    add(i, XENMEM_paging_op_nominate, domain, pages[i]);
+  const int errnum = call(pages.size());
+  for (std::size_t i = 0; i < pages.size(); ++i) errors[i] = errnum != 0 ? errnum : error(i);
+}
+
+/// Xen has no call that takes a nomination back. Who sets a page's type has Xen ask for it first,
+/// if it is nominated, and what was asked for can be loaded; it keeps its bytes. Source:
+/// set_mem_type() of xen/arch/x86/hvm/dm.c, prepare() of xen/arch/x86/mm/mem_paging.c.
+void PagingHypercalls::free(DomId domain, std::span<const Gfn> pages,
+                            std::span<int> errors) noexcept {
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    add_ask(2 * i, domain, pages[i]);
+    add(2 * i + 1, XENMEM_paging_op_prep, domain, pages[i]);
+    shared_->ops[2 * i + 1].buffer = {shared_->page};
+  }
+  const int errnum = call(2 * pages.size());
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    errors[i] = errnum != 0 ? errnum : error(2 * i);
+    if (errors[i] == EAGAIN && error(2 * i + 1) != ENOENT) errors[i] = error(2 * i + 1);
+  }
+}
+
 int PagingHypercalls::load(DomId domain, Gfn page, const std::byte* bytes) noexcept {
   std::memcpy(shared_->page, bytes, kPageSize);
   shared_->ops[0] = operation(XENMEM_paging_op_prep, domain, page, shared_->page);
@@ -83,6 +112,21 @@ void PagingHypercalls::add(std::size_t at, unsigned what, DomId domain, Gfn page
   shared_->calls[at] = {.op = __HYPERVISOR_memory_op,
                         .result = 0,
                         .args = {XENMEM_paging_op, address(&shared_->ops[at])}};
+}
+
+void PagingHypercalls::add_ask(std::size_t at, DomId domain, Gfn page) noexcept {
+  xen_dm_op& ask = shared_->asks[at / 2];
+  ask = {};
+  ask.op = XEN_DMOP_set_mem_type;
+  ask.u.set_mem_type.mem_type = HVMMEM_ram_rw;
+  ask.u.set_mem_type.nr = 1;
+  ask.u.set_mem_type.first_pfn = page.value;
+  xen_dm_op_buf& buffer = shared_->ask_buffers[at / 2];
+  buffer.h.p = &ask;
+  buffer.size = sizeof ask;
+  shared_->calls[at] = {.op = __HYPERVISOR_dm_op,
+                        .result = 0,
+                        .args = {static_cast<std::uint16_t>(domain), 1, address(&buffer)}};
 }
 
 int PagingHypercalls::call(std::size_t nb_calls) noexcept {

@@ -26,6 +26,8 @@ class PagingHypercalls {
   /// As those of XenCalls. @pre at most kMost pages, and as many errors
   /// @{
   void evict(DomId domain, std::span<const Gfn> pages, std::span<int> errors) noexcept;
+  void nominate(DomId domain, std::span<const Gfn> pages, std::span<int> errors) noexcept;
+  void free(DomId domain, std::span<const Gfn> pages, std::span<int> errors) noexcept;
   int load(DomId domain, Gfn page, const std::byte* bytes) noexcept;
   /// @}
 
@@ -33,6 +35,7 @@ class PagingHypercalls {
   struct Shared;
   PagingHypercalls(xencall_handle* calls, void* memory) noexcept;
   void add(std::size_t at, unsigned what, DomId domain, Gfn page) noexcept;
+  void add_ask(std::size_t at, DomId domain, Gfn page) noexcept;
   [[nodiscard]] int call(std::size_t nb_calls) noexcept;
   [[nodiscard]] int error(std::size_t at) const noexcept;
 

@@ -57,6 +57,8 @@ struct PagingRequest {
 
   /// The guest replaced or gave back the page: its bytes are no longer wanted.
   [[nodiscard]] bool dropped() const noexcept { return (paging_flags & kDropPage) != 0; }
+  /// A vCPU of the guest waits; else somebody of another domain tries again and again.
+  [[nodiscard]] bool holds_vcpu() const noexcept { return (flags & kVcpuPaused) != 0; }
 };
 
 /// The pager's end of the ring. Every request taken is owed one answer: until it has it, Xen keeps

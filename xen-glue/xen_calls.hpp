@@ -36,6 +36,12 @@ struct CpuRecord {
   std::uint64_t gs_base = 0;  ///< of Linux' per-CPU data, as long as the vCPU is in the kernel
 };
 
+/// What becomes of the RAM of a parent that runs on.
+enum class Keep : std::uint8_t {
+  kCopy,     ///< all of it is copied, most of that before the pause
+  kInPlace,  ///< nominated in the pause; whoever serves it copies a page when the parent touches it
+};
+
 enum class Access : std::uint8_t { kRead, kReadWrite };
 
 /// One end of an event channel, bound to a domain; unbound with this object.
@@ -106,8 +112,17 @@ class XenCalls {
   /// @param errors  of each page; as many as pages. EBUSY: more than the guest refers to it
   virtual void paging_evict(DomId domain, std::span<const Gfn> pages,
                             std::span<int> errors) noexcept = 0;
-  /// @param bytes  a page
-  /// @return ENOENT: it is not evicted; ENOMEM: the host is short of memory
+  /// Leaves pages where they are, but who touches one waits for the pager.
+  /// @param errors  as of paging_evict(). EBUSY also: no such page, or it is nominated already
+  virtual void paging_nominate(DomId domain, std::span<const Gfn> pages,
+                               std::span<int> errors) noexcept = 0;
+  /// Gives nominated pages back. Xen asks the pager for each on the way, and nobody waits.
+  /// @pre none is evicted, nor does Xen note what is written
+  /// @param errors  of each page: 0: it is the guest's; EAGAIN: the ring is full; EINVAL: no page
+  virtual void paging_free(DomId domain, std::span<const Gfn> pages,
+                           std::span<int> errors) noexcept = 0;
+  /// @param bytes  a page; one that was asked for but never evicted keeps its own
+  /// @return ENOENT: it is neither evicted nor asked for; ENOMEM: the host is short of memory
   virtual int paging_load(DomId domain, Gfn page, const std::byte* bytes) noexcept = 0;
   virtual int bind(DomId domain, std::uint32_t port, std::unique_ptr<EventPort>& out) noexcept = 0;
 

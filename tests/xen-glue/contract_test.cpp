@@ -4,6 +4,7 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -71,6 +72,10 @@ TEST_F(XenContract, NobodysCallsAreESRCH) {
   EXPECT_EQ(xen.paging_enable(bed.nobody, port), ESRCH);
   EXPECT_EQ(xen.paging_disable(bed.nobody), ESRCH);
   xen.paging_evict(bed.nobody, {&page, 1}, errors);
+  EXPECT_EQ(errors[0], ESRCH);
+  xen.paging_nominate(bed.nobody, {&page, 1}, errors);
+  EXPECT_EQ(errors[0], ESRCH);
+  xen.paging_free(bed.nobody, {&page, 1}, errors);
   EXPECT_EQ(errors[0], ESRCH);
   EXPECT_EQ(xen.paging_load(bed.nobody, page, buffer), ESRCH);
   EXPECT_EQ(xen.paging_ring_page(bed.nobody, page), ESRCH);
@@ -239,6 +244,72 @@ TEST_F(XenContract, OnlyWhatIsThereIsEvicted) {
   xen.paging_evict(bed.domain, pages, errors);
   EXPECT_EQ(errors, (std::vector{0, EBUSY, EBUSY, 0}));
   EXPECT_EQ(nb_paged(), 2U);
+}
+
+TEST_F(XenContract, ANominatedPageStaysAndCanBeMapped) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  const std::vector pages{at(20), at(21), at(22)};
+  fill(pages[0], 7);
+  std::vector<Gfn> refused;
+  ASSERT_TRUE((*pager)->nominate(pages, refused));
+  EXPECT_EQ(refused, std::vector<Gfn>{});
+  EXPECT_EQ(value_of(pages[0]), 7);
+  DomainPager::Fault fault;
+  EXPECT_EQ((*pager)->take(fault), PagingRing::Take::kNone) << "a mapping asked for it";
+  EXPECT_EQ((*pager)->load(pages[0], buffer), ENOENT);
+  EXPECT_EQ((*pager)->set_free(pages), 0);
+}
+
+TEST_F(XenContract, ANominatedPageThatIsGivenBackKeepsItsBytes) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  fill(at(20), 7);
+  std::vector<Gfn> refused;
+  ASSERT_TRUE((*pager)->nominate(std::array{at(20)}, refused));
+  EXPECT_EQ((*pager)->set_free(std::array{at(20)}), 0);
+  DomainPager::Fault fault;
+  ASSERT_EQ((*pager)->take(fault), PagingRing::Take::kRequest);
+  EXPECT_EQ(fault.request.page, at(20));
+  EXPECT_FALSE(fault.request.holds_vcpu());
+  (*pager)->answer(at(20));
+  (*pager)->notify();
+  EXPECT_EQ((*pager)->set_free(std::array{at(20)}), 0);
+  EXPECT_EQ((*pager)->take(fault), PagingRing::Take::kNone) << "of a page that the guest has";
+  EXPECT_EQ(value_of(at(20)), 7);
+  ASSERT_TRUE((*pager)->nominate(std::array{at(20)}, refused));
+  EXPECT_EQ(refused, std::vector<Gfn>{}) << "it was not given back";
+  EXPECT_EQ((*pager)->set_free(std::array{at(20)}), 0);
+}
+
+TEST_F(XenContract, WhereTheRingIsFullAPageIsNotGivenBackYet) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  std::vector<Gfn> pages, refused;
+  for (std::uint64_t i = 0; i < 12; ++i) pages.push_back(at(20 + i));
+  ASSERT_TRUE((*pager)->nominate(pages, refused));
+  std::vector<int> errors(pages.size());
+  xen.paging_free(bed.domain, pages, errors);
+  EXPECT_GT(std::ranges::count(errors, 0), 3);
+  EXPECT_GT(std::ranges::count(errors, EAGAIN), 0);
+  EXPECT_EQ(std::ranges::count(errors, 0) + std::ranges::count(errors, EAGAIN), 12);
+  DomainPager::Fault fault;
+  while ((*pager)->take(fault) == PagingRing::Take::kRequest) (*pager)->answer(fault.request.page);
+  (*pager)->notify();
+  xen.paging_free(bed.domain, pages, errors);
+  EXPECT_EQ(std::ranges::count(errors, 0), 12);
+}
+
+TEST_F(XenContract, OnlyWhatIsThereAndNotNominatedIsNominated) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  std::vector<Gfn> refused;
+  ASSERT_TRUE((*pager)->nominate(std::array{at(20), at(20), bed.hole}, refused));
+  EXPECT_EQ(refused, (std::vector{at(20), bed.hole}));
+  std::vector<int> errors(1);
+  xen.paging_free(bed.domain, {&bed.hole, 1}, errors);
+  EXPECT_EQ(errors[0], EINVAL);
+  EXPECT_EQ((*pager)->set_free(std::array{at(20), bed.hole}), 0);
 }
 
 TEST_F(XenContract, PausesAreCounted) {

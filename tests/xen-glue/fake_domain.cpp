@@ -61,6 +61,7 @@ void FakeDomain::make_ram(Gfn page) {
 }
 
 bool FakeDomain::touch(std::uint32_t vcpu, Gfn page) {
+  const std::lock_guard lock{mutex_};
   if (p2m_[page.value] == P2m::kRam) return true;
   vcpus_[vcpu] = {.wants = page, .nb_asked = 0};
   ask();
@@ -68,8 +69,9 @@ bool FakeDomain::touch(std::uint32_t vcpu, Gfn page) {
 }
 
 void FakeDomain::touch_for(std::uint32_t vcpu, Gfn page) {
+  const std::lock_guard lock{mutex_};
   if (!vcpus_[vcpu].wants) vcpus_[vcpu].wants = page;
-  if (state(page) == P2m::kEvicted) state(page) = P2m::kAsked;
+  if (can_be_asked(page)) mark_asked(page);
   if (put(page, vcpu, kVcpuPaused, 0)) ++vcpus_[vcpu].nb_asked;
 }
 
@@ -87,10 +89,28 @@ int FakeDomain::evict(Gfn page) {
   return 0;
 }
 
+/// @return 0 or errno
+int FakeDomain::nominate(Gfn page) {
+  if (!known(page) || state(page) != P2m::kRam || referred.contains(page)) return EBUSY;
+  state(page) = P2m::kNominated;
+  return 0;
+}
+
+/// @return 0 or errno
+int FakeDomain::free(Gfn page) {
+  const std::lock_guard lock{mutex_};
+  if (!known(page) || state(page) == P2m::kNone) return EINVAL;
+  if (state(page) == P2m::kNominated) ask_for_dom0(page);
+  if (state(page) == P2m::kNominated) return EAGAIN;
+  make_ram(page);
+  return 0;
+}
+
 void FakeDomain::replace(Gfn page) { make_ram(page); }
 
 void FakeDomain::drop(Gfn page) {
-  if (paging_ && is_missing(page)) put(page, 0, 0, kDropPage);
+  const std::lock_guard lock{mutex_};
+  if (paging_ && state(page) != P2m::kRam) put(page, 0, 0, kDropPage);
   make_ram(page);
   state(page) = P2m::kNone;
   if (dirty) dirty->insert(page);
@@ -126,25 +146,34 @@ void FakeDomain::ask() {
       vcpu.wants.reset();
     else if (!paging_)
       crashed = true;
-    else if (state(*vcpu.wants) == P2m::kEvicted && put(*vcpu.wants, i, kVcpuPaused, 0)) {
+    else if (can_be_asked(*vcpu.wants) && put(*vcpu.wants, i, kVcpuPaused, 0)) {
       vcpu.nb_asked = 1;
-      state(*vcpu.wants) = P2m::kAsked;
+      mark_asked(*vcpu.wants);
     }
   }
 }
 
+bool FakeDomain::can_be_asked(Gfn page) {
+  return state(page) == P2m::kEvicted || state(page) == P2m::kNominated;
+}
+void FakeDomain::mark_asked(Gfn page) {
+  state(page) = state(page) == P2m::kEvicted ? P2m::kAsked : P2m::kWanted;
+}
+
 /// Who maps a page does not wait for it.
 void FakeDomain::ask_for_dom0(Gfn page) {
-  if (paging_ && state(page) == P2m::kEvicted && put(page, 0, 0, 0)) state(page) = P2m::kAsked;
+  if (paging_ && can_be_asked(page) && put(page, 0, 0, 0)) mark_asked(page);
 }
 
 void FakeDomain::on_notify() {
+  const std::lock_guard lock{mutex_};
   const auto answered = std::atomic_ref{ring_word(ring(), 2)}.load(std::memory_order_acquire);
   for (; heard_ != answered; ++heard_) {
     RingSlot answer;
     std::memcpy(&answer, ring().data() + kRingSlotsAt + heard_ % kRingSlots * kRingSlotBytes,
                 sizeof answer);
     if ((answer.flags & kVcpuPaused) == 0 || answer.vcpu >= vcpus_.size()) continue;
+    if (known({answer.gfn}) && state({answer.gfn}) == P2m::kWanted) state({answer.gfn}) = P2m::kRam;
     if (Vcpu& vcpu = vcpus_[answer.vcpu]; vcpu.nb_asked > 0) --vcpu.nb_asked;
   }
   ask();

@@ -221,11 +221,30 @@ void FakeXen::paging_evict(DomId id, std::span<const Gfn> pages, std::span<int> 
   }
 }
 
+void FakeXen::paging_nominate(DomId id, std::span<const Gfn> pages,
+                              std::span<int> errors) noexcept {
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    FakeDomain* domain;
+    errors[i] = begin(Call::kNominate, id, domain);
+    if (errors[i] == 0) errors[i] = domain->nominate(pages[i]);
+  }
+}
+
+void FakeXen::paging_free(DomId id, std::span<const Gfn> pages, std::span<int> errors) noexcept {
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    FakeDomain* domain;
+    errors[i] = begin(Call::kFree, id, domain);
+    if (errors[i] == 0) errors[i] = domain->free(pages[i]);
+  }
+}
+
 int FakeXen::paging_load(DomId id, Gfn page, const std::byte* bytes) noexcept {
   FakeDomain* domain;
   if (const int errnum = begin(Call::kLoad, id, domain)) return errnum;
-  if (!domain->known(page) || !domain->is_missing(page)) return ENOENT;
-  std::memcpy(domain->page(page), bytes, kPageSize);
+  if (!domain->known(page)) return ENOENT;
+  const bool is_missing = domain->is_missing(page);
+  if (!is_missing && domain->state(page) != FakeDomain::P2m::kWanted) return ENOENT;
+  if (is_missing) std::memcpy(domain->page(page), bytes, kPageSize);
   domain->make_ram(page);
   return 0;
 }

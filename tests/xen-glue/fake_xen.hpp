@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <vector>
@@ -30,6 +31,8 @@ enum class Call : std::uint8_t {
   kEnable,
   kDisable,
   kEvict,
+  kNominate,
+  kFree,
   kLoad,
   kBind,
   kGetContext,
@@ -46,7 +49,7 @@ enum class Call : std::uint8_t {
 class FakeDomain {
  public:
   static constexpr Gfn kRingPage{0xfeff8};
-  enum class P2m : std::uint8_t { kNone, kRam, kEvicted, kAsked };
+  enum class P2m : std::uint8_t { kNone, kRam, kNominated, kWanted, kEvicted, kAsked };
 
   /// @param nb_room  more pages that it may get
   FakeDomain(std::uint64_t nb_pages, std::uint32_t nb_vcpus, std::uint64_t nb_room);
@@ -67,10 +70,16 @@ class FakeDomain {
   void replace(Gfn page);
   /// The guest gives the page back: Xen tells the pager.
   void drop(Gfn page);
-  [[nodiscard]] bool vcpu_waits(std::uint32_t vcpu) const { return vcpus_[vcpu].wants.has_value(); }
+  [[nodiscard]] bool vcpu_waits(std::uint32_t vcpu) const {
+    const std::lock_guard lock{mutex_};
+    return vcpus_[vcpu].wants.has_value();
+  }
   [[nodiscard]] bool anybody_waits() const;
   [[nodiscard]] std::byte* page(Gfn page) noexcept;
-  [[nodiscard]] P2m p2m(Gfn page) const { return p2m_[page.value]; }
+  [[nodiscard]] P2m p2m(Gfn page) const {
+    const std::lock_guard lock{mutex_};
+    return p2m_[page.value];
+  }
   [[nodiscard]] std::span<std::byte, kPageSize> ring() noexcept;
 
   /// The guest writes all of a page.
@@ -102,12 +111,18 @@ class FakeDomain {
   bool put(Gfn page, std::uint32_t vcpu, std::uint32_t flags, std::uint32_t paging_flags);
   void ask();
   void ask_for_dom0(Gfn page);
+  [[nodiscard]] bool can_be_asked(Gfn page);
+  void mark_asked(Gfn page);
   void on_notify();
   void enable();
   [[nodiscard]] int evict(Gfn page);
+  [[nodiscard]] int nominate(Gfn page);
+  [[nodiscard]] int free(Gfn page);
   void make_ram(Gfn page);
   [[nodiscard]] bool is_missing(Gfn page);
 
+  /// A pager's thread answers while a test touches pages.
+  mutable std::recursive_mutex mutex_;
   UniqueFd memory_;
   std::byte* mapped_;
   std::vector<P2m> p2m_;
@@ -147,6 +162,10 @@ class FakeXen final : public XenCalls {
   int paging_disable(DomId domain) noexcept override;
   void paging_evict(DomId domain, std::span<const Gfn> pages,
                     std::span<int> errors) noexcept override;
+  void paging_nominate(DomId domain, std::span<const Gfn> pages,
+                       std::span<int> errors) noexcept override;
+  void paging_free(DomId domain, std::span<const Gfn> pages,
+                   std::span<int> errors) noexcept override;
   int paging_load(DomId domain, Gfn page, const std::byte* bytes) noexcept override;
   int bind(DomId domain, std::uint32_t port, std::unique_ptr<EventPort>& out) noexcept override;
   int get_context(DomId domain, std::vector<std::byte>& out) noexcept override;

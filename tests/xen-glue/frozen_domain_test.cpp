@@ -21,6 +21,8 @@ using namespace std::chrono_literals;
 constexpr DomId kDom{6};
 constexpr std::uint64_t kNbPages = 512;
 constexpr std::uint64_t kPerCpu = 0xffff'd001'40e0'9000;  // no index into a table is 0
+/// Pages of the per-CPU data that are RAM, and the tables that lead to them.
+const std::vector kEager{Gfn{30}, Gfn{70}, Gfn{505}, Gfn{506}, Gfn{507}, Gfn{508}};
 constexpr const char* kType = "/libxl/6/type";
 constexpr const char* kSize = "/local/domain/6/memory/static-max";
 
@@ -70,7 +72,7 @@ TEST_F(FrozenDomainTest, HoldsRamAndStateAndLetsTheParentRunOn) {
   EXPECT_EQ(frozen->state.tsc, domain.tsc);
   EXPECT_EQ(frozen->state.nb_vcpus, 2U);
   EXPECT_EQ(frozen->state.target_kib, 1024U);
-  EXPECT_EQ(frozen->state.eager, (std::vector{Gfn{30}, Gfn{70}}));
+  EXPECT_EQ(frozen->state.eager, kEager);
   // Two pages of the pattern are zero, and take no memory.
   EXPECT_EQ(frozen->zeros,
             (std::vector{PageRange{Gfn{0}, 1}, PageRange{Gfn{251}, 1}, PageRange{Gfn{502}, 1}}));
@@ -78,6 +80,62 @@ TEST_F(FrozenDomainTest, HoldsRamAndStateAndLetsTheParentRunOn) {
   for (std::uint64_t i = 0; i < kNbPages; ++i)
     ASSERT_EQ(byte_of(*frozen, i), static_cast<int>(i % 251));
   EXPECT_EQ(xen.nb_mapped, 0U);
+}
+
+TEST_F(FrozenDomainTest, RamThatIsKeptInPlaceIsServedFromBeforeTheParentRunsOn) {
+  std::unique_ptr<NominatedRam> ram;
+  const auto frozen = FrozenDomain::take(
+      Domain{xen, kDom}, {.in_place = InPlace{.begins = [](std::uint64_t) {},
+                                              .calls = &xen,
+                                              .serve =
+                                                  [&](auto taken) {
+                                                    EXPECT_TRUE(domain.info.suspended);
+                                                    ram = std::move(taken);
+                                                    return Result<void>{};
+                                                  }}});
+  ASSERT_TRUE(frozen) << frozen.error().what;
+  expect_running();
+  ASSERT_TRUE(ram);
+  EXPECT_EQ(domain.p2m(Gfn{100}), FakeDomain::P2m::kNominated);
+  EXPECT_EQ(domain.p2m(Gfn{70}), FakeDomain::P2m::kRam) << "Xen would ask for it again and again";
+  EXPECT_EQ(frozen->state.eager, kEager);
+  EXPECT_EQ(frozen->state.context, domain.context);
+  EXPECT_TRUE(frozen->zeros.empty());
+  EXPECT_EQ(byte_of(*frozen, 100), 0) << "a copy, too";
+}
+
+TEST_F(FrozenDomainTest, FreePagesOfRamThatIsKeptInPlaceAreTheGuests) {
+  FakeAgent agent{xen, kDom, kNbPages, Gfn{400}};
+  agent.free = {Gfn{200}, Gfn{201}, Gfn{202}};
+  xen.on_suspend = [&] { domain.write(Gfn{201}, std::byte{9}); };
+  std::unique_ptr<NominatedRam> ram;
+  const auto frozen =
+      FrozenDomain::take(Domain{xen, kDom}, {.in_place = InPlace{.begins = [](std::uint64_t) {},
+                                                                 .calls = &xen,
+                                                                 .serve =
+                                                                     [&](auto taken) {
+                                                                       ram = std::move(taken);
+                                                                       return Result<void>{};
+                                                                     }}});
+  ASSERT_TRUE(frozen) << frozen.error().what;
+  EXPECT_EQ(frozen->nb_free_pages, 3U);
+  EXPECT_EQ(frozen->nb_avoided_pages, 2U);
+  EXPECT_EQ(frozen->zeros, (std::vector{PageRange{Gfn{200}, 1}, PageRange{Gfn{202}, 1}}));
+  EXPECT_EQ(domain.p2m(Gfn{200}), FakeDomain::P2m::kRam);
+  EXPECT_EQ(domain.p2m(Gfn{201}), FakeDomain::P2m::kNominated);
+}
+
+TEST_F(FrozenDomainTest, AServerThatCannotStartLeavesTheParentAllItsRam) {
+  const auto frozen = FrozenDomain::take(
+      Domain{xen, kDom},
+      {.in_place = InPlace{.begins = [](std::uint64_t) {},
+                           .calls = &xen,
+                           .serve = [&](auto) { return Result<void>{fail(ENOMEM, "a thread")}; }}});
+  ASSERT_FALSE(frozen);
+  EXPECT_EQ(frozen.error().errnum, ENOMEM);
+  expect_running();
+  for (std::uint64_t i = 0; i < kNbPages; ++i)
+    ASSERT_EQ(domain.p2m(Gfn{i}), FakeDomain::P2m::kRam) << i;
 }
 
 TEST_F(FrozenDomainTest, HoldsWhatTheGuestWroteWhileItWasCopied) {
@@ -205,7 +263,7 @@ TEST_F(FrozenDomainTest, AVcpuThatIsDownHasNoRecord) {
   const auto frozen = freeze();
   ASSERT_TRUE(frozen) << frozen.error().what;
   EXPECT_EQ(frozen->state.nb_vcpus, 2U);
-  EXPECT_EQ(frozen->state.eager, (std::vector{Gfn{30}, Gfn{70}}));
+  EXPECT_EQ(frozen->state.eager, kEager);
 }
 
 TEST_F(FrozenDomainTest, A32BitGuestIsRefused) {

@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "xen-glue/page_tables.hpp"
 
-#include <unistd.h>
-
 #include <cstring>
 #include <optional>
 #include <random>
 #include <vector>
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 
-#include "fabric/base/unique_fd.hpp"
 #include "tests/xen-glue/page_table_builder.hpp"
 
 namespace snowfabric::xen::test {
@@ -25,14 +21,16 @@ class PageTables : public testing::Test {
  protected:
   /// As page_at() finds it in what a test has written.
   [[nodiscard]] std::optional<Gfn> find(const CpuRecord& cpu, std::uint64_t address) const {
-    EXPECT_EQ(pwrite(memory_.get(), ram_.data(), ram_.size(), 0),
-              static_cast<ssize_t>(ram_.size()));
-    return page_at(memory_.get(), cpu, address);
+    const ReadRam read = [this](std::uint64_t at, std::span<std::byte> out) {
+      if (at + out.size() > ram_.size()) return false;
+      std::memcpy(out.data(), ram_.data() + at, out.size());
+      return true;
+    };
+    return page_at(read, cpu, address);
   }
   [[nodiscard]] std::byte* page(Gfn page) { return ram_.data() + page.value * kPageSize; }
 
   std::vector<std::byte> ram_ = std::vector<std::byte>(kNbPages * kPageSize);
-  UniqueFd memory_{memfd_create("page tables", MFD_CLOEXEC)};
   PageTableBuilder tables_{[this](Gfn gfn) { return page(gfn); }, Gfn{3}};
 };
 

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""In dom0: forks of a parent whose memory stays in place, copied page by page when the parent touches it. The parent gets it
+back from a memserver that ends, and from its guard if memserver is killed. Ends with status 0 if all memories are right."""
+import xenfork
+
+
+def checked(what, good):
+    print(f"{what}: {'good' if good else 'BAD'}", flush=True)
+    return good
+
+
+def main():
+    xenfork.make_folders()
+    xenfork.make_network()
+    parent = xenfork.Parent("memory=160", "vcpus=2", 'extra="console=hvc0 panic=-1 SF_MIB=16 SF_LOOKERS=2"',
+                            server_args=("--xen-ram", "in-place"))
+    print(parent.forked, flush=True)
+    good = checked("its memory stayed in place", parent.forked["freeze"]["in_place"] == 1)
+    good &= checked("parent while it is served", parent.row()["checksum_ok"])
+    clones = xenfork.Clones(["clone1"])
+    clones.wait(xenfork.PATIENCE_S)
+    row = clones.rows()[0]
+    print(row, flush=True)
+    good &= checked("clone", row["checksum_ok"])
+    complaints = xenfork.end([*clones.processes(), parent.server], ["clone1"])
+    good &= checked("end of all", not complaints)
+    parent.ticks_then = len(xenfork.ticks(xenfork.PARENT))
+    good &= checked("parent with its memory back", parent.row()["checksum_ok"])
+    parent.freeze("--xen-ram", "in-place")
+    parent.server.kill()
+    parent.ticks_then = len(xenfork.ticks(xenfork.PARENT))
+    good &= checked("parent whose memserver was killed", parent.row()["checksum_ok"])
+    print("\n".join(complaints))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    xenfork.script(main)
