@@ -22,8 +22,8 @@ void Guest::add_vcpu(std::vector<std::uint64_t> order, Nanos think) {
   vcpus_.push_back({.order = std::move(order), .think = think, .ready_at = now_});
 }
 
-void Guest::broken(Gfn page, const char* what) {
-  judge_.broken(fmt::format("{} ns: {}, page {}: {}", now_.count(), name_, page.value, what));
+void Guest::broken(Breach kind, Gfn page, const char* what) {
+  judge_.broken(kind, fmt::format("{} ns: {}, page {}: {}", now_.count(), name_, page.value, what));
 }
 
 // --- vCPUs -----------------------------------------------------------------------------------
@@ -39,7 +39,8 @@ void Guest::run(Vcpu& vcpu) {
   while (!vcpu.waits() && vcpu.next < vcpu.order.size() && vcpu.ready_at <= now_) {
     const PageState state = presence_.state(vcpu.page());
     if (state == PageState::kPresent || state == PageState::kClaimedByGuest) {
-      if (!has_[vcpu.page().value]) broken(vcpu.page(), "the bitmap has it, the guest has not");
+      if (!has_[vcpu.page().value])
+        broken(Breach::kBitmap, vcpu.page(), "the bitmap has it, the guest has not");
       touched(vcpu);
     } else {
       vcpu.waits_since = now_;
@@ -130,21 +131,25 @@ Install Guest::install(Gfn first, std::span<const std::byte> pages) noexcept {
 
 Install Guest::install_zeros(PageRange pages) noexcept {
   if (gone_) return Install::kGone;
+  if (nb_busy > 0) {
+    --nb_busy;
+    return Install::kAgain;
+  }
   for (std::uint64_t i = 0; i < pages.nb_pages; ++i) take(Gfn{pages.first.value + i}, nullptr);
   return Install::kDone;
 }
 
 /// @param bytes  of the page, or nullptr for zeros
 void Guest::take(Gfn page, const std::byte* bytes) {
-  if (page.value >= image_.nb_pages) return broken(page, "is not in the image");
+  if (page.value >= image_.nb_pages) return broken(Breach::kBytes, page, "is not in the image");
   if (!presence_.claim(page, PageState::kClaimedByMemtap)) {
     counters_.skipped_pages.add(1);
     return wake(page);
   }
-  if (has_[page.value]) broken(page, "installed twice, or over the guest's own");
+  if (has_[page.value]) broken(Breach::kTwice, page, "installed twice, or over the guest's own");
   const bool right = bytes != nullptr ? std::memcmp(bytes, image_.page(page).data(), kPageSize) == 0
                                       : image_.is_zero(page);
-  if (!right) broken(page, "installed with wrong bytes");
+  if (!right) broken(Breach::kBytes, page, "installed with wrong bytes");
   (bytes != nullptr ? counters_.installed_pages : counters_.zero_pages).add(1);
   has_[page.value] = true;
   presence_.mark_present(page);

@@ -78,7 +78,7 @@ class Guest final : public GuestAdapter {
   void touched(Vcpu& vcpu);
   void take(Gfn page, const std::byte* bytes);
   void wake(Gfn page);
-  void broken(Gfn page, const char* what);
+  void broken(Breach kind, Gfn page, const char* what);
 
   std::string name_;
   const TestImage& image_;

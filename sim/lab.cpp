@@ -60,7 +60,8 @@ void Lab::kill_server() {
   say("server dies");
 }
 
-Memtap& Lab::add_memtap(const LinkConfig& link, const std::function<void(ClientConfig&)>& tune) {
+Memtap& Lab::add_memtap(const LinkConfig& link, const std::function<void(ClientConfig&)>& tune,
+                        bool starts) {
   auto memtap = std::make_unique<Memtap>(kInstant, link);
   const std::size_t number = memtaps_.size() + 1;
   memtap->name = fmt::format("memtap{}", number);
@@ -72,7 +73,7 @@ Memtap& Lab::add_memtap(const LinkConfig& link, const std::function<void(ClientC
                     .mtu_bytes = server_config_.mtu_bytes};
   if (tune) tune(memtap->config);
   memtaps_.push_back(std::move(memtap));
-  start_memtap(*memtaps_.back());
+  if (starts) start_memtap(*memtaps_.back());
   return *memtaps_.back();
 }
 
@@ -157,7 +158,8 @@ void Lab::step() {
 }
 
 void Lab::on_event(const Event& event) {
-  if (event.party == nullptr) return scripts_[event.script]();
+  if (event.party == nullptr)
+    return event.frame != nullptr ? switch_frame(event.frame) : scripts_[event.script]();
   Party& party = *event.party;
   if (event.frame == nullptr) {
     if (event.when != party.turn_at) return;  // another turn was due before
@@ -197,6 +199,7 @@ void Lab::turn(Party& party) {
   if (party.paused_until > now_) return schedule(party, party.paused_until);
   const Nanos next = &party == &server_ ? turn_server() : turn_memtap(static_cast<Memtap&>(party));
   if (next != Nanos::max()) schedule(party, next);
+  if (after_turn) after_turn(party);
 }
 
 // --- turns -----------------------------------------------------------------------------------
@@ -298,34 +301,34 @@ void Lab::send_requests(Memtap& memtap) {
 void Lab::inject(Party& to, Bytes frame) {
   frame.resize(std::max(frame.size(), sizeof(wire::EthHdr)));
   std::memcpy(frame.data(), &to.mac, sizeof to.mac);
-  carry(to, nullptr, std::make_shared<const Bytes>(std::move(frame)), now_);
+  carry(to, std::make_shared<const Bytes>(std::move(frame)));
 }
 
 void Lab::send(Party& from, FramePtr frame) {
-  const wire::EthHdr eth = header_of(*frame);
-  wire::Frame parsed;
-  const bool ours = wire::parse(payload_of(*frame), parsed) == wire::Drop::kNone;
-  const wire::Frame* seen = ours ? &parsed : nullptr;
-  from.up.carry(frame->size(), seen, now_, prng_, [&](Nanos arrived, bool corrupted) {
-    if (!corrupted) switch_frame(eth, seen, frame, arrived);
+  from.up.carry(*frame, now_, prng_, [&](Nanos arrives, bool corrupted) {
+    FramePtr received = corrupted ? corrupt(*frame) : frame;
+    if (received == nullptr) {
+      ++from.tx_refused_by_switch;
+      return;
+    }
+    events_.push(
+        {.when = arrives, .order = next_order_++, .party = nullptr, .frame = std::move(received)});
   });
 }
 
-/// To each port it is for. What it meets there is decided now, though it arrives later: a link is
-/// some us long.
-void Lab::switch_frame(const wire::EthHdr& eth, const wire::Frame* parsed, const FramePtr& frame,
-                       Nanos arrived) {
+/// To each port it is for.
+void Lab::switch_frame(const FramePtr& frame) {
+  const wire::EthHdr eth = header_of(*frame);
   if (eth.src != kServerMac && (eth.dst == kServerMac || eth.dst == kBroadcast))
-    carry(server_, parsed, frame, arrived);
+    carry(server_, frame);
   for (const auto& memtap : memtaps_)
     if (eth.src != memtap->mac && (eth.dst == memtap->mac || eth.dst.is_multicast()))
-      carry(*memtap, parsed, frame, arrived);
+      carry(*memtap, frame);
 }
 
-void Lab::carry(Party& to, const wire::Frame* parsed, const FramePtr& frame, Nanos when) {
-  to.down.carry(frame->size(), parsed, when, prng_, [&](Nanos arrives, bool corrupted) {
-    FramePtr received = frame;
-    if (corrupted) received = corrupt(*frame);
+void Lab::carry(Party& to, const FramePtr& frame) {
+  to.down.carry(*frame, now_, prng_, [&](Nanos arrives, bool corrupted) {
+    FramePtr received = corrupted ? corrupt(*frame) : frame;
     if (received == nullptr) {
       ++to.rx_refused_by_card;
       return;
@@ -339,7 +342,10 @@ void Lab::carry(Party& to, const wire::Frame* parsed, const FramePtr& frame, Nan
 /// A bit of a page's data flips behind the card that checked the frame; any other damage that card
 /// sees, and drops the frame. @return nullptr: that
 FramePtr Lab::corrupt(const Bytes& frame) {
-  if (frame.size() <= wire::kPageHeaderBytes) return nullptr;
+  wire::Frame parsed;
+  if (wire::parse(payload_of(frame), parsed) != wire::Drop::kNone ||
+      parsed.type != wire::FrameType::kPage)
+    return nullptr;
   auto flipped = std::make_shared<Bytes>(frame);
   const std::size_t bit = prng_.next() % ((frame.size() - wire::kPageHeaderBytes) * 8);
   (*flipped)[wire::kPageHeaderBytes + bit / 8] ^= std::byte{1} << (bit % 8);

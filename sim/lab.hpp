@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <queue>
 #include <span>
@@ -48,6 +47,7 @@ struct Party {
   /// Frames carried to it are in one of these, in `rx`, or under way.
   std::uint64_t rx_taken = 0, rx_ring_full = 0, rx_died_with_it = 0, rx_refused_by_card = 0;
   std::uint64_t nb_under_way = 0;
+  std::uint64_t tx_refused_by_switch = 0;  ///< damaged on the way there
   Nanos busy_until{0}, turn_at = Nanos::max();
 };
 
@@ -90,7 +90,9 @@ class Lab {
   Lab(const TestImage& image, const ServerConfig& server, std::uint64_t seed);
 
   /// @param link  from the switch; the way to it is perfect until somebody sets `up`
-  Memtap& add_memtap(const LinkConfig& link, const std::function<void(ClientConfig&)>& tune = {});
+  /// @param starts  false: its process comes by start_memtap()
+  Memtap& add_memtap(const LinkConfig& link, const std::function<void(ClientConfig&)>& tune = {},
+                     bool starts = true);
   Guest& add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Nanos think = {});
 
   void kill_server();
@@ -120,6 +122,8 @@ class Lab {
   [[nodiscard]] std::uint64_t wire_bytes() const { return wire_bytes_; }
   /// A memtap that no server has answered ends, as the program does; false: it asks on.
   bool unanswered_end = false;
+  /// Called after each turn of a party; may be empty.
+  std::function<void(const Party&)> after_turn;
   /// Says each event that a reader of a failed run wants to know; unset: nothing is said.
   std::function<void(Nanos, const std::string&)> trace;
 
@@ -127,8 +131,8 @@ class Lab {
   struct Event {
     Nanos when;
     std::uint64_t order;
-    Party* party;    // a frame or a turn of it; nullptr: a script
-    FramePtr frame;  // nullptr: a turn
+    Party* party;    // a frame or a turn of it; nullptr: a script, or a frame
+    FramePtr frame;  // nullptr: a turn, or a script; without a party: at the switch
     std::size_t script = 0;
     bool operator<(const Event& other) const {
       return when != other.when ? when > other.when : order > other.order;
@@ -148,9 +152,8 @@ class Lab {
   Nanos run_guests(Memtap& memtap);
   void send_requests(Memtap& memtap);
   void send(Party& from, FramePtr frame);
-  void switch_frame(const wire::EthHdr& eth, const wire::Frame* parsed, const FramePtr& frame,
-                    Nanos arrived);
-  void carry(Party& to, const wire::Frame* parsed, const FramePtr& frame, Nanos when);
+  void switch_frame(const FramePtr& frame);
+  void carry(Party& to, const FramePtr& frame);
   [[nodiscard]] FramePtr corrupt(const Bytes& frame);
   void say(const std::string& what) const;
 

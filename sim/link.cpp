@@ -3,11 +3,8 @@
 
 namespace snowfabric::sim {
 
-bool Link::is_lost(const wire::Frame* parsed, Prng& prng) {
-  if (down) {
-    ++counters.cut_off;
-    return true;
-  }
+/// On the wire: a frame that is lost takes its time there.
+bool Link::is_lost(std::span<const std::byte> bytes, Prng& prng) {
   in_burst_ =
       in_burst_ ? prng.uniform() >= config.burst_ends : prng.uniform() < config.burst_begins;
   if (in_burst_) {
@@ -18,11 +15,12 @@ bool Link::is_lost(const wire::Frame* parsed, Prng& prng) {
     ++counters.lost;
     return true;
   }
-  if (drop && parsed != nullptr && drop(*parsed)) {
-    ++counters.dropped_by_script;
-    return true;
-  }
-  return false;
+  wire::Frame parsed;
+  if (!drop || wire::parse(bytes.subspan(sizeof(wire::EthHdr)), parsed) != wire::Drop::kNone)
+    return false;
+  const bool dropped = drop(parsed);
+  counters.dropped_by_script += dropped ? 1 : 0;
+  return dropped;
 }
 
 }  // namespace snowfabric::sim

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 
 #include "fabric/base/prng.hpp"
 #include "fabric/base/time.hpp"
@@ -35,20 +36,23 @@ class Link {
   explicit Link(const LinkConfig& start) : config{start} {}
 
   /// What becomes of a frame that is sent now.
-  /// @param parsed  nullptr: it is no frame of the fabric
+  /// @param bytes    all of it
   /// @param arrives  called with each time at which a copy arrives, and whether a bit of it flipped
   template <class Arrives>
-  void carry(std::size_t nb_bytes, const wire::Frame* parsed, Nanos now, Prng& prng,
-             Arrives&& arrives) {
+  void carry(std::span<const std::byte> bytes, Nanos now, Prng& prng, Arrives&& arrives) {
     ++counters.offered;
-    if (is_lost(parsed, prng)) return;
+    if (down) {
+      ++counters.cut_off;
+      return;
+    }
     const Nanos start = now > free_at_ ? now : free_at_;
     const double waiting = std::chrono::duration<double>(start - now).count() * config.bytes_per_s;
     if (waiting > static_cast<double>(config.queue_bytes)) {
       ++counters.queue_full;
       return;
     }
-    free_at_ = start + time_on_wire(nb_bytes);
+    free_at_ = start + time_on_wire(bytes.size());
+    if (is_lost(bytes, prng)) return;
     const bool twice = prng.uniform() < config.duplicate;
     counters.duplicated += twice ? 1 : 0;
     for (int copy = 0; copy < (twice ? 2 : 1); ++copy) {
@@ -72,7 +76,7 @@ class Link {
   LinkCounters counters;
 
  private:
-  bool is_lost(const wire::Frame* parsed, Prng& prng);
+  bool is_lost(std::span<const std::byte> bytes, Prng& prng);
   [[nodiscard]] Nanos jitter(Prng& prng) const {
     return Nanos{
         static_cast<std::int64_t>(prng.uniform() * static_cast<double>(config.jitter.count()))};

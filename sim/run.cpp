@@ -2,6 +2,8 @@
 #include "sim/run.hpp"
 
 #include <algorithm>
+#include <map>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -30,6 +32,10 @@ class Play {
         prng_{scenario.seed ^ 0xf00dU} {
     lab_.trace = trace;
     lab_.unanswered_end = true;
+    lab_.after_turn = [this](const Party& party) { check_bounds(party); };
+    lab_.server().speed.rx_ring = scenario.rx_ring;
+    lab_.server().up.config.bytes_per_s = lab_.server().down.config.bytes_per_s =
+        scenario.bytes_per_s;
     for (std::uint32_t i = 0; i < scenario.nb_memtaps; ++i) add_memtap(i);
     for (const Fault& fault : scenario.faults) plan(fault);
   }
@@ -47,19 +53,33 @@ class Play {
     check(lab_.server());
     outcome.nb_frames += lab_.server().rx_taken;
     outcome.nb_broken = lab_.judge().nb_broken();
+    outcome.first = lab_.judge().first();
     outcome.broken = lab_.judge().broken();
+    outcome.nb_kinds_begun = begun_.size();
     return outcome;
   }
 
  private:
   void add_memtap(std::uint32_t number) {
-    Memtap& memtap = lab_.add_memtap(LinkConfig{});
+    const auto tune = [this](ClientConfig& config) {
+      config.max_inflight = scenario_.max_inflight;
+      config.partial_pages = scenario_.max_inflight;
+    };
+    const bool is_late = std::ranges::any_of(scenario_.faults, [&](const Fault& fault) {
+      return fault.kind == FaultKind::kLateJoin && index_of(fault) == number;
+    });
+    Memtap& memtap = lab_.add_memtap(LinkConfig{}, tune, !is_late);
     memtap.up.config.delay = 1us;
+    memtap.up.config.bytes_per_s = memtap.down.config.bytes_per_s = scenario_.bytes_per_s;
+    memtap.speed.rx_ring = scenario_.rx_ring;
     memtap.prefetch = scenario_.prefetch;
     for (std::uint32_t g = 0; g < scenario_.guests_per_memtap; ++g) {
       const bool same = prng_.uniform() < scenario_.overlap;
       const std::uint64_t order_seed = same ? scenario_.seed : prng_.next();
-      lab_.add_guest(memtap, shuffled(scenario_.nb_pages, order_seed), number % 2 == 0 ? 0us : 2us);
+      const Nanos think = number % 2 == 0 ? 0us : 2us;
+      Guest& guest = lab_.add_guest(memtap, shuffled(scenario_.nb_pages, order_seed), think);
+      for (std::uint32_t vcpu = 1; vcpu < scenario_.vcpus; ++vcpu)
+        guest.add_vcpu(shuffled(scenario_.nb_pages, order_seed + vcpu), think);
     }
   }
 
@@ -67,12 +87,13 @@ class Play {
     if (fault.party == 0) return lab_.server();
     return memtap(fault);
   }
-  Memtap& memtap(const Fault& fault) {
-    return *lab_.memtaps()[(fault.party + scenario_.nb_memtaps - 1) % scenario_.nb_memtaps];
+  [[nodiscard]] std::uint32_t index_of(const Fault& fault) const {
+    return (fault.party + scenario_.nb_memtaps - 1) % scenario_.nb_memtaps;
   }
+  Memtap& memtap(const Fault& fault) { return *lab_.memtaps()[index_of(fault)]; }
   Guest& guest(const Fault& fault) {
     const auto& guests = memtap(fault).guests;
-    return *guests[static_cast<std::size_t>(fault.length.count()) % guests.size()];
+    return *guests[fault.guest % guests.size()];
   }
 
   void plan(const Fault& fault) {
@@ -107,14 +128,13 @@ class Play {
     }
   }
   void begin(const Fault& fault) {
+    begun_.insert(fault.kind);
     say(fault, "begins");
     set(fault, fault.amount);
     switch (fault.kind) {
       case FaultKind::kPartition: party(fault).up.down = party(fault).down.down = true; return;
-      case FaultKind::kCrash:
-        if (fault.party == 0) return lab_.kill_server();
-        return lab_.kill_memtap(memtap(fault));
-      case FaultKind::kLateJoin: return lab_.kill_memtap(memtap(fault));
+      case FaultKind::kCrash: return take_down(fault);
+      case FaultKind::kLateJoin: ++nb_down_[&memtap(fault)]; return;
       case FaultKind::kServerDeath: server_is_dead_ = true; return lab_.kill_server();
       case FaultKind::kPause: return lab_.pause(party(fault), fault.at + fault.length);
       case FaultKind::kGuestDeath: return lab_.kill_guest(memtap(fault), guest(fault));
@@ -139,15 +159,21 @@ class Play {
     switch (fault.kind) {
       case FaultKind::kPartition: party(fault).up.down = party(fault).down.down = false; break;
       case FaultKind::kCrash:
-        if (fault.party != 0)
-          lab_.start_memtap(memtap(fault));
-        else if (!server_is_dead_)
-          lab_.start_server(static_cast<std::uint32_t>(prng_.next()) | 1U);
-        break;
-      case FaultKind::kLateJoin: lab_.start_memtap(memtap(fault)); break;
+      case FaultKind::kLateJoin: bring_up(fault); break;
       default: break;
     }
     say(fault, "is over");
+  }
+  /// Until each fault that holds it down is over.
+  void take_down(const Fault& fault) {
+    if (++nb_down_[&party(fault)] > 1) return;
+    if (fault.party == 0) return lab_.kill_server();
+    lab_.kill_memtap(memtap(fault));
+  }
+  void bring_up(const Fault& fault) {
+    if (--nb_down_[&party(fault)] > 0) return;
+    if (fault.party != 0) return lab_.start_memtap(memtap(fault));
+    if (!server_is_dead_) lab_.start_server(static_cast<std::uint32_t>(prng_.next()) | 1U);
   }
   /// A page as it is in another snapshot of the parent, or of another parent.
   void send_stranger(Memtap& to) {
@@ -169,7 +195,7 @@ class Play {
   }
 
   [[nodiscard]] static Nanos give_up() { return ClientConfig{}.give_up; }
-  void broken(std::string what) { lab_.judge().broken(std::move(what)); }
+  void broken(Breach kind, std::string what) { lab_.judge().broken(kind, std::move(what)); }
 
   /// Its clones wait for the next one, and need not be told: the server had died before it joined.
   [[nodiscard]] bool is_orphaned(const Memtap& memtap) const {
@@ -179,8 +205,8 @@ class Play {
     for (const auto& memtap : lab_.memtaps())
       for (const auto& guest : memtap->guests)
         if (!guest->done() && !guest->gone() && !guest->failed() && !is_orphaned(*memtap))
-          broken(fmt::format("{} hangs: its longest wait is {} us", guest->name(),
-                             to_micros(guest->longest_wait(lab_.now()))));
+          broken(Breach::kHangs, fmt::format("{} hangs: its longest wait is {} us", guest->name(),
+                                             to_micros(guest->longest_wait(lab_.now()))));
   }
   void judge(const Guest& guest, Outcome& outcome) {
     const Nanos wait = guest.longest_wait(lab_.now());
@@ -188,10 +214,11 @@ class Play {
     outcome.nb_failed_guests += guest.failed() ? 1 : 0;
     const Nanos bound = scenario_.outage() + kPatience + (server_is_dead_ ? give_up() : Nanos{0});
     if (wait > bound)
-      broken(fmt::format("{} waited {} us for a page, more than {}", guest.name(), to_micros(wait),
-                         to_micros(bound)));
+      broken(Breach::kLate, fmt::format("{} waited {} us for a page, more than {}", guest.name(),
+                                        to_micros(wait), to_micros(bound)));
     if (guest.failed() && !server_is_dead_)
-      broken(fmt::format("{} was told that a page cannot be had, though the server lives",
+      broken(Breach::kToldAbsent,
+             fmt::format("{} was told that a page cannot be had, though the server lives",
                          guest.name()));
   }
   /// Its frames add up.
@@ -199,25 +226,29 @@ class Play {
     for (const Link* link : {&party.up, &party.down})
       if (link->counters.offered + link->counters.duplicated !=
           link->counters.carried + link->counters.nb_lost())
-        broken(fmt::format("{}: a link has lost count of its frames", party.name));
+        broken(Breach::kFrames, fmt::format("{}: a link has lost count of its frames", party.name));
     const std::uint64_t known = party.rx_taken + party.rx_ring_full + party.rx_died_with_it +
                                 party.rx_refused_by_card + party.rx.size() + party.nb_under_way;
     if (party.down.counters.carried != known)
-      broken(fmt::format("{}: {} frames were carried to it, of which {} are known of", party.name,
+      broken(Breach::kFrames,
+             fmt::format("{}: {} frames were carried to it, of which {} are known of", party.name,
                          party.down.counters.carried, known));
-    if (party.rx.size() > party.speed.rx_ring)
-      broken(fmt::format("{}: {} frames in its ring", party.name, party.rx.size()));
   }
-  void check(const Memtap& memtap) {
-    check(static_cast<const Party&>(memtap));
+  /// After each of its turns.
+  void check_bounds(const Party& party) {
+    if (&party == &lab_.server()) return;
+    const auto& memtap = static_cast<const Memtap&>(party);
     if (memtap.process && memtap.engine().nb_in_flight() > memtap.config.max_inflight)
-      broken(fmt::format("{} has {} pages in flight", memtap.name, memtap.engine().nb_in_flight()));
+      broken(Breach::kBounds,
+             fmt::format("{} has {} pages in flight", memtap.name, memtap.engine().nb_in_flight()));
   }
 
   const Scenario& scenario_;
   TestImage image_;
   Lab lab_;
   Prng prng_;
+  std::map<const Party*, unsigned> nb_down_;  // faults that hold it down now
+  std::set<FaultKind> begun_;
   bool server_is_dead_ = false;
 };
 
@@ -226,8 +257,10 @@ class Play {
 Outcome run(const Scenario& scenario, const Trace& trace) { return Play{scenario, trace}.run(); }
 
 Scenario shrink(Scenario scenario) {
-  const auto keep_if_broken = [&scenario](Scenario smaller) {
-    if (run(smaller).ok()) return false;
+  const Breach first = run(scenario).first;
+  const auto keep_if_broken = [&scenario, first](Scenario smaller) {
+    const Outcome outcome = run(smaller);
+    if (outcome.ok() || outcome.first != first) return false;
     scenario = std::move(smaller);
     return true;
   };
@@ -242,7 +275,8 @@ Scenario shrink(Scenario scenario) {
     half.nb_pages /= 2;
     if (half.nb_pages >= 16) smaller = keep_if_broken(half);
     Scenario fewer = scenario;
-    --fewer.nb_memtaps;
+    const std::uint32_t last = fewer.nb_memtaps--;
+    std::erase_if(fewer.faults, [last](const Fault& fault) { return fault.party == last; });
     if (fewer.nb_memtaps > 0) smaller = keep_if_broken(fewer) || smaller;
     Scenario single = scenario;
     single.guests_per_memtap = 1;

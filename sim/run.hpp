@@ -5,18 +5,21 @@
 #include <string>
 #include <vector>
 
+#include "sim/judge.hpp"
 #include "sim/scenario.hpp"
 
 namespace snowfabric::sim {
 
 struct Outcome {
   std::uint64_t nb_broken = 0;
+  Breach first{};                      ///< if any
   std::vector<std::string> broken{};   ///< the first of them, in words
   Nanos took{0};                       ///< virtual time until every clone was settled
   Nanos longest_wait{0};               ///< of a vCPU for a page
   std::uint64_t nb_frames = 0;         ///< that arrived somewhere
   std::uint64_t wire_bytes = 0;        ///< the server sent
   std::uint64_t nb_failed_guests = 0;  ///< were told that a page cannot be had
+  std::uint64_t nb_kinds_begun = 0;    ///< of fault, before all clones were settled
   [[nodiscard]] bool ok() const noexcept { return nb_broken == 0; }
 };
 
@@ -28,7 +31,7 @@ using Trace = std::function<void(Nanos, const std::string&)>;
 /// flight and frames in rings stay within theirs; every frame is received or accounted for.
 [[nodiscard]] Outcome run(const Scenario& scenario, const Trace& trace = {});
 
-/// A smaller scenario that breaks something still. @pre run(scenario) does
+/// A smaller scenario that still breaks the same first. @pre run(scenario) does
 [[nodiscard]] Scenario shrink(Scenario scenario);
 
 }  // namespace snowfabric::sim

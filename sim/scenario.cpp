@@ -2,6 +2,7 @@
 #include "sim/scenario.hpp"
 
 #include <algorithm>
+#include <initializer_list>
 
 #include <fmt/format.h>
 
@@ -13,7 +14,7 @@ namespace {
 using namespace std::chrono_literals;
 
 // Faults begin within this time: a run without them takes less.
-constexpr Nanos kFaultsWithin = 40ms;
+constexpr Nanos kFaultsWithin = 20ms;
 // Of the server's silence a memtap endures 10 s: outages of one run must not add up to that.
 constexpr Nanos kLongestOutage = 1500ms;
 constexpr std::uint32_t kMaxFaults = 5;
@@ -23,6 +24,10 @@ class Draw {
   explicit Draw(std::uint64_t seed) : prng_{seed} {}
   std::uint64_t below(std::uint64_t n) { return prng_.next() % n; }
   bool chance(double share) { return prng_.uniform() < share; }
+  template <class T>
+  T one_of(std::initializer_list<T> choices) {
+    return choices.begin()[below(choices.size())];
+  }
   double between(double low, double high) { return low + (high - low) * prng_.uniform(); }
   Nanos between(Nanos low, Nanos high) {
     return low + Nanos{static_cast<std::int64_t>(prng_.uniform() *
@@ -61,6 +66,7 @@ Fault draw_fault(FaultKind kind, std::uint32_t nb_memtaps, Draw& draw) {
       .at = draw.between(0ms, kFaultsWithin),
       .length = is_outage(kind) ? draw.between(1ms, kLongestOutage) : draw.between(5ms, 400ms),
       .party = any && draw.chance(0.4) ? 0 : memtap,
+      .guest = static_cast<std::uint32_t>(draw.below(2)),
       .amount = amount_of(kind, draw)};
   if (kind == FaultKind::kServerDeath) fault.party = 0;
   if (kind == FaultKind::kLateJoin) fault.at = 0ms;
@@ -70,12 +76,16 @@ Fault draw_fault(FaultKind kind, std::uint32_t nb_memtaps, Draw& draw) {
 }  // namespace
 
 Scenario Scenario::of_seed(std::uint64_t seed) {
-  Draw draw{seed * 0x9e3779b97f4a7c15ULL + 1};
+  Draw draw{Prng{seed}.next()};  // neighbours share nothing
   Scenario scenario{.seed = seed,
                     .nb_pages = 2000 + draw.below(500),
                     .nb_memtaps = static_cast<std::uint32_t>(2 + draw.below(4)),
                     .mtu_bytes = static_cast<std::uint16_t>(draw.chance(0.7) ? 9000 : 1500),
                     .prefetch = static_cast<std::uint32_t>(draw.below(3) * 8),
+                    .max_inflight = draw.one_of({4096U, 256U, 32U}),
+                    .rx_ring = draw.one_of({4096U, 512U, 128U}),
+                    .vcpus = draw.one_of({1U, 2U, 8U}),
+                    .bytes_per_s = draw.one_of({1.25e9, 1.25e9, 2.5e8}),
                     .push = draw.chance(0.2),
                     .zero_share = draw.between(0, 0.6),
                     .overlap = draw.between(0, 1)};
@@ -112,14 +122,15 @@ bool Scenario::has(FaultKind kind) const {
 std::string to_string(const Scenario& s) {
   std::string text = fmt::format(
       "seed {}: {} pages ({:.0f} % zero), {} memtaps of {} clones, {:.0f} % in one order, MTU {}, "
-      "prefetch {}{}\n",
+      "prefetch {}{}, {} in flight, rings of {}, {} vCPUs, {:g} Gbit/s\n",
       s.seed, s.nb_pages, 100 * s.zero_share, s.nb_memtaps, s.guests_per_memtap, 100 * s.overlap,
-      s.mtu_bytes, s.prefetch, s.push ? ", push" : "");
+      s.mtu_bytes, s.prefetch, s.push ? ", push" : "", s.max_inflight, s.rx_ring, s.vcpus,
+      s.bytes_per_s * 8e-9);
   for (const Fault& fault : s.faults)
-    text += fmt::format("  {:9} us  {} at {} for {} us, {:g}\n", to_micros(fault.at),
+    text += fmt::format("  {:9} us  {} at {} (guest {}) for {} us, {:g}\n", to_micros(fault.at),
                         to_string(fault.kind),
                         fault.party == 0 ? "the server" : fmt::format("memtap{}", fault.party),
-                        to_micros(fault.length), fault.amount);
+                        fault.guest + 1, to_micros(fault.length), fault.amount);
   return text;
 }
 

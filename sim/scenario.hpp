@@ -42,6 +42,7 @@ struct Fault {
   FaultKind kind{};
   Nanos at{0}, length{0};
   std::uint32_t party = 0;  ///< 0: the server, n: the nth memtap
+  std::uint32_t guest = 0;  ///< of that memtap, where it is about one: modulo their number
   double amount = 0;
 };
 
@@ -52,6 +53,10 @@ struct Scenario {
   std::uint32_t nb_memtaps = 4, guests_per_memtap = 1;
   std::uint16_t mtu_bytes = 9000;
   std::uint32_t prefetch = 16;
+  std::uint32_t max_inflight = 4096;  ///< requests, and pages in fragments, of a memtap
+  std::uint32_t rx_ring = 4096;       ///< frames, of each party
+  std::uint32_t vcpus = 1;            ///< of each clone
+  double bytes_per_s = 1.25e9;        ///< of each link
   bool push = false;
   double zero_share = 0.3;
   double overlap = 0.5;  ///< share of the clones that touch pages in the same order

@@ -11,7 +11,6 @@
 #include <fstream>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -38,7 +37,7 @@ std::optional<Seeds> parse_seeds(const std::string& text) {
   const auto colon = text.find(':');
   const auto first = parse_number(text.substr(0, colon), 10);
   const auto last = colon == std::string::npos ? first : parse_number(text.substr(colon + 1), 10);
-  if (!first || !last || *first > *last) return {};
+  if (!first || !last || *first > *last || *last - *first == ~std::uint64_t{0}) return {};
   return Seeds{*first, *last};
 }
 
@@ -50,6 +49,7 @@ struct Broken {
 /// What a range of seeds came to.
 struct Totals {
   std::uint64_t nb_seeds = 0, nb_broken = 0, nb_frames = 0, nb_failed_guests = 0;
+  std::uint64_t least_kinds = kNbFaultKinds;  // of fault that began, in a seed
   Nanos longest_wait{0}, took{0};
   std::array<std::uint64_t, kNbFaultKinds> nb_with{};
   std::vector<Broken> broken;  // the first ones
@@ -61,6 +61,7 @@ struct Totals {
     nb_failed_guests += outcome.nb_failed_guests;
     longest_wait = std::max(longest_wait, outcome.longest_wait);
     took += outcome.took;
+    least_kinds = std::min(least_kinds, outcome.nb_kinds_begun);
     for (std::size_t kind = 0; kind < kNbFaultKinds; ++kind)
       nb_with[kind] += scenario.has(static_cast<FaultKind>(kind)) ? 1 : 0;
     if (outcome.ok()) return;
@@ -79,7 +80,8 @@ Totals run_seeds(const Seeds& seeds, bool goes_on) {
   const bool shows = isatty(STDERR_FILENO) != 0;
   const auto began = Clock::now();
   auto next_show = began;
-  for (std::uint64_t seed = seeds.first; seed <= seeds.last && !stop_asked; ++seed) {
+  for (std::uint64_t i = 0; i <= seeds.last - seeds.first && !stop_asked; ++i) {
+    const std::uint64_t seed = seeds.first + i;
     const Scenario scenario = Scenario::of_seed(seed);
     totals.add(scenario, run(scenario));
     if (totals.nb_broken != 0 && !goes_on) break;
@@ -102,6 +104,8 @@ Json to_json(const Totals& totals, double seconds) {
           {"broken", totals.nb_broken},
           {"broken_seeds", std::move(broken)},
           {"seeds_with", std::move(kinds)},
+          {"least_kinds_begun", totals.least_kinds},
+          {"interrupted", stop_asked.load()},
           {"frames", totals.nb_frames},
           {"failed_guests", totals.nb_failed_guests},
           {"longest_wait_us", to_micros(totals.longest_wait)},
@@ -123,7 +127,14 @@ bool write_json(const std::string& path, const Json& json) {
 int run_command(const std::string& text, bool goes_on, const std::string& json_path) {
   const auto seeds = parse_seeds(text);
   if (!seeds) {
-    fmt::print(stderr, "fabric-sim: --seeds {}: give FIRST:LAST, or one number\n", text);
+    fmt::print(stderr,
+               "fabric-sim: --seeds {}: give FIRST:LAST, the last not below the first, or "
+               "one number\n",
+               text);
+    return 2;
+  }
+  if (!json_path.empty() && !std::ofstream{json_path, std::ios::app}) {
+    fmt::print(stderr, "fabric-sim: cannot write {}\n", json_path);
     return 2;
   }
   const auto began = Clock::now();
@@ -145,11 +156,17 @@ int run_command(const std::string& text, bool goes_on, const std::string& json_p
   return totals.nb_broken == 0 ? 0 : 1;
 }
 
-int replay(std::uint64_t seed, bool shrinks) {
-  Scenario scenario = Scenario::of_seed(seed);
+int replay(const std::string& text, bool shrinks) {
+  const auto seed = parse_number(text, 10);
+  if (!seed) {
+    fmt::print(stderr, "fabric-sim: {}: a seed is a number\n", text);
+    return 2;
+  }
+  Scenario scenario = Scenario::of_seed(*seed);
   fmt::print("{}", to_string(scenario));
   Outcome outcome = run(scenario);
   if (!outcome.ok() && shrinks) {
+    for (const std::string& what : outcome.broken) fmt::print("broken: {}\n", what);
     scenario = shrink(scenario);
     fmt::print("shrunk to\n{}", to_string(scenario));
   }
@@ -173,7 +190,7 @@ int main(int argc, char** argv) {
   cli.require_subcommand(1);
   std::string seeds = "1:100", json;
   bool goes_on = false, no_shrink = false;
-  std::uint64_t seed = 0;
+  std::string seed;
   CLI::App* run =
       cli.add_subcommand("run", "runs seeds of mixed faults; status 1: something broke");
   run->add_option("--seeds", seeds, "FIRST:LAST")->capture_default_str();
@@ -184,7 +201,9 @@ int main(int argc, char** argv) {
   replay->add_option("SEED", seed)->required();
   replay->add_flag("--no-shrink", no_shrink, "the whole of it");
   CLI11_PARSE(cli, argc, argv);
-  for (const int signal : {SIGINT, SIGTERM})
-    std::signal(signal, [](int) { sim::stop_asked = true; });
+  struct sigaction action{};
+  action.sa_handler = [](int) { sim::stop_asked = true; };
+  action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second ends it in the middle of a seed
+  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
   return *run ? sim::run_command(seeds, goes_on, json) : sim::replay(seed, !no_shrink);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <numeric>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -89,6 +90,37 @@ TEST(Faults, DuplicatedAndReorderedFramesNeitherInstallTwiceNorStall) {
   }
   ASSERT_TRUE(lab.run(60s));
   expect_complete_and_right(lab);
+}
+
+TEST(Faults, JitterOnTheWayToTheSwitchReordersWhatTheServerSends) {
+  const TestImage image{kPages, 0.3, 8};
+  Lab lab{image, server_config(), 8};
+  lab.server().up.config.jitter = 500us;
+  Memtap& host = lab.add_memtap({});
+  host.prefetch = 16;
+  lab.add_guest(host, sequential(kPages));
+  std::uint32_t last = 0, nb_overtaken = 0;
+  host.down.drop = [&](const wire::Frame& frame) {
+    if (frame.type == wire::FrameType::kPage && frame.seq < std::exchange(last, frame.seq))
+      ++nb_overtaken;
+    return false;
+  };
+  ASSERT_TRUE(lab.run(60s));
+  expect_complete_and_right(lab);
+  EXPECT_GT(nb_overtaken, 10U);
+}
+
+TEST(Faults, ADamagedControlFrameIsRefusedByTheCard) {
+  const TestImage image{kPages, 0, 8};
+  Lab lab{image, server_config(), 8};
+  lab.server().up.config.corrupt = 0.3;
+  Memtap& host = lab.add_memtap({});
+  host.up.config.corrupt = 0.3;
+  lab.add_guest(host, sequential(kPages));
+  ASSERT_TRUE(lab.run(60s));
+  expect_complete_and_right(lab);
+  EXPECT_GT(host.tx_refused_by_switch, 0U);
+  EXPECT_GT(host.drops().by_reason[static_cast<std::size_t>(wire::Drop::kBadCrc)].read(), 0U);
 }
 
 TEST(Faults, ALostRequestIsAskedAgainWithTheRetryFlag) {

@@ -11,13 +11,13 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr std::size_t kFrame = 1000;
+const std::vector<std::byte> kBytes(kFrame);
 
 /// Sends that many frames, one each us. @return when they arrived
 std::vector<Nanos> send(Link& link, int nb_frames, Prng& prng) {
   std::vector<Nanos> arrivals;
   for (int i = 0; i < nb_frames; ++i)
-    link.carry(kFrame, nullptr, Nanos{i * 1us}, prng,
-               [&](Nanos at, bool) { arrivals.push_back(at); });
+    link.carry(kBytes, Nanos{i * 1us}, prng, [&](Nanos at, bool) { arrivals.push_back(at); });
   return arrivals;
 }
 
@@ -60,7 +60,7 @@ TEST_F(LinkTest, BurstsAreAsLongAsWasSaid) {
   for (int i = 0; i < 200'000; ++i) {
     const bool lost = link.counters.lost_in_bursts != last;
     last = link.counters.lost_in_bursts;
-    link.carry(kFrame, nullptr, Nanos{i * 1us}, prng, [](Nanos, bool) {});
+    link.carry(kBytes, Nanos{i * 1us}, prng, [](Nanos, bool) {});
     nb_bursts += !lost && link.counters.lost_in_bursts != last ? 1 : 0;
   }
   EXPECT_NEAR(static_cast<double>(last) / static_cast<double>(nb_bursts), 20, 2);
@@ -70,7 +70,7 @@ TEST_F(LinkTest, DuplicatesAndDamageAreAsManyAsWasSaid) {
   Link link{{.duplicate = 0.2, .corrupt = 0.1}};
   std::uint64_t nb_damaged = 0, nb = 0;
   for (int i = 0; i < 10'000; ++i)
-    link.carry(kFrame, nullptr, Nanos{i * 1us}, prng, [&](Nanos, bool damaged) {
+    link.carry(kBytes, Nanos{i * 1us}, prng, [&](Nanos, bool damaged) {
       ++nb;
       nb_damaged += damaged ? 1 : 0;
     });

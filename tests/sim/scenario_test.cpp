@@ -31,6 +31,16 @@ TEST(Scenario, EverySeedHasClonesPagesAndFaultsEnough) {
   EXPECT_EQ(seen.size(), kNbFaultKinds);
 }
 
+TEST(Scenario, NeighbouringSeedsShareNoInstant) {
+  for (std::uint64_t seed = 1; seed <= 200; ++seed) {
+    std::set<Nanos> instants;
+    for (const Fault& fault : Scenario::of_seed(seed).faults)
+      if (fault.at != Nanos{0}) instants.insert(fault.at);
+    for (const Fault& fault : Scenario::of_seed(seed + 1).faults)
+      EXPECT_FALSE(instants.contains(fault.at)) << seed;
+  }
+}
+
 TEST(Run, TheSameSeedHasTheSameOutcome) {
   for (const std::uint64_t seed : {3U, 4U}) {
     const Outcome first = run(Scenario::of_seed(seed)), second = run(Scenario::of_seed(seed));
