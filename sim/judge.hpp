@@ -16,7 +16,7 @@ enum class Breach : std::uint8_t {
   kLate,        ///< or for too long
   kToldAbsent,  ///< a page cannot be had, though the server lives
   kFrames,      ///< that nobody accounts for
-  kBounds,      ///< more in a table or a ring than fits
+  kBounds,      ///< more in a table than fits
 };
 
 /// What of it did. The first few are kept in words.

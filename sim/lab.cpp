@@ -158,9 +158,9 @@ void Lab::step() {
 }
 
 void Lab::on_event(const Event& event) {
-  if (event.party == nullptr)
-    return event.frame != nullptr ? switch_frame(event.frame) : scripts_[event.script]();
+  if (event.party == nullptr) return scripts_[event.script]();
   Party& party = *event.party;
+  if (event.at_switch) return switch_frame(party, event.frame);
   if (event.frame == nullptr) {
     if (event.when != party.turn_at) return;  // another turn was due before
     party.turn_at = Nanos::max();
@@ -311,13 +311,19 @@ void Lab::send(Party& from, FramePtr frame) {
       ++from.tx_refused_by_switch;
       return;
     }
-    events_.push(
-        {.when = arrives, .order = next_order_++, .party = nullptr, .frame = std::move(received)});
+    ++from.nb_to_switch;
+    events_.push({.when = arrives,
+                  .order = next_order_++,
+                  .party = &from,
+                  .frame = std::move(received),
+                  .at_switch = true});
   });
 }
 
 /// To each port it is for.
-void Lab::switch_frame(const FramePtr& frame) {
+void Lab::switch_frame(Party& from, const FramePtr& frame) {
+  --from.nb_to_switch;
+  ++from.tx_switched;
   const wire::EthHdr eth = header_of(*frame);
   if (eth.src != kServerMac && (eth.dst == kServerMac || eth.dst == kBroadcast))
     carry(server_, frame);

@@ -47,7 +47,8 @@ struct Party {
   /// Frames carried to it are in one of these, in `rx`, or under way.
   std::uint64_t rx_taken = 0, rx_ring_full = 0, rx_died_with_it = 0, rx_refused_by_card = 0;
   std::uint64_t nb_under_way = 0;
-  std::uint64_t tx_refused_by_switch = 0;  ///< damaged on the way there
+  /// Frames carried from it are at the switch, refused by it for damage, or under way there.
+  std::uint64_t tx_switched = 0, tx_refused_by_switch = 0, nb_to_switch = 0;
   Nanos busy_until{0}, turn_at = Nanos::max();
 };
 
@@ -131,8 +132,9 @@ class Lab {
   struct Event {
     Nanos when;
     std::uint64_t order;
-    Party* party;    // a frame or a turn of it; nullptr: a script, or a frame
-    FramePtr frame;  // nullptr: a turn, or a script; without a party: at the switch
+    Party* party;    // a frame of it or for it, or a turn of it; nullptr: a script
+    FramePtr frame;  // nullptr: a turn, or a script
+    bool at_switch = false;
     std::size_t script = 0;
     bool operator<(const Event& other) const {
       return when != other.when ? when > other.when : order > other.order;
@@ -152,7 +154,7 @@ class Lab {
   Nanos run_guests(Memtap& memtap);
   void send_requests(Memtap& memtap);
   void send(Party& from, FramePtr frame);
-  void switch_frame(const FramePtr& frame);
+  void switch_frame(Party& from, const FramePtr& frame);
   void carry(Party& to, const FramePtr& frame);
   [[nodiscard]] FramePtr corrupt(const Bytes& frame);
   void say(const std::string& what) const;

@@ -5,6 +5,10 @@ namespace snowfabric::sim {
 
 /// On the wire: a frame that is lost takes its time there.
 bool Link::is_lost(std::span<const std::byte> bytes, Prng& prng) {
+  if (down) {
+    ++counters.cut_off;
+    return true;
+  }
   in_burst_ =
       in_burst_ ? prng.uniform() >= config.burst_ends : prng.uniform() < config.burst_begins;
   if (in_burst_) {

@@ -41,10 +41,6 @@ class Link {
   template <class Arrives>
   void carry(std::span<const std::byte> bytes, Nanos now, Prng& prng, Arrives&& arrives) {
     ++counters.offered;
-    if (down) {
-      ++counters.cut_off;
-      return;
-    }
     const Nanos start = now > free_at_ ? now : free_at_;
     const double waiting = std::chrono::duration<double>(start - now).count() * config.bytes_per_s;
     if (waiting > static_cast<double>(config.queue_bytes)) {

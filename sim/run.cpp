@@ -66,7 +66,7 @@ class Play {
       config.partial_pages = scenario_.max_inflight;
     };
     const bool is_late = std::ranges::any_of(scenario_.faults, [&](const Fault& fault) {
-      return fault.kind == FaultKind::kLateJoin && index_of(fault) == number;
+      return fault.kind == FaultKind::kLateJoin && fault.party == number + 1;
     });
     Memtap& memtap = lab_.add_memtap(LinkConfig{}, tune, !is_late);
     memtap.up.config.delay = 1us;
@@ -78,8 +78,9 @@ class Play {
       const std::uint64_t order_seed = same ? scenario_.seed : prng_.next();
       const Nanos think = number % 2 == 0 ? 0us : 2us;
       Guest& guest = lab_.add_guest(memtap, shuffled(scenario_.nb_pages, order_seed), think);
+      Prng orders{order_seed};
       for (std::uint32_t vcpu = 1; vcpu < scenario_.vcpus; ++vcpu)
-        guest.add_vcpu(shuffled(scenario_.nb_pages, order_seed + vcpu), think);
+        guest.add_vcpu(shuffled(scenario_.nb_pages, orders.next()), think);
     }
   }
 
@@ -134,7 +135,7 @@ class Play {
     switch (fault.kind) {
       case FaultKind::kPartition: party(fault).up.down = party(fault).down.down = true; return;
       case FaultKind::kCrash: return take_down(fault);
-      case FaultKind::kLateJoin: ++nb_down_[&memtap(fault)]; return;
+      case FaultKind::kLateJoin: ++nb_down_[&party(fault)]; return;
       case FaultKind::kServerDeath: server_is_dead_ = true; return lab_.kill_server();
       case FaultKind::kPause: return lab_.pause(party(fault), fault.at + fault.length);
       case FaultKind::kGuestDeath: return lab_.kill_guest(memtap(fault), guest(fault));
@@ -229,6 +230,10 @@ class Play {
         broken(Breach::kFrames, fmt::format("{}: a link has lost count of its frames", party.name));
     const std::uint64_t known = party.rx_taken + party.rx_ring_full + party.rx_died_with_it +
                                 party.rx_refused_by_card + party.rx.size() + party.nb_under_way;
+    if (party.up.counters.carried !=
+        party.tx_switched + party.tx_refused_by_switch + party.nb_to_switch)
+      broken(Breach::kFrames, fmt::format("{}: of {} frames it sent not all came to the switch",
+                                          party.name, party.up.counters.carried));
     if (party.down.counters.carried != known)
       broken(Breach::kFrames,
              fmt::format("{}: {} frames were carried to it, of which {} are known of", party.name,
@@ -281,6 +286,9 @@ Scenario shrink(Scenario scenario) {
     Scenario single = scenario;
     single.guests_per_memtap = 1;
     if (scenario.guests_per_memtap > 1) smaller = keep_if_broken(single) || smaller;
+    Scenario simple = scenario;
+    simple.vcpus = 1;
+    if (scenario.vcpus > 1) smaller = keep_if_broken(simple) || smaller;
   }
   return scenario;
 }

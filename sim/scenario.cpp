@@ -13,7 +13,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// Faults begin within this time: a run without them takes less.
+// Faults begin within this time, in which most runs are not over: see Outcome::nb_kinds_begun.
 constexpr Nanos kFaultsWithin = 20ms;
 // Of the server's silence a memtap endures 10 s: outages of one run must not add up to that.
 constexpr Nanos kLongestOutage = 1500ms;

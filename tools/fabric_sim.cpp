@@ -104,7 +104,7 @@ Json to_json(const Totals& totals, double seconds) {
           {"broken", totals.nb_broken},
           {"broken_seeds", std::move(broken)},
           {"seeds_with", std::move(kinds)},
-          {"least_kinds_begun", totals.least_kinds},
+          {"least_kinds_begun", totals.nb_seeds == 0 ? 0 : totals.least_kinds},
           {"interrupted", stop_asked.load()},
           {"frames", totals.nb_frames},
           {"failed_guests", totals.nb_failed_guests},

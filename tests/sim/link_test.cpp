@@ -43,7 +43,8 @@ TEST_F(LinkTest, WhatDoesNotFitIntoTheQueueIsLost) {
 }
 
 TEST_F(LinkTest, EachWayToLoseAFrameIsCounted) {
-  Link link{{.loss = 0.1, .burst_begins = 0.01, .burst_ends = 0.1}};
+  Link link{
+      {.queue_bytes = std::size_t{1} << 30U, .loss = 0.1, .burst_begins = 0.01, .burst_ends = 0.1}};
   send(link, 10'000, prng);
   link.down = true;
   send(link, 7, prng);

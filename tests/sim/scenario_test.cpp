@@ -41,6 +41,11 @@ TEST(Scenario, NeighbouringSeedsShareNoInstant) {
   }
 }
 
+TEST(Scenario, ThreeKindsOfFaultBeginWhileClonesFetch) {
+  for (std::uint64_t seed = 1; seed <= 40; ++seed)
+    EXPECT_GE(run(Scenario::of_seed(seed)).nb_kinds_begun, 3U) << seed;
+}
+
 TEST(Run, TheSameSeedHasTheSameOutcome) {
   for (const std::uint64_t seed : {3U, 4U}) {
     const Outcome first = run(Scenario::of_seed(seed)), second = run(Scenario::of_seed(seed));
