@@ -65,8 +65,8 @@ void NominatedMemory::end_thread() noexcept {
 }
 
 NominatedMemory::~NominatedMemory() {
+  if (!started_) return;  // the pages go back as their owner goes
   end_thread();
-  if (pages_ == nullptr) return;
   if (give_back()) {
     ram_->all_given_back();
     ram_.reset();

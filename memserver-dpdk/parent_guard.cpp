@@ -26,6 +26,7 @@
 
 #include "xen-glue/frozen_domain.hpp"
 #include "xen-glue/libxen_calls.hpp"
+#include "xen-glue/nominated_ram.hpp"
 
 namespace snowfabric {
 namespace {
@@ -36,6 +37,7 @@ constexpr const char* kName = "sf-guard";  // argv[0] and comm: not found as a m
 constexpr const char* kTakesOver =
     "memserver did not give its parent back after a freeze; this does";
 constexpr const char* kDomainKey = "xen domain";  // of what is undone
+constexpr std::uint64_t kFrozen = 0;              // no number of pages
 constexpr timeval kPatience{.tv_sec = 10, .tv_usec = 0};
 constexpr useconds_t kLookAgainUs = 5000;
 // The guard's descriptors, beside stdout and stderr.
@@ -179,6 +181,10 @@ void ParentGuard::expect_in_place(std::uint64_t nb_pages) noexcept {
   send(control_.get(), &nb_pages, sizeof nb_pages, MSG_NOSIGNAL);
 }
 
+void ParentGuard::expect_in_place_alone() noexcept {
+  send(control_.get(), &kFrozen, sizeof kFrozen, MSG_NOSIGNAL);
+}
+
 void ParentGuard::dismiss() noexcept {
   if (pid_ < 0) return;
   send(control_.get(), "", 1, MSG_NOSIGNAL);
@@ -209,21 +215,43 @@ std::optional<int> guard_parent(std::span<char*> args) {
   return 1;
 }
 
-/// One byte is the end of its work, eight are the pages of expect_in_place().
+namespace {
+
+/// What its guard has been told of a domain.
+struct DomainNews {
+  bool dismissed = false;
+  std::uint64_t nb_in_place = 0;
+  bool is_frozen = false;
+};
+
+/// Until there is no more to come. One byte is the end of its work, eight are the pages in place,
+/// or kFrozen.
+DomainNews hear_of_domain(int control) noexcept {
+  DomainNews news;
+  for (std::uint64_t heard = 0;;) {
+    const ssize_t n = recv(control, &heard, sizeof heard, 0);
+    if (n < 0 && errno == EINTR) continue;
+    news.dismissed = n == 1;
+    if (n != sizeof heard) return news;
+    if (heard == kFrozen)
+      news.is_frozen = true;
+    else
+      news.nb_in_place = heard;
+  }
+}
+
+}  // namespace
+
 Result<void> keep_domain_guard(UniqueFd control, xen::DomId domain) {
   send(control.get(), "", 1, MSG_NOSIGNAL);
-  std::uint64_t nb_in_place = 0;
-  for (std::uint64_t heard = 0;;) {
-    const ssize_t n = recv(control.get(), &heard, sizeof heard, 0);
-    if (n == 1) return {};
-    if (n == 0 || (n < 0 && errno != EINTR)) break;
-    if (n == sizeof heard) nb_in_place = heard;
-  }
+  const DomainNews news = hear_of_domain(control.get());
+  if (news.dismissed) return {};
   complain(kTakesOver);
   const auto calls = xen::open_libxen();
   if (!calls) return std::unexpected(calls.error());
   const xen::Domain parent{**calls, domain};
-  if (nb_in_place != 0) return xen::give_back_in_place(parent, nb_in_place);
+  if (news.is_frozen) return xen::NominatedRam::give_back_all(parent, news.nb_in_place);
+  if (news.nb_in_place != 0) return xen::give_back_in_place(parent, news.nb_in_place);
   xen::give_back(parent);
   return {};
 }

@@ -39,6 +39,8 @@ class ParentGuard {
 
   /// From now on pages of its Xen domain are nominated: they too are to be given back.
   void expect_in_place(std::uint64_t nb_pages) noexcept;
+  /// The freeze is over: nothing but these pages is to be given back.
+  void expect_in_place_alone() noexcept;
   /// There is nothing to set back any more. No harm a second time.
   void dismiss() noexcept;
 

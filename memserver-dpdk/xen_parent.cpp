@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memserver-dpdk/xen_parent.hpp"
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <fstream>
@@ -40,6 +42,9 @@ std::uint64_t us(std::chrono::microseconds time) {
   return static_cast<std::uint64_t>(time.count());
 }
 
+/// See XenCalls::paging_enable.
+constexpr std::array kCannotBePaged{EBUSY, ENOSYS, ENODEV, EMLINK, EXDEV};
+
 /// Of this host, without swapping. @return 0: it does not say
 std::uint64_t available_kib() {
   std::ifstream file{"/proc/meminfo"};
@@ -48,7 +53,7 @@ std::uint64_t available_kib() {
   return 0;
 }
 
-/// Whether a copy of all its RAM has room.
+/// A copy, if there is room for all of its RAM.
 xen::Keep choose(const xen::Domain& domain) {
   constexpr std::uint64_t kSpareKib = 65536;  // for memserver's own tables and dom0
   const auto size = domain.store_read("memory/static-max");
@@ -74,8 +79,9 @@ Descriptor describe(const xen::FrozenDomain& frozen, const XenFreezeOptions& opt
 }
 
 /// Serves RAM in place until `memory` goes. The guard is dismissed with that.
+/// @param begun  becomes true before the first page is nominated
 Result<xen::InPlace> serve_in_place(const std::shared_ptr<ParentGuard>& guard,
-                                    std::optional<int> progress_fd,
+                                    std::optional<int> progress_fd, bool& begun,
                                     std::shared_ptr<NominatedMemory>& memory) {
   auto opened = xen::open_libxen();
   if (!opened) return std::unexpected(opened.error());
@@ -88,7 +94,10 @@ Result<xen::InPlace> serve_in_place(const std::shared_ptr<ParentGuard>& guard,
     memory = std::move(*served);
     return {};
   };
-  const auto begins = [guard](std::uint64_t nb_pages) { guard->expect_in_place(nb_pages); };
+  const auto begins = [guard, &begun](std::uint64_t nb_pages) {
+    begun = true;
+    guard->expect_in_place(nb_pages);
+  };
   return xen::InPlace{.begins = begins, .calls = calls.get(), .serve = serve};
 }
 
@@ -101,16 +110,18 @@ Result<FrozenParent> freeze(const xen::Domain& domain, const XenFreezeOptions& o
   xen::FreezeOptions how{
       .progress = [&](std::uint64_t all, std::uint64_t done) { bar.show(all, done); },
       .stop = &stop};
+  bool begun = false;
   std::shared_ptr<NominatedMemory> in_place;
   if (keep == xen::Keep::kInPlace) {
-    auto served = serve_in_place(guard, options.progress_fd, in_place);
+    auto served = serve_in_place(guard, options.progress_fd, begun, in_place);
     if (!served) return std::unexpected(served.error());
     how.in_place = std::move(*served);
   }
   auto frozen = xen::FrozenDomain::take(domain, how);
-  // If something of it is nominated still, that is the guard's to find out.
-  if (keep == xen::Keep::kCopy) guard->dismiss();
+  // After an error something of it may be nominated still: that is the guard's to find out.
+  if (!begun) guard->dismiss();
   if (!frozen) return std::unexpected(frozen.error());
+  if (begun) guard->expect_in_place_alone();
   return FrozenParent{
       .kind = in_place ? FreezeKind::kNominate : FreezeKind::kLogDirty,
       .memory = FrozenMemory{std::move(frozen->memory)},
@@ -137,8 +148,10 @@ Result<FrozenParent> freeze_xen(const XenFreezeOptions& options, const std::atom
   if (!domain) return std::unexpected(domain.error());
   const xen::Keep keep = options.keep.value_or(choose(*domain));
   auto parent = freeze(*domain, options, keep, stop);
-  // Somebody pages it, as memtap does a clone: then only a copy is left.
-  if (!parent && parent.error().errnum == EBUSY && !options.keep && keep == xen::Keep::kInPlace)
+  // It cannot be paged, or somebody does already, as memtap a clone: then only a copy is left.
+  const bool can_be_paged =
+      parent || std::ranges::find(kCannotBePaged, parent.error().errnum) == kCannotBePaged.end();
+  if (!can_be_paged && !options.keep && keep == xen::Keep::kInPlace)
     return freeze(*domain, options, xen::Keep::kCopy, stop);
   return parent;
 }

@@ -12,8 +12,8 @@
 namespace snowfabric::xen {
 
 /// Memory paging of one domain: evicts its pages, hears which of them its vCPUs touch, loads them.
-/// One thread; what
-/// waits for vCPUs never blocks: take(), answer(), notify().
+/// One thread;
+/// take(), answer() and notify() never block.
 class DomainPager {
  public:
   /// What a vCPU touched, or the guest dropped.

@@ -101,7 +101,7 @@ constexpr std::string_view kRequest = "control/shutdown";
 /// @return whether the guest had taken the request, which is no longer there then
 bool take_back_request(const Domain& domain) {
   const auto request = domain.store_read(kRequest);
-  if (request && request->empty()) return true;
+  if (request && *request != "suspend") return true;  // another is not ours to take back
   // A domain that is gone refuses.
   [[maybe_unused]] const auto taken_back = domain.store_write(kRequest, "");
   return false;
@@ -306,6 +306,7 @@ Result<void> keep_in_place(const Domain& domain, Copier& copier, std::span<const
                                  }});
   if (!ram) return std::unexpected(ram.error());
   frozen.zeros = (*ram)->left_out();
+  frozen.nb_pages_in_pause = (*ram)->nb_copies();
   return in_place.serve(std::move(*ram));
 }
 
@@ -354,8 +355,8 @@ void give_back(const Domain& domain) {
 
 /// Its memory first: a domain that stands at a page cannot answer the rest.
 Result<void> give_back_in_place(const Domain& domain, std::uint64_t nb_pages) {
-  const auto done = NominatedRam::give_back_all(domain, nb_pages);
-  give_back(domain);
+  auto done = NominatedRam::give_back_all(domain, nb_pages);
+  if (done) give_back(domain);
   return done;
 }
 

@@ -22,6 +22,8 @@ class Paused {
   Paused(Paused&& from) noexcept
       : domain_{from.domain_}, paused_{std::exchange(from.paused_, false)} {}
   Paused& operator=(Paused&&) = delete;
+  /// For ever: it would crash if it ran.
+  void keep() noexcept { paused_ = false; }
   ~Paused() {
     if (paused_) domain_.calls().unpause(domain_.id());
   }
@@ -75,6 +77,12 @@ Result<void> set_all_free(DomainPager& pager, std::uint64_t nb_pages) {
   return pager.domain().checked(errnum, "give back memory");
 }
 
+/// Of a domain that is not given all its pages: without a pager it crashes at one. With one that
+/// does not answer it waits for whoever guards it.
+void keep_paging(std::unique_ptr<DomainPager> pager) noexcept {
+  [[maybe_unused]] const DomainPager* kept = pager.release();
+}
+
 /// The pause is short: should we be killed in it, it outlives us.
 Result<std::unique_ptr<DomainPager>> enable_paging(const Domain& domain) {
   const auto paused = Paused::make(domain);
@@ -86,8 +94,7 @@ Result<std::unique_ptr<DomainPager>> enable_paging(const Domain& domain) {
 
 NominatedRam::~NominatedRam() {
   if (all_given_back_) return;
-  // A domain that is gone refuses, and needs nothing.
-  [[maybe_unused]] const auto done = set_all_free(*pager_, ram_.nb_pages());
+  if (!set_all_free(*pager_, ram_.nb_pages())) keep_paging(std::move(pager_));
 }
 
 Result<std::unique_ptr<NominatedRam>> NominatedRam::take(Domain domain, std::uint64_t nb_pages,
@@ -105,7 +112,7 @@ Result<std::unique_ptr<NominatedRam>> NominatedRam::take(Domain domain, std::uin
   std::ranges::sort(to_copy);
   auto mapped = domain.map(all, Access::kRead);  // not before: nobody else may refer to a page
   if (!done || !mapped) {
-    [[maybe_unused]] const auto undone = set_all_free(**pager, nb_pages);
+    if (!set_all_free(**pager, nb_pages)) keep_paging(std::move(*pager));
     return std::unexpected(done ? mapped.error() : done.error());
   }
   std::unique_ptr<NominatedRam> ram{new NominatedRam{std::move(*pager), std::move(*mapped)}};
@@ -139,11 +146,13 @@ Result<void> NominatedRam::give_back_all(Domain domain, std::uint64_t nb_pages) 
   if (info->nb_paged_pages != 0)  // somebody else's: what is not there cannot be given back
     return fail(EBUSY, fmt::format("{} of {} are evicted: somebody else pages it",
                                    info->nb_paged_pages, to_string(domain.id())));
-  const auto paused = Paused::make(domain);
+  auto paused = Paused::make(domain);
   if (!paused) return std::unexpected(paused.error());
   auto taken_over = DomainPager::take_over(domain);
-  if (!taken_over) return std::unexpected(taken_over.error());
-  return set_all_free(**taken_over, nb_pages);
+  auto done = taken_over ? set_all_free(**taken_over, nb_pages)
+                         : Result<void>{std::unexpected(taken_over.error())};
+  if (!done) paused->keep();
+  return done;
 }
 
 }  // namespace snowfabric::xen

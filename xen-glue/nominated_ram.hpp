@@ -48,6 +48,7 @@ class NominatedRam {
     Gfn page;
     std::vector<std::byte> bytes;
   };
+  [[nodiscard]] std::size_t nb_copies() const noexcept { return copies_.size(); }
   [[nodiscard]] std::vector<Copy> take_copies() noexcept { return std::exchange(copies_, {}); }
   /// Free ones, and those the guest has given back to Xen. Ascending.
   [[nodiscard]] const std::vector<PageRange>& left_out() const noexcept { return left_out_; }
