@@ -75,7 +75,8 @@ NominatedMemory::~NominatedMemory() {
     // The end of its pager would crash the domain at a page that it has not got: let it wait there
     // for its guard.
     complain("the parent could not be given all its memory: that is left to its guard");
-    [[maybe_unused]] const xen::NominatedRam* kept_on = ram_.release();
+    [[maybe_unused]] static const xen::NominatedRam* kept = nullptr;
+    kept = ram_.release();
   }
 }
 

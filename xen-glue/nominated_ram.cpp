@@ -79,8 +79,12 @@ Result<void> set_all_free(DomainPager& pager, std::uint64_t nb_pages) {
 
 /// Of a domain that is not given all its pages: without a pager it crashes at one. With one that
 /// does not answer it waits for whoever guards it.
-void keep_paging(std::unique_ptr<DomainPager> pager) noexcept {
-  [[maybe_unused]] const DomainPager* kept = pager.release();
+void keep_paging(std::unique_ptr<DomainPager> pager) {
+  DomainInfo info;
+  if (pager->domain().calls().info(pager->domain().id(), info) == ESRCH) return;
+  static auto* const kept =
+      new std::vector<std::unique_ptr<DomainPager>>;  // until the process ends
+  kept->push_back(std::move(pager));
 }
 
 /// The pause is short: should we be killed in it, it outlives us.
