@@ -24,14 +24,13 @@ struct ServerOptions : AppOptions {
   unsigned client_timeout_s = 5;
   unsigned max_clients = 4096;  ///< of each image
   std::string info_file;
-  std::string qemu;  ///< QMP socket of a parent to freeze instead of serving files
-  std::string xen;   ///< a domain of this host to freeze, likewise
-  std::optional<xen::Keep>
-      xen_ram;                  ///< with `xen`: what becomes of its RAM; none: as there is room
-  std::string descriptor_file;  ///< of the parent: where it is written
-  std::string free_pages;       ///< with `qemu`: socket of the guest's port for free pages
-  std::string memtap;           ///< with `qemu`: socket of the memtap that serves it, a clone
-  bool detach = false;          ///< with `qemu`: copy its memory, so that it can be frozen again
+  std::string qemu;                  ///< QMP socket of a parent to freeze instead of serving files
+  std::string xen;                   ///< a domain of this host to freeze, likewise
+  std::optional<xen::Keep> xen_ram;  ///< with `xen`; none: as there is room
+  std::string descriptor_file;       ///< of the parent: where it is written
+  std::string free_pages;            ///< with `qemu`: socket of the guest's port for free pages
+  std::string memtap;                ///< with `qemu`: socket of the memtap that serves it, a clone
+  bool detach = false;  ///< with `qemu`: copy its memory, so that it can be frozen again
 };
 
 /// Whether there is a parent to freeze, instead of files to serve.

@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "fabric/base/page_ranges.hpp"
 #include "memserver-dpdk/holes.hpp"
 
 namespace snowfabric {
@@ -187,13 +188,8 @@ std::vector<PageRange> CowMemory::untouched() const {
   // One that the parent has written since the instant, and given back, was there at the instant.
   std::vector<PageRange> untouched;
   for (const PageRange& hole : holes)
-    for (std::uint64_t p = hole.first.value; p < hole.first.value + hole.nb_pages; ++p) {
-      if (pages_->is_aside(Gfn{p})) continue;
-      if (!untouched.empty() && untouched.back().first.value + untouched.back().nb_pages == p)
-        ++untouched.back().nb_pages;
-      else
-        untouched.push_back({Gfn{p}, 1});
-    }
+    for (std::uint64_t p = hole.first.value; p < hole.first.value + hole.nb_pages; ++p)
+      if (!pages_->is_aside(Gfn{p})) append(Gfn{p}, untouched);
   return untouched;
 }
 

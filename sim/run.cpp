@@ -88,10 +88,9 @@ class Play {
     if (fault.party == 0) return lab_.server();
     return memtap(fault);
   }
-  [[nodiscard]] std::uint32_t index_of(const Fault& fault) const {
-    return (fault.party + scenario_.nb_memtaps - 1) % scenario_.nb_memtaps;
+  Memtap& memtap(const Fault& fault) {
+    return *lab_.memtaps()[(fault.party + scenario_.nb_memtaps - 1) % scenario_.nb_memtaps];
   }
-  Memtap& memtap(const Fault& fault) { return *lab_.memtaps()[index_of(fault)]; }
   Guest& guest(const Fault& fault) {
     const auto& guests = memtap(fault).guests;
     return *guests[fault.guest % guests.size()];

@@ -12,6 +12,8 @@
 #include <isa-l/mem_routines.h>
 #include <sys/mman.h>
 
+#include "fabric/base/page_ranges.hpp"
+
 namespace snowfabric::xen {
 
 Result<UniqueFd> make_copy(std::uint64_t nb_pages) {
@@ -77,7 +79,7 @@ Result<void> Copier::copy(const FreezeOptions& options) {
 std::vector<Gfn> Copier::dirty_pages() const {
   std::vector<Gfn> pages;
   for (std::uint64_t i = 0; i < holds_.size(); ++i)
-    if ((dirty_[i / 64] >> (i % 64) & 1U) != 0) pages.push_back({i});
+    if (is_dirty(Gfn{i})) pages.push_back({i});
   return pages;
 }
 
@@ -125,24 +127,28 @@ bool Copier::was_free(Gfn page) const noexcept {
   return !free_.empty() && (free_[page.value / 64] >> (page.value % 64) & 1U) != 0;
 }
 
-std::pair<std::uint64_t, std::uint64_t> Copier::nb_free_and_avoided() const {
-  std::uint64_t nb_free = 0, nb_avoided = 0;
-  for (std::uint64_t i = 0; i < holds_.size(); ++i) {
-    if (!was_free(Gfn{i})) continue;
+bool Copier::is_dirty(Gfn page) const noexcept {
+  return (dirty_[page.value / 64] >> (page.value % 64) & 1U) != 0;
+}
+
+/// Pages that were skipped, and of them those that `counts` holds for.
+template <class Counts>
+std::pair<std::uint64_t, std::uint64_t> Copier::nb_free_and(Counts&& counts) const {
+  std::uint64_t nb_free = 0, nb_counted = 0;
+  for (Gfn page{0}; page.value < holds_.size(); ++page.value) {
+    if (!was_free(page)) continue;
     ++nb_free;
-    nb_avoided += holds_[i] ? 0 : 1;
+    nb_counted += counts(page) ? 1 : 0;
   }
-  return {nb_free, nb_avoided};
+  return {nb_free, nb_counted};
+}
+
+std::pair<std::uint64_t, std::uint64_t> Copier::nb_free_and_avoided() const {
+  return nb_free_and([this](Gfn page) { return !holds_[page.value]; });
 }
 
 std::pair<std::uint64_t, std::uint64_t> Copier::nb_free_and_still_free() const {
-  std::uint64_t nb_free = 0, nb_still_free = 0;
-  for (std::uint64_t i = 0; i < holds_.size(); ++i) {
-    if (!was_free(Gfn{i})) continue;
-    ++nb_free;
-    nb_still_free += (dirty_[i / 64] >> (i % 64) & 1U) == 0 ? 1 : 0;
-  }
-  return {nb_free, nb_still_free};
+  return nb_free_and([this](Gfn page) { return !is_dirty(page); });
 }
 
 std::vector<PageRange> Copier::zeros() const {

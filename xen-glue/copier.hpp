@@ -47,7 +47,7 @@ class Copier {
 
   /// Pages that were skipped, and of them those that nothing was written to, or zeros.
   [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> nb_free_and_avoided() const;
-  /// Likewise, of what was not copied: those of still_free().
+  /// Pages that were skipped, and those of still_free().
   [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> nb_free_and_still_free() const;
   /// Pages that the copy does not hold.
   [[nodiscard]] std::vector<PageRange> zeros() const;
@@ -58,6 +58,9 @@ class Copier {
   [[nodiscard]] std::size_t nb_in_run(std::span<const Gfn> pages) const noexcept;
   [[nodiscard]] Result<void> write_run(Gfn first, std::span<const std::byte> bytes) const;
   [[nodiscard]] bool was_free(Gfn page) const noexcept;
+  [[nodiscard]] bool is_dirty(Gfn page) const noexcept;
+  template <class Counts>
+  [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> nb_free_and(Counts&& counts) const;
 
   Domain domain_;
   int fd_;

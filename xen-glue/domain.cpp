@@ -34,12 +34,6 @@ std::vector<Gfn> list_of(PageRange range) {
   return pages;
 }
 
-void append(Gfn page, std::vector<PageRange>& ranges) {
-  if (ranges.empty() || ranges.back().first.value + ranges.back().nb_pages != page.value)
-    ranges.push_back({page, 0});
-  ++ranges.back().nb_pages;
-}
-
 Result<void> Domain::checked(int errnum, const char* call) const {
   if (errnum == 0) return {};
   return fail(errnum, fmt::format("{} of {}", call, to_string(id_)));

@@ -95,8 +95,6 @@ class Domain {
 
 /// Each page of it, for the calls that take a list.
 [[nodiscard]] std::vector<Gfn> list_of(PageRange range);
-/// Behind all of them.
-void append(Gfn page, std::vector<PageRange>& ranges);
 
 /// @param name  of a domain of this host, or its number
 /// @return ENOENT: there is none of that name; or what xenstore reported

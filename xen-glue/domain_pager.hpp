@@ -12,8 +12,7 @@
 namespace snowfabric::xen {
 
 /// Memory paging of one domain: evicts its pages, hears which of them its vCPUs touch, loads them.
-/// One thread;
-/// take(), answer() and notify() never block.
+/// One thread; take(), answer() and notify() never block.
 class DomainPager {
  public:
   /// What a vCPU touched, or the guest dropped.

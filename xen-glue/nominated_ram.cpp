@@ -9,6 +9,8 @@
 
 #include <fmt/format.h>
 
+#include "fabric/base/page_ranges.hpp"
+
 namespace snowfabric::xen {
 namespace {
 

@@ -15,7 +15,6 @@ namespace {
 
 constexpr DomId kDom{6};
 constexpr std::uint64_t kNbPages = 128;
-using P2m = FakeDomain::P2m;
 
 class NominatedMemoryTest : public testing::Test {
  protected:
