@@ -36,8 +36,9 @@ using Json = Qmp::Json;
 constexpr const char* kName = "sf-guard";  // argv[0] and comm: not found as a memserver
 constexpr const char* kTakesOver =
     "memserver did not give its parent back after a freeze; this does";
-constexpr const char* kDomainKey = "xen domain";  // of what is undone
-constexpr std::uint64_t kFrozen = 0;              // no number of pages
+constexpr const char* kDomainKey = "xen domain";    // of what is undone
+constexpr const char* kInPlaceKey = "is in place";  // 1: its memory will be
+constexpr std::uint64_t kFrozen = 0;                // no number of pages
 constexpr timeval kPatience{.tv_sec = 10, .tv_usec = 0};
 constexpr useconds_t kLookAgainUs = 5000;
 // The guard's descriptors, beside stdout and stderr.
@@ -148,8 +149,9 @@ Result<ParentGuard> ParentGuard::start(const Qmp& qmp, int channel, const Json& 
   return start(std::vector<GivenFd>{{qmp.socket(), kQmpFd}, {channel, kChannelFd}}, undo);
 }
 
-Result<ParentGuard> ParentGuard::start(xen::DomId domain) {
-  return start(std::vector<GivenFd>{}, {{kDomainKey, static_cast<std::uint16_t>(domain)}});
+Result<ParentGuard> ParentGuard::start(xen::DomId domain, xen::Keep keep) {
+  return start(std::vector<GivenFd>{}, {{kDomainKey, static_cast<std::uint16_t>(domain)},
+                                        {kInPlaceKey, keep == xen::Keep::kInPlace ? 1 : 0}});
 }
 
 Result<ParentGuard> ParentGuard::start(std::vector<GivenFd> given, const Json& undo) {
@@ -207,8 +209,10 @@ std::optional<int> guard_parent(std::span<char*> args) {
   const auto done =
       undo.is_array()
           ? keep_guard(UniqueFd{kControlFd}, UniqueFd{kQmpFd}, UniqueFd{kChannelFd}, undo)
-          : keep_domain_guard(UniqueFd{kControlFd},
-                              xen::DomId{static_cast<std::uint16_t>(number_of(undo, kDomainKey))});
+          : keep_domain_guard(
+                UniqueFd{kControlFd},
+                xen::DomId{static_cast<std::uint16_t>(number_of(undo, kDomainKey))},
+                number_of(undo, kInPlaceKey) != 0 ? xen::Keep::kInPlace : xen::Keep::kCopy);
   if (done) return 0;
   complain("the parent could not be set back: ",
            (done.error().what + ": " + std::strerror(done.error().errnum)).c_str());
@@ -242,16 +246,23 @@ DomainNews hear_of_domain(int control) noexcept {
 
 }  // namespace
 
-Result<void> keep_domain_guard(UniqueFd control, xen::DomId domain) {
+Result<void> keep_domain_guard(UniqueFd control, xen::DomId domain, xen::Keep keep) {
+  const auto calls = xen::open_libxen();
+  if (!calls) return std::unexpected(calls.error());
+  const xen::Domain parent{**calls, domain};
+  std::optional<xen::ForeignPages> ring_page;
+  const auto info = parent.info();
+  const bool is_paged = !info || info->nb_paged_pages != 0;  // by somebody else, if so
+  if (keep == xen::Keep::kInPlace && !is_paged)
+    if (auto mapped = xen::DomainPager::map_ring_page(parent))
+      ring_page.emplace(std::move(*mapped));
   send(control.get(), "", 1, MSG_NOSIGNAL);
   const DomainNews news = hear_of_domain(control.get());
   if (news.dismissed) return {};
   complain(kTakesOver);
-  const auto calls = xen::open_libxen();
-  if (!calls) return std::unexpected(calls.error());
-  const xen::Domain parent{**calls, domain};
-  if (news.is_frozen) return xen::NominatedRam::give_back_all(parent, news.nb_in_place);
-  if (news.nb_in_place != 0) return xen::give_back_in_place(parent, news.nb_in_place);
+  const xen::ForeignPages* const ring = ring_page ? &*ring_page : nullptr;
+  if (news.is_frozen) return xen::NominatedRam::give_back_all(parent, news.nb_in_place, ring);
+  if (news.nb_in_place != 0) return xen::give_back_in_place(parent, news.nb_in_place, ring);
   xen::give_back(parent);
   return {};
 }

@@ -28,8 +28,8 @@ class ParentGuard {
   /// @param undo     an array of QMP commands, as QMP has them
   /// @return what the call named reported; ETIMEDOUT, ECONNRESET: it does not come up
   static Result<ParentGuard> start(const Qmp& qmp, int channel, const Qmp::Json& undo);
-  /// Of a Xen domain. @return as above
-  static Result<ParentGuard> start(xen::DomId domain);
+  /// Of a Xen domain. @param keep  of the freeze; it is not paged yet. @return as above
+  static Result<ParentGuard> start(xen::DomId domain, xen::Keep keep);
 
   ParentGuard(ParentGuard&& from) noexcept
       : control_{std::move(from.control_)}, pid_{std::exchange(from.pid_, -1)} {}
@@ -68,6 +68,6 @@ class ParentGuard {
                                       const Qmp::Json& undo);
 
 /// The same for a domain of Xen. @return as xen::open_libxen and xen::give_back_in_place
-[[nodiscard]] Result<void> keep_domain_guard(UniqueFd control, xen::DomId domain);
+[[nodiscard]] Result<void> keep_domain_guard(UniqueFd control, xen::DomId domain, xen::Keep keep);
 
 }  // namespace snowfabric

@@ -103,7 +103,7 @@ Result<xen::InPlace> serve_in_place(const std::shared_ptr<ParentGuard>& guard,
 
 Result<FrozenParent> freeze(const xen::Domain& domain, const XenFreezeOptions& options,
                             xen::Keep keep, const std::atomic<bool>& stop) {
-  auto started = ParentGuard::start(domain.id());
+  auto started = ParentGuard::start(domain.id(), keep);
   if (!started) return std::unexpected(started.error());
   const auto guard = std::make_shared<ParentGuard>(std::move(*started));
   CopyProgress bar{options.progress_fd};

@@ -162,18 +162,31 @@ class RingView {
   }
   /// The memtap has it: Xen writes to the last page now.
   void accepted() { pages_.erase(pages_.begin(), std::prev(pages_.end())); }
+  /// Has the domain stand, with nobody in the way of the next memtap: DomainPager::pause_drained.
+  /// @return whether a ring was full
+  [[nodiscard]] Result<bool> pause_drained() {
+    std::vector<DomainPager::RingPage> rings;
+    for (const ForeignPages& page : pages_) rings.push_back(page.page(0));
+    std::vector<Gfn> asked;
+    const auto was_full = DomainPager::pause_drained(domain_, rings, asked);
+    for (const Gfn page : asked) add(page);
+    return was_full;
+  }
   /// Of all memtaps so far, the last of them dead: pages that may be asked for by nobody any more.
   /// @pre the domain is paused
   [[nodiscard]] const std::vector<Gfn>& left_asked() {
     for (const ForeignPages& ring : pages_)
-      for (const Gfn page : PagingRing::left_asked(ring.page(0)))
-        if (std::ranges::find(left_, page) == left_.end()) left_.push_back(page);
+      for (const Gfn page : PagingRing::left_asked(ring.page(0))) add(page);
     if (left_.size() > kMaxAskedPages)  // those of the last deaths
       left_.erase(left_.begin(), left_.end() - kMaxAskedPages);
     return left_;
   }
 
  private:
+  void add(Gfn page) {
+    if (std::ranges::find(left_, page) == left_.end()) left_.push_back(page);
+  }
+
   Domain domain_;
   std::list<ForeignPages> pages_;
   std::vector<Gfn> left_;
@@ -258,9 +271,11 @@ class Memtap {
   void find_next() {
     auto next = connect_to_memtap(options_);
     if (!next) return;
-    if (const auto ok = recover(*next); !ok) {
+    const auto was_full = recover(*next);
+    if (!was_full) {
+      const Error& why = was_full.error();
       if (std::exchange(wait_, kRefusedWait) != kRefusedWait)
-        say(fmt::format("{}: {}", ok.error().what, std::strerror(ok.error().errnum)));
+        say(fmt::format("{}: {}", why.what, std::strerror(why.errnum)));
       return;
     }
     if (is_closed(*next, kRefusedWait)) {
@@ -268,7 +283,9 @@ class Memtap {
         say("the memtap there refuses the clone: its log says why");
       return;
     }
-    say("the clone is handed to the next memtap");
+    say(*was_full
+            ? "the clone is handed to the next memtap; more vCPUs waited than the ring has slots"
+            : "the clone is handed to the next memtap");
     ring_.accepted();
     wait_ = kLookEvery;
     socket_ = std::move(*next);
@@ -276,15 +293,18 @@ class Memtap {
 
   /// From the look at the dead memtap's ring until the next has taken over no vCPU may ask. One
   /// that has all its memory runs on, whatever memtap that is: it asks for nothing.
-  [[nodiscard]] Result<void> recover(const UniqueFd& next) {
+  /// @return whether the dead one's ring was full
+  [[nodiscard]] Result<bool> recover(const UniqueFd& next) {
     const auto info = domain_.info();
     if (!info) return std::unexpected(info.error());
     const bool is_complete = info->nb_paged_pages == 0;
-    if (!is_complete && !info->paused)
-      if (auto ok = domain_.pause(); !ok) return ok;
+    const auto was_full = is_complete ? Result<bool>{false} : ring_.pause_drained();
+    if (!was_full) return was_full;
     const std::vector<Gfn> asked = is_complete ? std::vector<Gfn>{} : ring_.left_asked();
-    if (auto ok = ring_.renew(); !ok) return ok;
-    return hand_over(next, domain_, image_, &asked);
+    if (const auto ok = ring_.renew(); !ok) return std::unexpected(ok.error());
+    if (const auto ok = hand_over(next, domain_, image_, &asked); !ok)
+      return std::unexpected(ok.error());
+    return was_full;
   }
 
   const Options& options_;

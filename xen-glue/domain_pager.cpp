@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
+#include <thread>
 #include <utility>
 
 #include <fmt/format.h>
@@ -18,6 +20,13 @@ Result<Gfn> ring_page_of(const Domain& domain) {
     return std::unexpected(ok.error());
   return page;
 }
+
+/// A vCPU that waited for room in the ring looks there once more when it runs, and so must have run
+/// before the ring goes: Xen frees that under it. Source: vm_event_disable() of
+/// xen/common/vm_event.c, which asks only who waits, and wake_up_nr() of wait.c, for which who is
+/// to run no longer does.
+constexpr std::chrono::milliseconds kRest{20};
+constexpr unsigned kMostRests = 500, kMostRestsAtEnd = 50;
 
 }  // namespace
 
@@ -36,10 +45,10 @@ Result<ForeignPages> DomainPager::map_ring_page(const Domain& domain) {
 }
 
 Result<std::unique_ptr<DomainPager>> DomainPager::enable(Domain domain) {
-  return make(domain, RingPage::kIsTakenAway);
+  return make(domain, RingFate::kIsTakenAway);
 }
 
-Result<std::unique_ptr<DomainPager>> DomainPager::make(Domain domain, RingPage fate) {
+Result<std::unique_ptr<DomainPager>> DomainPager::make(Domain domain, RingFate fate) {
   const auto info = domain.info();
   if (!info) return std::unexpected(info.error());
   if (!info->paused)
@@ -48,7 +57,7 @@ Result<std::unique_ptr<DomainPager>> DomainPager::make(Domain domain, RingPage f
   if (!mapped) return std::unexpected(mapped.error());
   std::unique_ptr<DomainPager> pager{new DomainPager{domain, std::move(*mapped)}};
   if (const auto ok = pager->start(); !ok) return std::unexpected(ok.error());
-  if (fate == RingPage::kStays) return pager;
+  if (fate == RingFate::kStays) return pager;
   // From here on the guest cannot write to the ring.
   const auto page = ring_page_of(domain);
   if (!page) return std::unexpected(page.error());
@@ -69,13 +78,63 @@ Result<void> DomainPager::start() {
   return domain_.checked(calls.bind(domain_.id(), port, port_), "bind the paging event channel");
 }
 
+Result<bool> DomainPager::drain(const Domain& domain, std::span<const RingPage> rings,
+                                std::vector<Gfn>& asked) {
+  bool was_full = false;
+  for (const RingPage ring : rings) was_full |= PagingRing::drain(ring, asked) == kRingSlots;
+  const int errnum = domain.calls().paging_resume(domain.id());
+  if (const auto ok = domain.checked(errnum, "empty the paging ring"); !ok)
+    return std::unexpected(ok.error());
+  return was_full;
+}
+
+Result<bool> DomainPager::pause_drained(const Domain& domain, std::span<const RingPage> rings,
+                                        std::vector<Gfn>& asked) {
+  const auto info = domain.info();
+  if (!info) return std::unexpected(info.error());
+  bool paused = info->paused;
+  auto was_full = let_all_ask(domain, rings, asked, paused);
+  if (info->paused && !paused) domain.calls().pause(domain.id());  // it failed while that ran
+  return was_full;
+}
+
+/// @param paused  what the domain is; at the end, if all goes well, it is
+Result<bool> DomainPager::let_all_ask(const Domain& domain, std::span<const RingPage> rings,
+                                      std::vector<Gfn>& asked, bool& paused) {
+  constexpr unsigned kNbLooks = 6;  // in a row, with room in the ring
+  const auto pause = [&](bool on) {
+    auto ok = paused == on ? Result<void>{} : on ? domain.pause() : domain.unpause();
+    if (ok) paused = on;
+    return ok;
+  };
+  bool was_full = false;
+  unsigned nb_good = 0;
+  for (unsigned nb_rests = 0; nb_rests < kMostRests; ++nb_rests) {
+    const bool is_last = nb_good == kNbLooks;
+    if (is_last)
+      if (const auto ok = pause(true); !ok) return std::unexpected(ok.error());
+    const auto full = drain(domain, rings, asked);
+    const bool has_ring = full || full.error().errnum != ENODEV;
+    if (!has_ring)  // without one it must not run
+      if (const auto ok = pause(true); !ok) return std::unexpected(ok.error());
+    if (!has_ring || (is_last && full && !*full)) return was_full;
+    if (!full) return full;
+    was_full |= *full;
+    nb_good = *full ? 0 : nb_good + 1;
+    if (nb_good == kNbLooks) continue;  // and one more while it stands
+    if (const auto ok = pause(false); !ok) return std::unexpected(ok.error());
+    std::this_thread::sleep_for(kRest);
+  }
+  return fail(ETIMEDOUT,
+              "a pause of " + to_string(domain.id()) + ", which asks for more and more pages,");
+}
+
 Result<std::unique_ptr<DomainPager>> DomainPager::take_over(Domain domain) {
   const auto info = domain.info();
   if (!info) return std::unexpected(info.error());
   const int errnum = domain.calls().paging_disable(domain.id());  // good if there is none
   const char* const what = errnum == EBUSY
-                               ? "end the paging, whose ring was full when its pager died (only "
-                                 "destroying the domain helps),"
+                               ? "end the paging, whose ring was full when its pager died,"
                                : "end the paging";
   if (const auto ok = domain.checked(errnum, what); !ok) return std::unexpected(ok.error());
   if (const auto ok = release_vcpus(domain, info->nb_vcpus); !ok)
@@ -88,7 +147,7 @@ Result<std::unique_ptr<DomainPager>> DomainPager::take_over(Domain domain) {
 /// ring's slots bound them, so each vCPU gets a ring of answers: see PagingRing::release().
 Result<void> DomainPager::release_vcpus(Domain domain, std::uint32_t nb_vcpus) {
   for (std::uint32_t vcpu = 0; vcpu < nb_vcpus; ++vcpu) {
-    const auto pager = make(domain, RingPage::kStays);  // for the last of them
+    const auto pager = make(domain, RingFate::kStays);  // for the last of them
     if (!pager) return std::unexpected(pager.error());
     for (std::size_t i = 0; i < kRingSlots; ++i) (*pager)->ring_.release(vcpu);
     (*pager)->notify();
@@ -104,19 +163,28 @@ DomainPager::~DomainPager() {
   DomainInfo info;
   const bool ran = calls.info(domain_.id(), info) == 0 && !info.paused;
   if (ran) calls.pause(domain_.id());
-  answer_all();
-  calls.paging_disable(domain_.id());
+  bool may_wait = answer_all() == kRingSlots || was_full_;
+  for (unsigned i = 0; ran && may_wait && i < kMostRestsAtEnd; ++i) {
+    calls.unpause(domain_.id());
+    std::this_thread::sleep_for(kRest);
+    calls.pause(domain_.id());
+    may_wait = answer_all() == kRingSlots;
+  }
+  if (!may_wait) calls.paging_disable(domain_.id());
   if (ran && calls.info(domain_.id(), info) == 0 && info.nb_paged_pages == 0)
     calls.unpause(domain_.id());
 }
 
-void DomainPager::answer_all() noexcept {
-  if (port_ == nullptr) return;
+/// @return how many waited
+std::size_t DomainPager::answer_all() noexcept {
+  if (port_ == nullptr) return 0;
   for (Fault fault; take(fault) == PagingRing::Take::kRequest;) {
   }
   for (const PagingRequest& request : waiting_) ring_.answer(request, false);
+  const std::size_t nb_waited = waiting_.size();
   waiting_.clear();
   notify();
+  return nb_waited;
 }
 
 Result<void> DomainPager::evict(PageRange pages, std::vector<Gfn>& kept) {
@@ -159,6 +227,7 @@ PagingRing::Take DomainPager::take(Fault& out) noexcept {
   if (taken != PagingRing::Take::kRequest) return taken;
   out.repeated = waits(out.request.page);
   waiting_.push_back(out.request);
+  if (waiting_.size() == kRingSlots) was_full_ = true;
   return taken;
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "fabric/base/frame_number.hpp"
@@ -28,6 +30,22 @@ class DomainPager {
   /// it when that pager has died: PagingRing::left_asked.
   /// @return as XenCalls::paging_ring_page, map and populate, in words
   [[nodiscard]] static Result<ForeignPages> map_ring_page(const Domain& domain);
+  /// A ring's page, mapped before its pager began.
+  using RingPage = std::span<std::byte, kPageSize>;
+  /// Makes room in the ring of a pager that has died, for those that wait there.
+  /// @param rings  one of them is that one; the others are nobody's
+  /// @param asked  gets pages as PagingRing::drain, also if this fails
+  /// @return whether it was full; or as XenCalls::paging_resume, in words
+  [[nodiscard]] static Result<bool> drain(const Domain& domain, std::span<const RingPage> rings,
+                                          std::vector<Gfn>& asked);
+  /// Pauses a domain whose pager has died, at a moment when no vCPU waits for room in the ring:
+  /// while one does nobody can take over. Lets the domain run until then, paused or not, if it has
+  /// a ring at all. Blocks for 0.1 s, or up to 10 s.
+  /// @pre all pages that it needs to run at all are there
+  /// @return whether the ring was full; ETIMEDOUT: more is asked all the time; or as drain()
+  [[nodiscard]] static Result<bool> pause_drained(const Domain& domain,
+                                                  std::span<const RingPage> rings,
+                                                  std::vector<Gfn>& asked);
   /// Takes over the paging of a domain whose pager has died. A vCPU that waited tries again. For a
   /// page that was asked for already it does not ask: Xen takes that to be on its way, so whoever
   /// takes over has to load it. Source: hvm_hap_nested_page_fault() of xen/arch/x86/hvm/hvm.c.
@@ -38,7 +56,8 @@ class DomainPager {
   DomainPager(const DomainPager&) = delete;
   DomainPager& operator=(const DomainPager&) = delete;
   /// No vCPU is left waiting for an answer. If pages are missing the domain is paused: Xen would
-  /// stop each vCPU for ever at its first touch of one.
+  /// stop each vCPU for ever at its first touch of one. Blocks up to 1 s where more vCPUs waited
+  /// than the ring has slots; if the domain is paused then, the ring stays for pause_drained().
   ~DomainPager();
 
   /// @param kept  gets the pages that Xen refused to evict, because more than the guest refers to
@@ -74,12 +93,15 @@ class DomainPager {
   [[nodiscard]] const Domain& domain() const noexcept { return domain_; }
 
  private:
-  enum class RingPage : std::uint8_t { kStays, kIsTakenAway };
-  [[nodiscard]] static Result<std::unique_ptr<DomainPager>> make(Domain domain, RingPage fate);
+  enum class RingFate : std::uint8_t { kStays, kIsTakenAway };
+  [[nodiscard]] static Result<std::unique_ptr<DomainPager>> make(Domain domain, RingFate fate);
   DomainPager(Domain domain, ForeignPages ring_page);
   [[nodiscard]] Result<void> start();
+  [[nodiscard]] static Result<bool> let_all_ask(const Domain& domain,
+                                                std::span<const RingPage> rings,
+                                                std::vector<Gfn>& asked, bool& paused);
   [[nodiscard]] static Result<void> release_vcpus(Domain domain, std::uint32_t nb_vcpus);
-  void answer_all() noexcept;
+  std::size_t answer_all() noexcept;
   [[nodiscard]] Result<void> sort_out(const char* call, std::span<const Gfn> pages,
                                       std::span<const int> errors, std::vector<Gfn>& busy) const;
 
@@ -89,6 +111,7 @@ class DomainPager {
   std::unique_ptr<EventPort> port_;
   std::vector<PagingRequest> waiting_;  // at most kRingSlots
   bool enabled_ = false;
+  bool was_full_ = false;  // somebody may have waited for room
 };
 
 }  // namespace snowfabric::xen

@@ -354,8 +354,9 @@ void give_back(const Domain& domain) {
 }
 
 /// Its memory first: a domain that stands at a page cannot answer the rest.
-Result<void> give_back_in_place(const Domain& domain, std::uint64_t nb_pages) {
-  auto done = NominatedRam::give_back_all(domain, nb_pages);
+Result<void> give_back_in_place(const Domain& domain, std::uint64_t nb_pages,
+                                const ForeignPages* ring_page) {
+  auto done = NominatedRam::give_back_all(domain, nb_pages, ring_page);
   if (done) give_back(domain);
   return done;
 }

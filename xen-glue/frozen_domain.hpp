@@ -74,7 +74,8 @@ struct FrozenDomain {
 /// gone.
 void give_back(const Domain& domain);
 /// The same for a freeze that keeps RAM in place, and for its memory while it is served: the domain
-/// stands for some time, the longer the more RAM it has. @return as NominatedRam::give_back_all
-[[nodiscard]] Result<void> give_back_in_place(const Domain& domain, std::uint64_t nb_pages);
+/// stands for some time, the longer the more RAM it has. See NominatedRam::give_back_all.
+[[nodiscard]] Result<void> give_back_in_place(const Domain& domain, std::uint64_t nb_pages,
+                                              const ForeignPages* ring_page);
 
 }  // namespace snowfabric::xen

@@ -174,6 +174,9 @@ class LibxenCalls final : public XenCalls {
   int paging_disable(DomId domain) noexcept override {
     return errno_of(xc_mem_paging_disable(xc(), raw(domain)));
   }
+  int paging_resume(DomId domain) noexcept override {
+    return errno_of(xc_mem_paging_resume(xc(), raw(domain)));
+  }
   void paging_evict(DomId domain, std::span<const Gfn> pages,
                     std::span<int> errors) noexcept override {
     in_bursts(&PagingHypercalls::evict, domain, pages, errors);

@@ -146,14 +146,44 @@ int NominatedRam::give_back(PageRange pages, const std::function<bool(Gfn)>& has
   return set_free(*pager_, pages, has_it);
 }
 
-Result<void> NominatedRam::give_back_all(Domain domain, std::uint64_t nb_pages) {
+/// Where more vCPUs wait than the ring has slots nobody can take over. With all its memory the
+/// domain asks for no more; it stands then.
+Result<void> NominatedRam::give_back_on_dead_ring(const Domain& domain, std::uint64_t nb_pages,
+                                                  const ForeignPages& ring_page) {
+  const std::array rings{ring_page.page(0)};
+  std::vector<Gfn> asked;  // like all others they are given back
+  for (std::uint64_t first = 0; first < nb_pages; first += DomainPager::kMostFreed) {
+    const auto nb = std::min<std::uint64_t>(DomainPager::kMostFreed, nb_pages - first);
+    const std::vector<Gfn> burst = list_of({Gfn{first}, static_cast<std::uint32_t>(nb)});
+    std::vector<int> errors(burst.size(), EAGAIN);
+    for (unsigned i = 0; i < kMaxTries && std::ranges::count(errors, EAGAIN) > 0; ++i) {
+      domain.calls().paging_free(domain.id(), burst, errors);
+      asked.clear();
+      if (const auto ok = DomainPager::drain(domain, rings, asked); !ok)
+        return std::unexpected(ok.error());
+    }
+  }
+  const auto stands = DomainPager::pause_drained(domain, rings, asked);
+  return stands ? Result<void>{} : std::unexpected(stands.error());
+}
+
+Result<void> NominatedRam::give_back_all(Domain domain, std::uint64_t nb_pages,
+                                         const ForeignPages* ring_page) {
   const auto info = domain.info();
   if (!info) return std::unexpected(info.error());
   if (info->nb_paged_pages != 0)  // somebody else's: what is not there cannot be given back
     return fail(EBUSY, fmt::format("{} of {} are evicted: somebody else pages it",
                                    info->nb_paged_pages, to_string(domain.id())));
+  bool stands = false;
+  if (ring_page != nullptr) {
+    auto ok = give_back_on_dead_ring(domain, nb_pages, *ring_page);
+    if (!ok && ok.error().errnum != ENODEV) return ok;  // that: its paging has not begun, or ended
+    stands = ok && !info->paused;
+  }
   auto paused = Paused::make(domain);
   if (!paused) return std::unexpected(paused.error());
+  if (stands)  // by the pause of before: one is enough
+    if (auto ok = domain.unpause(); !ok) return ok;
   auto taken_over = DomainPager::take_over(domain);
   auto done = taken_over ? set_all_free(**taken_over, nb_pages)
                          : Result<void>{std::unexpected(taken_over.error())};

@@ -63,14 +63,19 @@ class NominatedRam {
   void all_given_back() noexcept { all_given_back_ = true; }
 
   /// Gives a domain all its pages back whose NominatedRam has died with its process.
+  /// @param ring_page  as of DomainPager::drain; nullptr: a ring that is full stays
   /// @return EBUSY: it lacks pages, so it was not ours; as DomainPager::take_over; or what a call
   ///         reported
-  [[nodiscard]] static Result<void> give_back_all(Domain domain, std::uint64_t nb_pages);
+  [[nodiscard]] static Result<void> give_back_all(Domain domain, std::uint64_t nb_pages,
+                                                  const ForeignPages* ring_page);
 
  private:
   NominatedRam(std::unique_ptr<DomainPager> pager, ForeignPages ram)
       : pager_{std::move(pager)}, ram_{std::move(ram)} {}
 
+  [[nodiscard]] static Result<void> give_back_on_dead_ring(const Domain& domain,
+                                                           std::uint64_t nb_pages,
+                                                           const ForeignPages& ring_page);
   [[nodiscard]] Result<void> look_over(std::span<const std::uint64_t> free,
                                        std::span<const Gfn> to_copy);
 

@@ -14,6 +14,21 @@ constexpr std::size_t kRequestEvent = 1;
 constexpr std::size_t kAnswersProduced = 2;
 constexpr std::size_t kAnswerEvent = 3;
 
+std::uint32_t& word_of(std::span<std::byte, kPageSize> page, std::size_t index) noexcept {
+  return reinterpret_cast<std::uint32_t*>(page.data())[index];
+}
+
+/// Pages asked for by the requests [from, to), at most those that there is room for.
+void append_asked(std::span<const std::byte, kPageSize> page, std::uint32_t from, std::uint32_t to,
+                  std::vector<Gfn>& asked) {
+  for (; from != to && to - from <= kRingSlots; ++from) {
+    RingSlot request;
+    std::memcpy(&request, page.data() + kRingSlotsAt + from % kRingSlots * kRingSlotBytes,
+                sizeof request);
+    if ((request.paging_flags & kDropPage) == 0) asked.push_back({request.gfn});
+  }
+}
+
 }  // namespace
 
 PagingRing::PagingRing(std::span<std::byte, kPageSize> page) noexcept : page_{page} {
@@ -22,9 +37,7 @@ PagingRing::PagingRing(std::span<std::byte, kPageSize> page) noexcept : page_{pa
   word(kAnswerEvent) = 1;
 }
 
-std::uint32_t& PagingRing::word(std::size_t index) const noexcept {
-  return reinterpret_cast<std::uint32_t*>(page_.data())[index];
-}
+std::uint32_t& PagingRing::word(std::size_t index) const noexcept { return word_of(page_, index); }
 
 PagingRing::Take PagingRing::take(PagingRequest& out) noexcept {
   if (broken_) return Take::kBroken;
@@ -79,6 +92,20 @@ void PagingRing::release(std::uint32_t vcpu) noexcept {
       false);
 }
 
+/// What lies in a slot does for an answer: it is the request, or an answer that Xen has had. A vCPU
+/// that gets none so waits until whoever takes over frees it.
+std::size_t PagingRing::drain(std::span<std::byte, kPageSize> page, std::vector<Gfn>& asked) {
+  auto& note = *reinterpret_cast<RingNote*>(page.data() + kRingNoteAt);
+  const std::uint32_t produced =
+      std::atomic_ref{word_of(page, kRequestsProduced)}.load(std::memory_order_acquire);
+  append_asked(page, note.nb_taken, produced, asked);
+  note.nb_taken = produced;
+  const std::atomic_ref answered{word_of(page, kAnswersProduced)};
+  const std::uint32_t nb_waited = produced - answered.load(std::memory_order_relaxed);
+  answered.store(produced, std::memory_order_release);
+  return std::min<std::size_t>(nb_waited, kRingSlots);
+}
+
 std::vector<Gfn> PagingRing::left_asked(std::span<const std::byte, kPageSize> page) {
   RingNote note;
   std::memcpy(&note, page.data() + kRingNoteAt, sizeof note);
@@ -87,13 +114,7 @@ std::vector<Gfn> PagingRing::left_asked(std::span<const std::byte, kPageSize> pa
   std::vector<Gfn> pages;
   for (const std::uint64_t asked : note.asked)
     if (asked != 0) pages.push_back({asked - 1});
-  const std::uint32_t nb_waiting = std::min<std::uint32_t>(produced - note.nb_taken, kRingSlots);
-  for (std::uint32_t i = 0; i < nb_waiting; ++i) {
-    RingSlot request;
-    const std::size_t slot = (note.nb_taken + i) % kRingSlots;
-    std::memcpy(&request, page.data() + kRingSlotsAt + slot * kRingSlotBytes, sizeof request);
-    if ((request.paging_flags & kDropPage) == 0) pages.push_back({request.gfn});
-  }
+  append_asked(page, note.nb_taken, produced, pages);
   std::ranges::sort(pages);
   const auto repeated = std::ranges::unique(pages);
   pages.erase(repeated.begin(), repeated.end());

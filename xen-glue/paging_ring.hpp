@@ -87,6 +87,11 @@ class PagingRing {
   /// @return whether there was an answer to publish: Xen is to be notified
   [[nodiscard]] bool publish() noexcept;
 
+  /// Answers all that waits in a ring whose pager is dead, for Xen to take: see
+  /// XenCalls::paging_resume.
+  /// @param asked  gets the pages that left_asked() no longer tells of
+  /// @return how many waited; at kRingSlots somebody may wait for room
+  static std::size_t drain(std::span<std::byte, kPageSize> page, std::vector<Gfn>& asked);
   /// Of a ring whose pager is dead: pages that were asked for, and whether they have come since
   /// nobody knows. @pre Xen writes no more: the domain is paused
   [[nodiscard]] static std::vector<Gfn> left_asked(std::span<const std::byte, kPageSize> page);

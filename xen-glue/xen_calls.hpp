@@ -108,6 +108,9 @@ class XenCalls {
   /// Whoever asks: also the paging of another process. Good if nobody pages the domain.
   /// @return EBUSY: a vCPU waits for room in the ring
   virtual int paging_disable(DomId domain) noexcept = 0;
+  /// Has Xen take the answers that are in the ring, whoever wrote them.
+  /// @return ENODEV: nobody pages the domain
+  virtual int paging_resume(DomId domain) noexcept = 0;
   /// Takes pages and what is in them away: who touches one waits for the pager.
   /// @param errors  of each page; as many as pages. EBUSY: more than the guest refers to it
   virtual void paging_evict(DomId domain, std::span<const Gfn> pages,

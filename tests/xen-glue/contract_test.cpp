@@ -71,6 +71,7 @@ TEST_F(XenContract, NobodysCallsAreESRCH) {
   EXPECT_EQ(xen.destroy(bed.nobody), ESRCH);
   EXPECT_EQ(xen.paging_enable(bed.nobody, port), ESRCH);
   EXPECT_EQ(xen.paging_disable(bed.nobody), ESRCH);
+  EXPECT_EQ(xen.paging_resume(bed.nobody), ESRCH);
   xen.paging_evict(bed.nobody, {&page, 1}, errors);
   EXPECT_EQ(errors[0], ESRCH);
   xen.paging_nominate(bed.nobody, {&page, 1}, errors);
@@ -298,6 +299,28 @@ TEST_F(XenContract, WhereTheRingIsFullAPageIsNotGivenBackYet) {
   (*pager)->notify();
   xen.paging_free(bed.domain, pages, errors);
   EXPECT_EQ(std::ranges::count(errors, 0), 12);
+}
+
+TEST_F(XenContract, TheRingOfAPagerThatIsDeadCanBeDrained) {
+  const auto ring_page = DomainPager::map_ring_page(domain);
+  ASSERT_TRUE(ring_page) << ring_page.error().what;
+  EXPECT_EQ(xen.paging_resume(bed.domain), ENODEV);
+  const auto dead = DomainPager::enable(domain);
+  ASSERT_TRUE(dead) << dead.error().what;
+  std::vector<Gfn> pages, refused, asked;
+  for (std::uint64_t i = 0; i < 12; ++i) pages.push_back(at(20 + i));
+  ASSERT_TRUE((*dead)->nominate(pages, refused));
+  std::vector<int> errors(pages.size());
+  xen.paging_free(bed.domain, pages, errors);
+  const auto nb_asked = static_cast<std::size_t>(std::ranges::count(errors, 0));
+  ASSERT_LT(nb_asked, 12U) << "the ring was not full";
+  const auto was_full = DomainPager::drain(domain, std::array{ring_page->page(0)}, asked);
+  ASSERT_TRUE(was_full) << was_full.error().what;
+  EXPECT_EQ(asked.size(), nb_asked);
+  xen.paging_free(bed.domain, pages, errors);
+  EXPECT_EQ(std::ranges::count(errors, 0), 12) << "there was no room in the ring";
+  ASSERT_TRUE(DomainPager::drain(domain, std::array{ring_page->page(0)}, asked));
+  EXPECT_EQ(asked.size(), 12U);
 }
 
 TEST_F(XenContract, OnlyWhatIsThereAndNotNominatedIsNominated) {

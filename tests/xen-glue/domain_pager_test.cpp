@@ -3,6 +3,8 @@
 
 #include <poll.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -122,14 +124,105 @@ TEST_F(DomainPagerTest, ATakeOverLetsAVcpuGoOnThatXenStoppedSeveralTimes) {
   EXPECT_FALSE(guest.anybody_waits());
 }
 
+TEST_F(DomainPagerTest, AFullRingOfADeadPagerIsDrainedForTheNext) {
+  const auto ring_page = DomainPager::map_ring_page(domain);
+  ASSERT_TRUE(ring_page) << ring_page.error().what;
+  const auto killed = evicted();  // does nothing from here on
+  for (std::uint32_t vcpu = 0; vcpu < kNbVcpus; ++vcpu) guest.touch(vcpu, Gfn{vcpu});
+  DomainPager::Fault fault;
+  for (int i = 0; i < 2; ++i) ASSERT_EQ(killed->take(fault), PagingRing::Take::kRequest);
+  EXPECT_EQ(xen.paging_disable(kDom), EBUSY);
+  std::vector<Gfn> asked;
+  const auto was_full = DomainPager::pause_drained(domain, std::array{ring_page->page(0)}, asked);
+  ASSERT_TRUE(was_full) << was_full.error().what;
+  EXPECT_TRUE(*was_full);
+  EXPECT_EQ(guest.nb_pauses, 1U);
+  std::ranges::copy(PagingRing::left_asked(ring_page->page(0)), std::back_inserter(asked));
+  std::ranges::sort(asked);
+  EXPECT_EQ(asked, list_of({Gfn{0}, kNbVcpus}));
+  const auto pager = DomainPager::take_over(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  ASSERT_EQ(xen.unpause(kDom), 0);
+  for (std::uint64_t i = 0; i < 64; ++i) ASSERT_EQ((*pager)->load(Gfn{i}, bytes), 0);
+  guest.run();
+  EXPECT_FALSE(guest.anybody_waits());
+}
+
+TEST_F(DomainPagerTest, AFullRingOfADomainThatIsPausedIsDrainedToo) {
+  const auto ring_page = DomainPager::map_ring_page(domain);
+  ASSERT_TRUE(ring_page) << ring_page.error().what;
+  const auto killed = evicted();
+  for (std::uint32_t vcpu = 0; vcpu < kNbVcpus; ++vcpu) guest.touch(vcpu, Gfn{vcpu});
+  ASSERT_EQ(xen.pause(kDom), 0);  // as a memtap does that cannot get a page
+  std::vector<Gfn> asked;
+  const auto was_full = DomainPager::pause_drained(domain, std::array{ring_page->page(0)}, asked);
+  ASSERT_TRUE(was_full) << was_full.error().what;
+  EXPECT_TRUE(*was_full);
+  EXPECT_EQ(guest.nb_pauses, 1U);
+  EXPECT_TRUE(DomainPager::take_over(domain));
+}
+
+TEST_F(DomainPagerTest, ItDoesNotMatterWhichOfSeveralRingsIsTheDeadPagers) {
+  const auto ring_page = DomainPager::map_ring_page(domain);
+  ASSERT_TRUE(ring_page) << ring_page.error().what;
+  alignas(kPageSize) std::array<std::byte, kPageSize> stale{};
+  const auto killed = evicted();
+  for (std::uint32_t vcpu = 0; vcpu < kNbVcpus; ++vcpu) guest.touch(vcpu, Gfn{vcpu});
+  std::vector<Gfn> asked;
+  const auto was_full = DomainPager::pause_drained(
+      domain, std::array{ring_page->page(0), DomainPager::RingPage{stale}}, asked);
+  ASSERT_TRUE(was_full) << was_full.error().what;
+  EXPECT_TRUE(*was_full);
+  EXPECT_EQ(asked.size(), kNbVcpus);
+  EXPECT_TRUE(DomainPager::take_over(domain));
+}
+
+TEST_F(DomainPagerTest, ADomainWithoutARingIsPausedAndNeverRuns) {
+  const auto ring_page = DomainPager::map_ring_page(domain);
+  ASSERT_TRUE(ring_page) << ring_page.error().what;
+  std::vector<Gfn> asked;
+  for (const unsigned nb_pauses : {0U, 1U}) {
+    guest.nb_pauses = nb_pauses;
+    const auto was_full = DomainPager::pause_drained(domain, std::array{ring_page->page(0)}, asked);
+    ASSERT_TRUE(was_full) << was_full.error().what;
+    EXPECT_FALSE(*was_full);
+    EXPECT_EQ(guest.nb_pauses, 1U);
+  }
+  EXPECT_EQ(asked, std::vector<Gfn>{});
+}
+
+TEST_F(DomainPagerTest, ADrainThatXenRefusesIsNamed) {
+  const auto ring_page = DomainPager::map_ring_page(domain);
+  ASSERT_TRUE(ring_page) << ring_page.error().what;
+  const auto killed = evicted();
+  xen.fail(Call::kResumePaging, EPERM, 1);
+  std::vector<Gfn> asked;
+  const auto was_full = DomainPager::pause_drained(domain, std::array{ring_page->page(0)}, asked);
+  ASSERT_FALSE(was_full);
+  EXPECT_EQ(was_full.error().what, "empty the paging ring of domain 4");
+}
+
+TEST_F(DomainPagerTest, ADomainThatAsksAllTheTimeIsGivenUp) {
+  const auto ring_page = DomainPager::map_ring_page(domain);
+  ASSERT_TRUE(ring_page) << ring_page.error().what;
+  const auto killed = evicted();
+  xen.on_resume_paging = [this] {
+    for (std::size_t i = 0; i < kRingSlots; ++i) guest.touch_for(0, Gfn{i});
+  };
+  std::vector<Gfn> asked;
+  const auto was_full = DomainPager::pause_drained(domain, std::array{ring_page->page(0)}, asked);
+  ASSERT_FALSE(was_full);
+  EXPECT_EQ(was_full.error().errnum, ETIMEDOUT);
+  EXPECT_EQ(guest.nb_pauses, 0U);
+}
+
 TEST_F(DomainPagerTest, ATakeOverSaysWhenTheDeadPagersRingWasFull) {
   xen.fail(Call::kDisable, EBUSY);
   const auto pager = DomainPager::take_over(domain);
   ASSERT_FALSE(pager);
   EXPECT_EQ(pager.error().errnum, EBUSY);
   EXPECT_EQ(pager.error().what,
-            "end the paging, whose ring was full when its pager died (only destroying the domain "
-            "helps), of domain 4");
+            "end the paging, whose ring was full when its pager died, of domain 4");
 }
 
 TEST_F(DomainPagerTest, ADomainThatIsGoneEndsInPeace) {

@@ -63,7 +63,7 @@ void FakeDomain::make_ram(Gfn page) {
 bool FakeDomain::touch(std::uint32_t vcpu, Gfn page) {
   const std::lock_guard lock{mutex_};
   if (p2m_[page.value] == P2m::kRam) return true;
-  vcpus_[vcpu] = {.wants = page, .nb_asked = 0};
+  vcpus_[vcpu] = {.wants = page};
   ask();
   return false;
 }
@@ -143,14 +143,21 @@ void FakeDomain::ask() {
     Vcpu& vcpu = vcpus_[i];
     if (!vcpu.wants || vcpu.nb_asked > 0) continue;
     if (p2m_[vcpu.wants->value] == P2m::kRam)
-      vcpu.wants.reset();
+      vcpu = {};
     else if (!paging_)
       crashed = true;
-    else if (can_be_asked(*vcpu.wants) && put(*vcpu.wants, i, kVcpuPaused, 0)) {
+    else if (can_be_asked(*vcpu.wants)) {
+      vcpu.wants_room = !put(*vcpu.wants, i, kVcpuPaused, 0);
+      if (vcpu.wants_room) continue;
       vcpu.nb_asked = 1;
       mark_asked(*vcpu.wants);
     }
   }
+}
+
+bool FakeDomain::anybody_wants_room() {
+  const std::lock_guard lock{mutex_};
+  return paging_ && std::ranges::any_of(vcpus_, &Vcpu::wants_room);
 }
 
 bool FakeDomain::can_be_asked(Gfn page) {

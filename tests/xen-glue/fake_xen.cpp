@@ -209,7 +209,17 @@ int FakeXen::paging_enable(DomId id, std::uint32_t& port) noexcept {
 int FakeXen::paging_disable(DomId id) noexcept {
   FakeDomain* domain;
   if (const int errnum = begin(Call::kDisable, id, domain)) return errnum;
+  if (domain->anybody_wants_room()) return EBUSY;
   domain->paging_ = false;
+  return 0;
+}
+
+int FakeXen::paging_resume(DomId id) noexcept {
+  FakeDomain* domain;
+  if (const int errnum = begin(Call::kResumePaging, id, domain)) return errnum;
+  if (!domain->paging_) return ENODEV;
+  domain->on_notify();
+  if (on_resume_paging) on_resume_paging();
   return 0;
 }
 

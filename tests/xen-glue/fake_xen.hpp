@@ -30,6 +30,7 @@ enum class Call : std::uint8_t {
   kRingPage,
   kEnable,
   kDisable,
+  kResumePaging,
   kEvict,
   kNominate,
   kFree,
@@ -66,6 +67,8 @@ class FakeDomain {
   void touch_for(std::uint32_t vcpu, Gfn page);
   /// Time passes for those that try again and again.
   void run() { ask(); }
+  /// Whether a vCPU waits for room in the ring.
+  [[nodiscard]] bool anybody_wants_room();
   /// The guest puts another page there, as with add_to_physmap: Xen says nothing of it.
   void replace(Gfn page);
   /// The guest gives the page back: Xen tells the pager.
@@ -102,7 +105,8 @@ class FakeDomain {
   friend class FakePort;
   struct Vcpu {
     std::optional<Gfn> wants;
-    unsigned nb_asked = 0;  ///< requests in the ring, or taken; 0: there was no room
+    unsigned nb_asked = 0;    ///< requests in the ring, or taken
+    bool wants_room = false;  ///< found the ring full
   };
 
   [[nodiscard]] bool known(Gfn page) const { return page.value < p2m_.size() || page == kRingPage; }
@@ -160,6 +164,7 @@ class FakeXen final : public XenCalls {
   int paging_ring_page(DomId domain, Gfn& out) noexcept override;
   int paging_enable(DomId domain, std::uint32_t& port) noexcept override;
   int paging_disable(DomId domain) noexcept override;
+  int paging_resume(DomId domain) noexcept override;
   void paging_evict(DomId domain, std::span<const Gfn> pages,
                     std::span<int> errors) noexcept override;
   void paging_nominate(DomId domain, std::span<const Gfn> pages,
@@ -182,6 +187,8 @@ class FakeXen final : public XenCalls {
   std::function<void()> on_suspend;  ///< its last act
   /// What a guest does that watches a node.
   std::function<void(const std::string& path, const std::string& value)> on_store_write;
+
+  std::function<void()> on_resume_paging;  ///< what guests do then
 
   std::size_t nb_mapped = 0;  ///< pages mapped and not unmapped
 

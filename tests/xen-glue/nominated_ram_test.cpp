@@ -14,6 +14,7 @@ namespace {
 
 constexpr DomId kDom{6};
 constexpr std::uint64_t kNbPages = 128;
+constexpr std::uint32_t kNbVcpus = 12;
 using P2m = FakeDomain::P2m;
 
 class NominatedRamTest : public testing::Test {
@@ -44,7 +45,7 @@ class NominatedRamTest : public testing::Test {
 
   std::vector<Gfn> busy;
   mutable FakeXen xen;
-  FakeDomain& domain = xen.add(kDom, kNbPages, 2);
+  FakeDomain& domain = xen.add(kDom, kNbPages, kNbVcpus);
   Domain parent{xen, kDom};
 };
 
@@ -127,10 +128,25 @@ TEST_F(NominatedRamTest, WhoDiedLeavesADomainThatCanBeSetFree) {
   ASSERT_EQ((*ram)->pager().take(fault), PagingRing::Take::kRequest);
   EXPECT_FALSE(domain.touch(1, Gfn{6}));
   const std::unique_ptr<NominatedRam> dead = std::move(*ram);  // as by SIGKILL
-  ASSERT_TRUE(NominatedRam::give_back_all(parent, kNbPages));
+  ASSERT_TRUE(NominatedRam::give_back_all(parent, kNbPages, nullptr));
   EXPECT_EQ(count(P2m::kRam), kNbPages);
   EXPECT_FALSE(domain.anybody_waits());
   EXPECT_FALSE(domain.crashed);
+  EXPECT_EQ(domain.nb_pauses, 0U);
+}
+
+TEST_F(NominatedRamTest, WhoDiedWithAFullRingLeavesADomainThatCanBeSetFree) {
+  const auto ring = DomainPager::map_ring_page(parent);
+  ASSERT_TRUE(ring) << ring.error().what;
+  auto ram = take();
+  ASSERT_TRUE(ram) << ram.error().what;
+  for (std::uint32_t vcpu = 0; vcpu < kNbVcpus; ++vcpu) EXPECT_FALSE(domain.touch(vcpu, Gfn{vcpu}));
+  ASSERT_TRUE(domain.anybody_wants_room());
+  const std::unique_ptr<NominatedRam> dead = std::move(*ram);  // as by SIGKILL
+  const auto done = NominatedRam::give_back_all(parent, kNbPages, &*ring);
+  ASSERT_TRUE(done) << done.error().what;
+  EXPECT_EQ(count(P2m::kRam), kNbPages);
+  EXPECT_FALSE(domain.anybody_waits());
   EXPECT_EQ(domain.nb_pauses, 0U);
 }
 
@@ -140,7 +156,7 @@ TEST_F(NominatedRamTest, ADomainWhosePagesSomebodyElseHasEvictedIsLeftAlone) {
   ASSERT_TRUE(pager) << pager.error().what;
   std::vector<Gfn> kept;
   ASSERT_TRUE((*pager)->evict({Gfn{5}, 3}, kept));
-  const auto done = NominatedRam::give_back_all(parent, kNbPages);
+  const auto done = NominatedRam::give_back_all(parent, kNbPages, nullptr);
   ASSERT_FALSE(done);
   EXPECT_EQ(done.error().errnum, EBUSY);
   EXPECT_EQ(count(P2m::kEvicted), 3U);
@@ -151,7 +167,7 @@ TEST_F(NominatedRamTest, WhatWasPausedByOneThatIsDeadRunsAgain) {
   ASSERT_TRUE(ram) << ram.error().what;
   ASSERT_TRUE(parent.pause());
   const std::unique_ptr<NominatedRam> dead = std::move(*ram);  // as by SIGKILL
-  ASSERT_TRUE(give_back_in_place(parent, kNbPages));
+  ASSERT_TRUE(give_back_in_place(parent, kNbPages, nullptr));
   EXPECT_EQ(count(P2m::kRam), kNbPages);
   EXPECT_EQ(domain.nb_pauses, 0U);
 }

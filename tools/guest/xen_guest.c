@@ -3,7 +3,8 @@
 // all of it and rewrites a part, so that every page is one that a clone must have right. On the
 // kernel's command line: SF_MIB of pattern; SF_FILL_MIB that it takes, fills, checks and gives back
 // in the first second and each from SF_FILL_FROM on; SF_LOOKERS threads that look at the pattern, a
-// part each; SF_CLAIM_MS for sf-xen-agent, which runs if this is there.
+// part each; SF_REST_MS between two looks, usually a second; SF_CPUS that run in the end, where the
+// kernel was told maxcpus=1; SF_CLAIM_MS for sf-xen-agent, which runs if this is there.
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -99,6 +100,21 @@ static size_t look_at_all(const char* memory, const uint64_t* versions, size_t n
   return nb_bad;
 }
 
+// One after the other, once all is quiet: while a kernel starts each waits for all others again and
+// again, and where many share a CPU that takes minutes.
+static void start_cpus(void) {
+  const int nb_cpus = setting("SF_CPUS", 1);
+  if (nb_cpus == 1) return;
+  mkdir("/sys", 0755);
+  if (mount("sysfs", "/sys", "sysfs", 0, NULL) != 0) perror("guest: mount /sys");
+  for (int cpu = 1; cpu < nb_cpus; ++cpu) {
+    char path[64];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/online", cpu);
+    FILE* file = fopen(path, "w");
+    if (file == NULL || fputs("1", file) == EOF || fclose(file) != 0) perror(path);
+  }
+}
+
 static void start_agent(void) {
   const char* claim_ms = getenv("SF_CLAIM_MS");
   if (claim_ms == NULL) return;
@@ -118,9 +134,11 @@ int main(void) {
   const size_t nb_pages = (size_t)setting("SF_MIB", kDefaultMiB) * kMiB / kPage;
   const size_t nb_churned = (size_t)setting("SF_FILL_MIB", 0) * kMiB / kPage;
   const uint64_t churn_from = (uint64_t)setting("SF_FILL_FROM", 1);
+  const useconds_t rest_us = (useconds_t)setting("SF_REST_MS", 1000) * 1000;
   int nb_lookers = setting("SF_LOOKERS", 1);
   if (nb_lookers < 1 || nb_lookers > kMostLookers) nb_lookers = 1;
   start_agent();
+  start_cpus();
   char* memory = take_memory(nb_pages, MAP_POPULATE);
   setvbuf(stdout, NULL, _IOLBF, 0);
   uint64_t* versions = calloc(nb_pages, sizeof *versions);
@@ -137,6 +155,6 @@ int main(void) {
     }
     printf("guest: tick=%llu pages=%zu bad=%zu us=%lld\n", (unsigned long long)tick, nb_pages,
            nb_bad, (long long)looked_us);
-    sleep(1);
+    usleep(rest_us);
   }
 }
