@@ -34,14 +34,14 @@ void AsideMemory::copy(Gfn page, std::size_t offset, std::span<std::byte> out) c
   std::memcpy(out.data(), aside_.data() + at, out.size());
 }
 
-bool AsideMemory::set_aside(Gfn page) noexcept {
-  if (is_aside_[page.value].load(std::memory_order_relaxed)) return false;
+void AsideMemory::set_aside(Gfn page) noexcept {
+  if (is_aside_[page.value].load(std::memory_order_relaxed)) return;
   set_aside(page, live_.subspan(page.value * kPageSize, kPageSize));
-  return true;
 }
 
 void AsideMemory::set_aside(Gfn page, std::span<const std::byte> bytes) noexcept {
   std::memcpy(aside_.data() + page.value * kPageSize, bytes.data(), kPageSize);
+  nb_copies_.fetch_add(1, std::memory_order_relaxed);
   is_aside_[page.value].store(true, std::memory_order_release);
 }
 

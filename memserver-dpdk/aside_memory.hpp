@@ -27,13 +27,17 @@ class AsideMemory {
   /// Bytes [offset, offset + out.size()) of a page as it was at the instant. Any thread.
   void copy(Gfn page, std::size_t offset, std::span<std::byte> out) const noexcept;
 
-  /// Copies the page, before the parent may change it. One thread at a time, as all that follow.
-  /// @return false: it is there already
-  bool set_aside(Gfn page) noexcept;
+  /// Copies the page, before the parent may change it, unless it is aside. One thread at a time, as
+  /// all that follow.
+  void set_aside(Gfn page) noexcept;
   /// Likewise, with the bytes of a copy. @pre it is not aside
   void set_aside(Gfn page, std::span<const std::byte> bytes) noexcept;
   /// Nobody needs its bytes: it reads as zeros, unless it is aside already.
   void leave_out(Gfn page) noexcept;
+  /// Copies made so far: each costs a page of memory. Any thread.
+  [[nodiscard]] std::uint64_t nb_copies() const noexcept {
+    return nb_copies_.load(std::memory_order_relaxed);
+  }
   [[nodiscard]] bool is_aside(Gfn page) const noexcept {
     return is_aside_[page.value].load(std::memory_order_acquire);
   }
@@ -45,6 +49,7 @@ class AsideMemory {
   std::span<const std::byte> live_;
   std::span<std::byte> aside_;  // a copy lies at its page's own place
   std::vector<std::atomic<bool>> is_aside_;
+  std::atomic<std::uint64_t> nb_copies_{0};
 };
 
 }  // namespace snowfabric

@@ -19,6 +19,7 @@ constexpr double kBytesPerGbit = 1e9 / 8;
 Snapshot snapshot_of(const Served& served) {
   Snapshot out;
   append(out, served.stats, kServerCounters);
+  out.emplace_back("aside_pages", served.image.nb_aside_pages());
   return out;
 }
 

@@ -108,11 +108,10 @@ void CowMemory::on_write(std::uint64_t address) {
   if (region == nullptr) return;
   const Gfn page{(region->offset + (address - region->base)) / kPageSize};
   const std::lock_guard lock{mutex_};
-  if (!frozen_) {
+  if (frozen_)
+    pages_->set_aside(page);
+  else
     written_[page.value] = true;
-  } else if (pages_->set_aside(page)) {
-    nb_copied_.fetch_add(1, std::memory_order_relaxed);
-  }
   [[maybe_unused]] const auto done = protect(page, 1, false);  // fails only if the parent died
 }
 

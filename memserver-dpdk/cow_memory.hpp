@@ -2,7 +2,6 @@
 #pragma once
 #include <pthread.h>
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -60,10 +59,6 @@ class CowMemory {
   /// may be frozen again by somebody else. Costs their memory. Control path, after freeze(); copy()
   /// may run meanwhile.
   void detach(const std::function<bool(Gfn)>& is_zero) noexcept;
-  /// Pages the parent has written since the instant, before detach(). Any thread.
-  [[nodiscard]] std::uint64_t nb_copied() const noexcept {
-    return nb_copied_.load(std::memory_order_relaxed);
-  }
 
  private:
   explicit CowMemory(ShimMemory memory);
@@ -81,7 +76,6 @@ class CowMemory {
   std::vector<ShimRegion> regions_;
   std::span<std::byte> live_;  // read-only: the parent's RAM
   std::unique_ptr<AsideMemory> pages_;
-  std::atomic<std::uint64_t> nb_copied_{0};
   std::mutex mutex_;  // written_ and frozen_, between the thread and freeze(); then they are fixed
   std::vector<bool> written_;
   bool frozen_ = false;

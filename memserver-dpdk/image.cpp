@@ -173,6 +173,10 @@ bool Image::lives(Gfn gfn) const noexcept {
   return live_ != nullptr && gfn.value < live_->nb_pages();
 }
 
+std::uint64_t Image::nb_aside_pages() const noexcept {
+  return live_ == nullptr ? 0 : live_->nb_copies();
+}
+
 void Image::copy(Gfn gfn, std::size_t offset, std::span<std::byte> out) const noexcept {
   if (is_zero(gfn))
     std::ranges::fill(out, std::byte{0});  // one that was left out is not zero where it lies

@@ -67,6 +67,8 @@ class Image {
   [[nodiscard]] std::uint64_t nb_zero_pages() const noexcept { return nb_zero_pages_; }
   /// Whether some pages are still a parent's own: they can only be copied, never mapped.
   [[nodiscard]] bool is_live() const noexcept { return live_ != nullptr; }
+  /// Pages that were copied aside for a parent that runs on. Any thread.
+  [[nodiscard]] std::uint64_t nb_aside_pages() const noexcept;
   /// Bytes [offset, offset + out.size()) of a page. Any thread.
   void copy(Gfn gfn, std::size_t offset, std::span<std::byte> out) const noexcept;
 

@@ -113,8 +113,7 @@ bool NominatedMemory::answer_faults() {
 
 /// One that the guest gave back is still mapped here, and as it was.
 void NominatedMemory::keep(const xen::PagingRequest& request) noexcept {
-  if (request.page.value < pages_->nb_pages() && pages_->set_aside(request.page))
-    nb_copied_.fetch_add(1, std::memory_order_relaxed);
+  if (request.page.value < pages_->nb_pages()) pages_->set_aside(request.page);
   if (!request.holds_vcpu())
     ram_->pager().set_free({&request.page, 1});  // its answer alone does not
 }

@@ -2,7 +2,6 @@
 #pragma once
 #include <pthread.h>
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -36,10 +35,6 @@ class NominatedMemory {
 
   /// The image; goes with this object.
   [[nodiscard]] const AsideMemory& pages() const noexcept { return *pages_; }
-  /// That the domain has touched. Any thread.
-  [[nodiscard]] std::uint64_t nb_copied() const noexcept {
-    return nb_copied_.load(std::memory_order_relaxed);
-  }
 
  private:
   NominatedMemory(std::shared_ptr<xen::XenCalls> calls, std::unique_ptr<xen::NominatedRam> ram,
@@ -59,7 +54,6 @@ class NominatedMemory {
   std::unique_ptr<AsideMemory> pages_;
   std::optional<int> progress_fd_;
   UniqueFd stop_;  // an eventfd that ends the thread
-  std::atomic<std::uint64_t> nb_copied_{0};
   pthread_t thread_{};
   bool started_ = false;
 };

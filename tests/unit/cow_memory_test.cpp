@@ -129,7 +129,7 @@ TEST_F(CowMemoryTest, APageIsAsItWasAtTheInstantWhateverTheParentWritesLater) {
   for (std::uint64_t page = 0; page < 4; ++page) parent_.write(page, 2);
   parent_.write(0, 3);
   for (std::uint64_t page = 0; page < 8; ++page) EXPECT_TRUE(is(page, 1)) << page;
-  EXPECT_EQ(cow_->nb_copied(), 4U);
+  EXPECT_EQ(cow_->pages().nb_copies(), 4U);
 }
 
 TEST_F(CowMemoryTest, WhatIsWrittenBetweenArmingAndTheInstantBelongsToTheImage) {
@@ -185,7 +185,7 @@ TEST_F(CowMemoryTest, PagesLeftOutAreWrittenWithoutACopy) {
   parent_.write(4, 2);  // before it is known that nobody needs it
   cow_->leave_out(std::array{PageRange{Gfn{2}, 3}, PageRange{Gfn{70}, 1}});
   for (std::uint64_t page = 0; page < 80; ++page) parent_.write(page, 3);
-  EXPECT_EQ(cow_->nb_copied(), 80U - 3);
+  EXPECT_EQ(cow_->pages().nb_copies(), 80U - 3);
   for (std::uint64_t page = 0; page < 8; ++page)
     EXPECT_TRUE(is(page, page == 2 || page == 3 ? 0 : 1)) << page;
 }
@@ -219,7 +219,7 @@ TEST_F(CowMemoryTest, AReaderNeverSeesAWriteThoughTheParentWritesAtThatMoment) {
   arm();
   EXPECT_TRUE(cow_->freeze());
   EXPECT_EQ(nb_wrong_during([&] { write_all(2); }), 0U);
-  EXPECT_EQ(cow_->nb_copied(), kPages);
+  EXPECT_EQ(cow_->pages().nb_copies(), kPages);
 }
 
 TEST_F(CowMemoryTest, DetachedItKeepsAllPagesAndTheParentCanBeFrozenAgain) {
@@ -239,7 +239,7 @@ TEST_F(CowMemoryTest, DetachedItKeepsAllPagesAndTheParentCanBeFrozenAgain) {
   for (std::uint64_t page = 0; page < 8; ++page) EXPECT_TRUE(is(page, page < 2 ? 2 : 1)) << page;
   std::swap(cow_, first);
   for (std::uint64_t page = 0; page < 8; ++page) EXPECT_TRUE(is(page, 1)) << page;
-  EXPECT_EQ(cow_->nb_copied(), 1U);
+  EXPECT_EQ(cow_->pages().nb_copies(), 8U);
 }
 
 TEST_F(CowMemoryTest, AReaderSeesTheInstantThoughThePagesAreSetAsideAtThatMoment) {

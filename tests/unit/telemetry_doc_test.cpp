@@ -90,6 +90,9 @@ std::vector<std::string> drop_names() {
 /// What pmd-config reads from the device; both processes publish it.
 const std::vector<std::string> kDeviceNames{"rx_kernel_drops", "mbufs_in_use"};
 
+/// Behind the engine's, of each image.
+const std::vector<std::string> kParentNames{"aside_pages"};
+
 TEST(TelemetryDocument, ListsEveryPublishedNameInTheOrderOfTheReply) {
   expect_same("Memserver: port", kServerPortCounters);
   expect_same("Memserver: engine", kServerCounters);
@@ -99,15 +102,16 @@ TEST(TelemetryDocument, ListsEveryPublishedNameInTheOrderOfTheReply) {
   expect_same("Memtap: guests", kGuestCounters);
   EXPECT_EQ(documented("Dropped frames, both processes"), drop_names());
   EXPECT_EQ(documented("From the device, both processes"), kDeviceNames);
+  EXPECT_EQ(documented("Memserver: parent"), kParentNames);
 }
 
 TEST(TelemetryDocument, HasNoTableThatNobodyPublishes) {
   std::set<std::string> sections;
   for (const auto& [section, rows] : document()) sections.insert(section);
-  EXPECT_EQ(sections, (std::set<std::string>{"Dropped frames, both processes",
-                                             "From the device, both processes", "Memserver: port",
-                                             "Memserver: engine", "Memtap: port", "Memtap: engine",
-                                             "Memtap: host", "Memtap: guests"}));
+  EXPECT_EQ(sections, (std::set<std::string>{
+                          "Dropped frames, both processes", "From the device, both processes",
+                          "Memserver: port", "Memserver: engine", "Memserver: parent",
+                          "Memtap: port", "Memtap: engine", "Memtap: host", "Memtap: guests"}));
 }
 
 TEST(TelemetryDocument, SaysOfEveryNameWhetherItGrowsAndInWhatUnit) {
