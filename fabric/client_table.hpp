@@ -18,6 +18,10 @@ struct Client {
   Nanos last_heard = kNever;
   wire::ReportBody last_report{};
   bool reported = false;  ///< last_report is filled
+  Nanos joined = kNever;
+  /// Sequenced frames by all its reports, and the totals of the last of them.
+  double frames_received = 0, frames_missed = 0;
+  std::uint32_t last_received = 0, last_missed = 0;
   FlowEstimate flow;
   double recent_demand = 0;  ///< pages wanted, decaying: the weight in the group's rate
   double granted_at_report = 0, taken_at_report = 0;  ///< the bucket's totals at last_report

@@ -71,6 +71,7 @@ ClientTable::Index ServerEngine::join(std::uint64_t client_id, const MacAddr& sr
       return ClientTable::kNone;
     }
     Client client{.id = client_id,
+                  .joined = now,
                   .flow = FlowEstimate{config_.flow, bucket_.rate()},
                   .end_game_mark = end_game_.mark()};
     who = clients_.insert(client);
@@ -120,7 +121,17 @@ void ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nano
   }
 }
 
+/// Also of reports too young to say anything of the rate.
+void ServerEngine::take_loss(Client& client, const wire::ReportBody& report) noexcept {
+  const std::uint32_t received = report.rx_frames.host(), missed = report.lost.host();
+  client.frames_received += received - client.last_received;
+  client.frames_missed += static_cast<std::int32_t>(missed - client.last_missed);
+  client.last_received = received;
+  client.last_missed = missed;
+}
+
 void ServerEngine::take_report(Client& client, const wire::ReportBody& report) noexcept {
+  take_loss(client, report);
   const wire::ReportBody& last = client.last_report;
   const std::uint64_t elapsed_us = report.clock_us.host() - last.clock_us.host();
   // A clock that went back or leapt cannot be believed: this report is a new base line.
@@ -169,11 +180,19 @@ void ServerEngine::on_want(ClientTable::Index who, Gfn page, const wire::WantEnt
     slot.fragments = fragments;
   }
   const bool asked_by_another = slot.last_client != who && slot.last_client != ClientTable::kNone;
-  if (asked_by_another && (was_pending || now - slot.last_unicast < window_)) slot.shared = true;
+  // Whoever asks after another was answered alone is not the last one, either: one more is for all.
+  const bool follows = now - slot.last_unicast < window_ ||
+                       (slot.last_unicast > slot.last_multicast && !is_late(who, slot));
+  if (asked_by_another && (was_pending || follows)) slot.shared = true;
   slot.last_client = who;
   const std::uint8_t bit = static_cast<std::uint8_t>(1U << entry.priority);
   if ((slot.queued & bit) != 0) return;
   if (queues_[entry.priority].push(static_cast<std::uint32_t>(page.value))) slot.queued |= bit;
+}
+
+/// It joined when the page had gone out: what it asks for the others have.
+bool ServerEngine::is_late(ClientTable::Index who, const PageSlot& slot) noexcept {
+  return slot.last_multicast != kNever && slot.last_multicast < clients_[who].joined;
 }
 
 void ServerEngine::answer_absent(const MacAddr& dst, PageRange range) noexcept {
@@ -241,10 +260,14 @@ bool ServerEngine::pop_pushed(Gfn& page) noexcept {
 void ServerEngine::begin_train(Gfn page, Nanos now) noexcept {
   PageSlot& slot = pages_[page.value];
   const bool zero = image_.is_zero(page);
-  // Missing fragments are one member's loss: the others have the page, or lost other fragments.
+  // Missing fragments are a member's loss: the others have the page, or lost other fragments.
   const bool repair = slot.fragments != all_fragments_;
+  const bool has_asker = clients_.valid(slot.last_client);
+  // What went out is asked for by who lost it. Where those are several, one answer is for all.
+  const bool several = nb_lacking_ >= 1 && has_asker && !is_late(slot.last_client, slot);
   const bool to_one =
-      (end_game_.active() || repair) && !zero && !slot.shared && clients_.valid(slot.last_client);
+      (end_game_.active() || repair) && !zero && !slot.shared && !several && has_asker;
+  if (repair && several) slot.fragments = all_fragments_;  // they lack others, too
   train_ = {.page = page,
             .fragments = zero ? std::uint8_t{1} : slot.fragments,
             .multicast = !to_one,
@@ -347,7 +370,7 @@ Nanos ServerEngine::deadline(Nanos now) const noexcept {
 
 void ServerEngine::tick(Nanos now) noexcept {
   next_tick_ = now + kTick;
-  double rate = 0, weights = 0, plain = 0;
+  double rate = 0, weights = 0, plain = 0, lost = 0, known = 0;
   double srtt = 0, window = 0, measured = 0;
   for (std::size_t i = clients_.size(); i-- > 0;) {
     const auto who = static_cast<ClientTable::Index>(i);
@@ -360,6 +383,11 @@ void ServerEngine::tick(Nanos now) noexcept {
     rate += client.recent_demand * client.flow.bytes_per_s();
     weights += client.recent_demand;
     plain += client.flow.bytes_per_s();
+    if (const double sent = client.frames_received + client.frames_missed;
+        sent >= config_.flow.min_frames) {
+      lost += client.frames_missed / sent;
+      ++known;
+    }
     client.recent_demand *= kDemandDecay;
     if (client.srtt > Nanos{0}) {
       srtt += static_cast<double>(client.srtt.count());
@@ -368,6 +396,7 @@ void ServerEngine::tick(Nanos now) noexcept {
     }
   }
   const auto members = static_cast<double>(clients_.size());
+  nb_lacking_ = known > 0 ? lost / known * members : 0;
   if (members > 0) bucket_.set_rate(weights >= 1 ? rate / weights : plain / members);
   if (measured > 0) {
     window_ = std::clamp(Nanos{static_cast<std::int64_t>(window / measured)}, config_.min_window,

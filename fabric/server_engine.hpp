@@ -108,8 +108,10 @@ class ServerEngine {
   void on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
   void on_request(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
   void take_report(Client& client, const wire::ReportBody& report) noexcept;
+  static void take_loss(Client& client, const wire::ReportBody& report) noexcept;
   void on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry, Nanos now) noexcept;
   ClientTable::Index join(std::uint64_t client_id, const MacAddr& src, Nanos now) noexcept;
+  [[nodiscard]] bool is_late(ClientTable::Index who, const PageSlot& slot) noexcept;
   void answer_absent(const MacAddr& dst, PageRange range) noexcept;
   void push_control(const ServerTx& tx) noexcept;
 
@@ -142,6 +144,7 @@ class ServerEngine {
 
   TokenBucket bucket_;
   EndGame end_game_;
+  double nb_lacking_ = 0;  // members, in the mean, that a frame to all does not reach
   Nanos window_, retry_guard_{0};
   Nanos newest_join_ = kNever;
   Nanos next_tick_ = kNever;

@@ -133,7 +133,7 @@ TEST(ServerAnswers, InTheEndGameAnAnswerGoesToTheAskerAlone) {
   EXPECT_EQ(server.only().dst, test::mac_of(2));
 }
 
-TEST(ServerAnswers, InTheEndGameASecondAskerWithinTheWindowTurnsItToMulticast) {
+TEST(ServerAnswers, InTheEndGameASecondAskerTurnsItToMulticast) {
   EndGameServer server;
   server.request(2, {want(8, 1)});
   server.request(3, {want(8, 1)});  // both wait for the queued page
@@ -141,26 +141,49 @@ TEST(ServerAnswers, InTheEndGameASecondAskerWithinTheWindowTurnsItToMulticast) {
   server.now += 20ms;
   server.request(2, {want(9, 1)});
   EXPECT_EQ(server.only().dst, test::mac_of(2));
-  server.now += 500us;
-  server.request(3, {want(9, 1)});  // just after the first was answered
+  server.now += 20ms;
+  server.request(3, {want(9, 1)});  // whenever it comes, there may be more
   EXPECT_EQ(server.only().dst, group_address(test::kImageId));
   server.now += 20ms;
   server.request(1, {want(9, 1)});  // long after: alone again
   EXPECT_EQ(server.only().dst, test::mac_of(1));
 }
 
+TEST(ServerAnswers, InTheEndGameWhatSeveralMembersLackGoesToAll) {
+  EndGameServer server;
+  for (const auto id : {1U, 2U, 3U}) server.request(id, {}, report(1, 600, 400));
+  server.now += 20ms;
+  server.request(2, {want(8, 1)}, report(2, 600, 400));
+  EXPECT_EQ(server.only().dst, group_address(test::kImageId));  // of three members 1.2 lack it
+}
+
+TEST(ServerAnswers, InTheEndGameALateJoinerIsAnsweredAloneWhateverTheOthersLose) {
+  EndGameServer server;
+  for (const auto id : {1U, 2U, 3U}) server.request(id, {}, report(1, 600, 400));
+  server.hello(4);
+  server.now += 20ms;
+  server.drain();
+  server.request(4, {want(0, 1)});
+  EXPECT_EQ(server.only().dst, test::mac_of(4));
+  server.now += 20ms;
+  server.request(1, {want(0, 1)}, report(2, 600, 400));  // this one has lost it
+  EXPECT_EQ(server.only().dst, group_address(test::kImageId));
+}
+
 TEST(ServerAnswers, APromotedPageThatWasAnsweredIsNotSharedWithALateAsker) {
   EndGameServer server;
-  server.request(2, {want(8, 1, Priority::kPrefetch), want(9, 1, Priority::kPrefetch)});
-  server.request(2, {want(9, 1, Priority::kDemand)});
+  for (const auto id : {4U, 5U}) server.hello(id);
+  server.drain();
+  server.request(4, {want(8, 1, Priority::kPrefetch), want(0, 1, Priority::kPrefetch)});
+  server.request(4, {want(0, 1, Priority::kDemand)});
   ServerTx tx;
-  ASSERT_TRUE(server.engine->next(tx, server.now));  // page 9, by its demand
-  EXPECT_EQ(tx.range.first, Gfn{9});
+  ASSERT_TRUE(server.engine->next(tx, server.now));  // page 0, by its demand
+  EXPECT_EQ(tx.range.first, Gfn{0});
   server.now += 20ms;  // its prefetch entry still stands in the queue
-  server.request(3, {want(9, 1, Priority::kDemand)});
+  server.request(5, {want(0, 1, Priority::kDemand)});
   ASSERT_TRUE(server.engine->next(tx, server.now));
-  EXPECT_EQ(tx.range.first, Gfn{9});
-  EXPECT_EQ(tx.dst, test::mac_of(3));
+  EXPECT_EQ(tx.range.first, Gfn{0});
+  EXPECT_EQ(tx.dst, test::mac_of(5));
 }
 
 TEST(ServerAnswers, LateJoinersEndTheEndGameAndItsHysteresisKeepsOneFromDoingSo) {
