@@ -171,6 +171,7 @@ void Lab::on_event(const Event& event) {
     ++party.rx_ring_full;
     return;
   }
+  party.rx_bytes += event.frame->size();
   party.rx.push_back(event.frame);
   schedule(party, now_);
 }

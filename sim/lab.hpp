@@ -47,6 +47,7 @@ struct Party {
   /// Frames carried to it are in one of these, in `rx`, or under way.
   std::uint64_t rx_taken = 0, rx_ring_full = 0, rx_died_with_it = 0, rx_refused_by_card = 0;
   std::uint64_t nb_under_way = 0;
+  std::uint64_t rx_bytes = 0;  ///< of frames that came to `rx`
   /// Frames carried from it are at the switch, refused by it for damage, or under way there.
   std::uint64_t tx_switched = 0, tx_refused_by_switch = 0, nb_to_switch = 0;
   Nanos busy_until{0}, turn_at = Nanos::max();

@@ -19,6 +19,7 @@
 
 #include "fabric/base/parse_number.hpp"
 #include "sim/run.hpp"
+#include "tools/fabric_sim_plan.hpp"
 
 namespace snowfabric::sim {
 namespace {
@@ -200,10 +201,13 @@ int main(int argc, char** argv) {
       cli.add_subcommand("replay", "runs one seed, shrunk if it breaks, with a trace");
   replay->add_option("SEED", seed)->required();
   replay->add_flag("--no-shrink", no_shrink, "the whole of it");
+  sim::PlanOptions plan_options;
+  const CLI::App* plan = sim::add_plan_command(cli, plan_options);
   CLI11_PARSE(cli, argc, argv);
   struct sigaction action{};
   action.sa_handler = [](int) { sim::stop_asked = true; };
   action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second ends it in the middle of a seed
   for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
+  if (*plan) return sim::plan_command(plan_options, sim::stop_asked);
   return *run ? sim::run_command(seeds, goes_on, json) : sim::replay(seed, !no_shrink);
 }

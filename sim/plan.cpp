@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "sim/plan.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "sim/lab.hpp"
+
+namespace snowfabric::sim {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr Nanos kSlice = 1ms;                                  // between two looks at the progress
+constexpr std::uint64_t kMostPages = std::uint64_t{1} << 18U;  // of an image that is run
+constexpr std::uint64_t kSmaller = 4;                          // is the other one, where two are
+constexpr Nanos kLimit = std::chrono::hours{24};
+
+double seconds(Nanos time) { return std::chrono::duration<double>(time).count(); }
+
+/// What clones touch, and in which order: first some of all siblings' order, then their own.
+class Orders {
+ public:
+  explicit Orders(const PlanConfig& config)
+      : nb_touched_{std::max<std::size_t>(
+            1, static_cast<std::size_t>(
+                   std::llround(static_cast<double>(config.nb_pages) * config.touched)))},
+        nb_shared_{static_cast<std::size_t>(
+            std::llround(static_cast<double>(nb_touched_) * config.overlap))},
+        nb_pages_{config.nb_pages},
+        shared_{shuffled(config.nb_pages, config.seed)} {}
+
+  [[nodiscard]] std::vector<std::uint64_t> of(std::uint64_t seed) const {
+    std::vector<std::uint64_t> order(shared_.begin(),
+                                     shared_.begin() + static_cast<std::ptrdiff_t>(nb_shared_));
+    std::vector<bool> has(nb_pages_);
+    for (const std::uint64_t page : order) has[page] = true;
+    for (const std::uint64_t page : shuffled(nb_pages_, seed)) {
+      if (order.size() == nb_touched_) break;
+      if (!has[page]) order.push_back(page);
+    }
+    return order;
+  }
+
+ private:
+  std::size_t nb_touched_, nb_shared_;
+  std::uint64_t nb_pages_;
+  std::vector<std::uint64_t> shared_;
+};
+
+ServerConfig server_of(const PlanConfig& config) {
+  ServerConfig server{
+      .mtu_bytes = config.mtu_bytes, .push = config.push, .max_clients = config.nb_clones};
+  server.flow.initial_bytes_per_s = server.flow.max_bytes_per_s = config.bytes_per_s;
+  return server;
+}
+
+class Run {
+ public:
+  explicit Run(const PlanConfig& config)
+      : config_{config},
+        image_{config.nb_pages, config.zero_share, config.seed},
+        lab_{image_, server_of(config), config.seed} {
+    const LinkConfig link{.delay = config.link_delay, .bytes_per_s = config.bytes_per_s};
+    lab_.server().up.config = lab_.server().down.config = link;
+    // A turn is one frame at most: it must not be what limits the rate.
+    lab_.server().speed.turn = std::min<Nanos>(1us, lab_.server().up.time_on_wire(kPageSize) / 8);
+    const Orders orders{config};
+    for (std::uint64_t i = 0; i < config.nb_clones; ++i) {
+      Memtap& memtap = lab_.add_memtap(link);
+      memtap.up.config = link;
+      memtap.speed.frame = config.per_frame;
+      lab_.add_guest(memtap, orders.of(config.seed + 1 + i), config.think);
+    }
+  }
+
+  PlanResult run(const std::function<bool(double)>& progress) {
+    for (Nanos until = kSlice; !lab_.run(until) && until < kLimit; until += kSlice) {
+      if (!loses_) lose();
+      if (progress && !progress(share_done())) break;
+    }
+    return result();
+  }
+
+ private:
+  /// Once all have joined. Who says HELLO twice is late, which is not what is asked for here.
+  void lose() {
+    loses_ = std::ranges::all_of(
+        lab_.memtaps(), [](const auto& memtap) { return memtap->process->host != nullptr; });
+    if (!loses_) return;
+    if (config_.loss_at == LossAt::kUplink)
+      lab_.server().up.config.loss = config_.loss;
+    else
+      for (const auto& memtap : lab_.memtaps()) memtap->down.config.loss = config_.loss;
+  }
+  [[nodiscard]] double share_done() const {
+    double done = 0;
+    for (const auto& memtap : lab_.memtaps()) {
+      const GuestCounters& counters = memtap->guests.front()->counters();
+      done += static_cast<double>(counters.installed_pages.read() + counters.zero_pages.read());
+    }
+    return done / static_cast<double>(config_.nb_pages * config_.nb_clones);
+  }
+
+  [[nodiscard]] PlanResult result() {
+    PlanResult result{.nb_clones = config_.nb_clones,
+                      .nb_pages = config_.nb_pages,
+                      .nb_pages_run = config_.nb_pages};
+    const ServerStats& stats = lab_.server_stats();
+    const auto read = [](const Counter& counter) { return static_cast<double>(counter.read()); };
+    result.wire_bytes = static_cast<double>(lab_.wire_bytes());
+    result.pages_multicast = read(stats.tx_pages_multicast);
+    result.pages_unicast = read(stats.tx_pages_unicast);
+    result.wants = read(stats.wants);
+    result.lockstep_hits = read(stats.lockstep_hits);
+    result.retries = read(stats.wants_retried);
+    result.request_bytes = static_cast<double>(lab_.server().rx_bytes);
+    result.queue_drops = static_cast<double>(lab_.server().down.counters.queue_full);
+    result.ring_drops = static_cast<double>(lab_.server().rx_ring_full);
+    for (const auto& memtap : lab_.memtaps()) {
+      const Guest& guest = *memtap->guests.front();
+      if (guest.done_at() != kNever) result.done_s.push_back(seconds(guest.done_at()));
+      result.ring_drops += static_cast<double>(memtap->rx_ring_full);
+      result.queue_drops += static_cast<double>(memtap->down.counters.queue_full);
+    }
+    std::ranges::sort(result.done_s);
+    return result;
+  }
+
+  PlanConfig config_;
+  TestImage image_;
+  Lab lab_;
+  bool loses_ = false;
+};
+
+/// The figures of `large`, had its image `nb_pages`, from what they grew by since `small`.
+PlanResult extrapolated(const PlanResult& small, PlanResult large, std::uint64_t nb_pages) {
+  const double steps = static_cast<double>(nb_pages - large.nb_pages_run) /
+                       static_cast<double>(large.nb_pages_run - small.nb_pages_run);
+  // By the median clone: what the last one waits for once more is the same in an image of any size.
+  const double more_s = std::max(0.0, large.done_at(0.5) - small.done_at(0.5)) * steps;
+  for (double& done : large.done_s) done += more_s;
+  for (const auto figure :
+       {&PlanResult::wire_bytes, &PlanResult::request_bytes, &PlanResult::pages_multicast,
+        &PlanResult::pages_unicast, &PlanResult::wants, &PlanResult::lockstep_hits,
+        &PlanResult::retries, &PlanResult::ring_drops, &PlanResult::queue_drops})
+    large.*figure += std::max(0.0, large.*figure - small.*figure) * steps;
+  large.nb_pages = nb_pages;
+  return large;
+}
+
+}  // namespace
+
+double PlanResult::done_at(double share) const {
+  const double nb = std::max(1.0, std::ceil(share * static_cast<double>(nb_clones)));
+  const auto index = static_cast<std::size_t>(nb) - 1;
+  return index < done_s.size() ? done_s[index] : std::numeric_limits<double>::infinity();
+}
+
+PlanResult run_exact(const PlanConfig& config, const std::function<bool(double)>& progress) {
+  return Run{config}.run(progress);
+}
+
+PlanResult plan(const PlanConfig& config, const std::function<bool(double)>& progress) {
+  const std::uint64_t most_pages =
+      std::clamp<std::uint64_t>(config.most_receptions / config.nb_clones, kSmaller, kMostPages);
+  if (config.nb_pages <= most_pages) return run_exact(config, progress);
+  PlanConfig less = config;
+  less.nb_pages = most_pages / kSmaller;
+  constexpr double kShare = 1.0 / (1 + kSmaller);  // of both runs
+  const auto first = [&](double share) { return !progress || progress(kShare * share); };
+  const auto second = [&](double share) {
+    return !progress || progress(kShare + (1 - kShare) * share);
+  };
+  PlanResult small = run_exact(less, first);
+  if (!small.finished()) return small;
+  less.nb_pages = most_pages;
+  PlanResult large = run_exact(less, second);
+  return large.finished() ? extrapolated(small, std::move(large), config.nb_pages) : large;
+}
+
+}  // namespace snowfabric::sim

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "fabric/base/time.hpp"
+
+/// The capacity question: so many clones, this image, this link: how long, and how many bytes?
+namespace snowfabric::sim {
+
+enum class LossAt : std::uint8_t {
+  kReceivers,  ///< each loses frames of its own
+  kUplink,     ///< between server and switch: all lose the same
+};
+
+/// Pages that are received in a run at most, of an image of at most 1 GiB: 64 clones of 1 GiB are
+/// run frame by frame.
+inline constexpr std::uint64_t kMostReceptions = std::uint64_t{64} << 18U;
+
+struct PlanConfig {
+  std::uint64_t nb_clones = 8;  ///< at least 1; each on a host of its own
+  std::uint64_t nb_pages = 0;   ///< of the image; at least 1
+  double zero_share = 0;        ///< of them
+  double bytes_per_s = 1.25e9;  ///< of every link
+  double loss = 0;              ///< share of the frames, once all hosts have joined
+  LossAt loss_at = LossAt::kReceivers;
+  bool push = true;  ///< the server sends what nobody asked for
+  std::uint16_t mtu_bytes = 9000;
+  double touched = 1;  ///< share of the pages that a clone touches, one behind the other
+  double overlap = 0;  ///< share of them that it touches in the order of its siblings
+  Nanos think{std::chrono::microseconds{10}};     ///< between a touch and the next
+  Nanos per_frame{std::chrono::microseconds{1}};  ///< a memtap's time for a frame that it receives
+  Nanos link_delay{std::chrono::microseconds{10}};
+  std::uint64_t seed = 1;
+  std::uint64_t most_receptions = kMostReceptions;
+};
+
+/// What one answer is made of.
+struct PlanResult {
+  std::uint64_t nb_clones = 0;
+  std::uint64_t nb_pages = 0;      ///< of the image that the figures are for
+  std::uint64_t nb_pages_run = 0;  ///< of the one that was run
+  std::vector<double>
+      done_s{};           ///< when a clone had touched its last page; of those that have; ascending
+  double wire_bytes = 0;  ///< that the server sent
+  double request_bytes = 0;  ///< that it received
+  double pages_multicast = 0, pages_unicast = 0, wants = 0, lockstep_hits = 0, retries = 0;
+  double ring_drops = 0, queue_drops = 0;  ///< frames for which a receiver, or a link, had no room
+
+  [[nodiscard]] bool finished() const noexcept { return done_s.size() == nb_clones; }
+  [[nodiscard]] bool is_extrapolated() const noexcept { return nb_pages != nb_pages_run; }
+  /// When so many clones were done. @param share  of them, 0 to 1. @return infinity: they were not
+  [[nodiscard]] double done_at(double share) const;
+};
+
+/// Runs it frame by frame, all of it.
+/// @param progress  called now and then with the share that is done; returns false to give up
+[[nodiscard]] PlanResult run_exact(const PlanConfig& config,
+                                   const std::function<bool(double)>& progress = {});
+
+/// The answer. Where that is more than config.most_receptions a smaller image is run, twice, and
+/// each figure grows with the image as it does between these two. @param progress  as above
+[[nodiscard]] PlanResult plan(const PlanConfig& config,
+                              const std::function<bool(double)>& progress = {});
+
+}  // namespace snowfabric::sim

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "sim/plan.hpp"
+
+#include <gtest/gtest.h>
+
+namespace snowfabric::sim {
+namespace {
+
+/// Long enough for reports and time-outs to be a small part of it.
+PlanConfig small(std::uint64_t nb_clones) {
+  return {.nb_clones = nb_clones, .nb_pages = 512, .bytes_per_s = 3.125e6};
+}
+
+TEST(Plan, OneCloneTakesTheImageOnceAndAsLongAsTheLinkNeeds) {
+  PlanConfig config{.nb_clones = 1, .nb_pages = 8192, .bytes_per_s = 125e6, .think = {}};
+  const PlanResult result = plan(config);
+  ASSERT_TRUE(result.finished());
+  const double bytes = 8192.0 * 4096;
+  EXPECT_NEAR(result.wire_bytes / bytes, 1.02, 0.02);
+  EXPECT_NEAR(result.done_at(1) / (bytes / 125e6), 1.05, 0.05);
+}
+
+struct Growth {
+  LossAt loss_at;
+  double most;  ///< of the bytes for one clone
+};
+class PlanGrowth : public testing::TestWithParam<Growth> {};
+
+TEST_P(PlanGrowth, TheServersBytesAreBoundedAndNoCloneIsFarBehind) {
+  PlanConfig config = small(1);
+  config.loss = 0.01;
+  config.loss_at = GetParam().loss_at;
+  const double bytes_for_one = plan(config).wire_bytes;
+  config.nb_clones = 128;
+  const PlanResult result = plan(config);
+  ASSERT_TRUE(result.finished());
+  EXPECT_LE(result.wire_bytes / bytes_for_one, GetParam().most);
+  EXPECT_LE(result.done_at(0.99), 2 * result.done_at(0.5));
+}
+INSTANTIATE_TEST_SUITE_P(OnePercent, PlanGrowth,
+                         testing::Values(Growth{LossAt::kUplink, 1.15},
+                                         Growth{LossAt::kReceivers, 2.3}));
+
+TEST(Plan, AnExtrapolatedAnswerIsNearTheExactOne) {
+  PlanConfig config{.nb_clones = 8, .nb_pages = 8192, .loss = 0.01};
+  const PlanResult exact = plan(config);
+  EXPECT_FALSE(exact.is_extrapolated());
+  config.most_receptions = config.nb_clones * 4096;
+  const PlanResult answer = plan(config);
+  ASSERT_TRUE(answer.is_extrapolated());
+  EXPECT_NEAR(answer.done_at(0.5) / exact.done_at(0.5), 1, 0.05);
+  EXPECT_NEAR(answer.wire_bytes / exact.wire_bytes, 1, 0.05);
+}
+
+TEST(Plan, TheSameQuestionHasTheSameAnswer) {
+  PlanConfig config = small(8);
+  config.loss = 0.02;
+  EXPECT_EQ(plan(config).done_s, plan(config).done_s);
+}
+
+TEST(Plan, AFastLinkIsUsed) {
+  const double bytes = 8192.0 * 4096;
+  const PlanResult result =
+      plan({.nb_clones = 2, .nb_pages = 8192, .bytes_per_s = 12.5e9, .think = {}, .per_frame = {}});
+  ASSERT_TRUE(result.finished());
+  EXPECT_LT(result.done_at(1) / (bytes / 12.5e9), 1.5);
+}
+
+TEST(Plan, AnImageOfOnePageOrNothingToTouchIsDone) {
+  PlanConfig config{.nb_clones = 2, .nb_pages = 1, .touched = 0};
+  EXPECT_TRUE(plan(config).finished());
+}
+
+TEST(Plan, PagesThatSiblingsTouchTogetherAreSentOnce) {
+  PlanConfig config = small(8);
+  config.push = false;
+  config.touched = 0.25;
+  config.overlap = 1;
+  const PlanResult together = plan(config);
+  config.overlap = 0;
+  const PlanResult apart = plan(config);
+  EXPECT_NEAR(together.pages_multicast, 128, 8);
+  EXPECT_GT(apart.pages_multicast, 2.5 * together.pages_multicast);
+}
+
+TEST(Plan, WhoeverAsksMayGiveUp) {
+  unsigned nb_looks = 0;
+  const PlanResult result = plan(small(4), [&](double share) {
+    EXPECT_GE(share, 0);
+    EXPECT_LE(share, 1);
+    return ++nb_looks < 2;
+  });
+  EXPECT_FALSE(result.finished());
+  EXPECT_EQ(nb_looks, 2U);
+}
+
+}  // namespace
+}  // namespace snowfabric::sim

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "tools/fabric_sim_plan.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <set>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "fabric/base/frame_number.hpp"
+#include "tools/svg_plot.hpp"
+
+namespace snowfabric::sim {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+/// One answer.
+struct Row {
+  std::uint64_t nb_clones;
+  PlanResult result;
+  double took_s;  ///< to find it
+};
+
+Nanos micros(double us) { return Nanos{static_cast<std::int64_t>(us * 1000)}; }
+
+PlanConfig config_of(const PlanOptions& options, std::uint64_t nb_clones) {
+  return {.nb_clones = nb_clones,
+          .nb_pages = options.image_bytes / kPageSize,
+          .zero_share = options.zero_percent / 100,
+          .bytes_per_s = options.gbps * 1e9 / 8,
+          .loss = options.loss_percent / 100,
+          .loss_at = options.loss_at,
+          .push = !options.no_push,
+          .mtu_bytes = static_cast<std::uint16_t>(options.mtu_bytes),
+          .touched = options.touched_percent / 100,
+          .overlap = options.overlap_percent / 100,
+          .think = micros(options.think_us),
+          .per_frame = micros(options.frame_us),
+          .seed = options.seed};
+}
+
+Row answer(const PlanOptions& options, std::uint64_t nb_clones, const std::atomic<bool>& stop) {
+  const bool shows = isatty(STDERR_FILENO) != 0;
+  const auto began = Clock::now();
+  auto next_show = began;
+  const auto progress = [&](double share) {
+    if (shows && Clock::now() >= next_show) {
+      next_show = Clock::now() + std::chrono::milliseconds{200};
+      fmt::print(stderr, "\rfabric-sim: {} clones, {:.0f} % ", nb_clones, 100 * share);
+    }
+    return !stop;
+  };
+  Row row{nb_clones, plan(config_of(options, nb_clones), progress), 0};
+  if (shows) fmt::print(stderr, "\r\x1b[K");
+  row.took_s = std::chrono::duration<double>(Clock::now() - began).count();
+  return row;
+}
+
+double image_ratio(const Row& row) {
+  return row.result.wire_bytes / static_cast<double>(row.result.nb_pages * kPageSize);
+}
+
+Json to_json(const PlanOptions& options, const Row& row) {
+  const PlanResult& result = row.result;
+  return {{"clones", row.nb_clones},
+          {"image_bytes", options.image_bytes},
+          {"gbps", options.gbps},
+          {"loss_percent", options.loss_percent},
+          {"loss_at", options.loss_at == LossAt::kUplink ? "uplink" : "receivers"},
+          {"zero_percent", options.zero_percent},
+          {"touched_percent", options.touched_percent},
+          {"overlap_percent", options.overlap_percent},
+          {"think_us", options.think_us},
+          {"frame_us", options.frame_us},
+          {"mtu", options.mtu_bytes},
+          {"push", !options.no_push},
+          {"seed", options.seed},
+          {"finished", result.finished()},
+          {"seconds", result.done_at(1)},
+          {"seconds_p50", result.done_at(0.5)},
+          {"seconds_p99", result.done_at(0.99)},
+          {"wire_bytes", result.wire_bytes},
+          {"wire_to_image_ratio", image_ratio(row)},
+          {"request_bytes", result.request_bytes},
+          {"pages_multicast", result.pages_multicast},
+          {"pages_unicast", result.pages_unicast},
+          {"wants", result.wants},
+          {"wants_retried", result.retries},
+          {"lockstep_hits", result.lockstep_hits},
+          {"ring_drops", result.ring_drops},
+          {"queue_drops", result.queue_drops},
+          {"pages_run", result.nb_pages_run},
+          {"extrapolated", result.is_extrapolated()},
+          {"took_s", row.took_s}};
+}
+
+void show(const PlanOptions& options, const std::vector<Row>& rows) {
+  fmt::print(
+      "image of {:.0f} MiB, links of {} Gbit/s, {} % of the frames lost {}\n\n"
+      "clones   half done   99 % done    all done   server sends   x image   is asked for   "
+      "unicast   run in\n",
+      static_cast<double>(options.image_bytes) / (1 << 20U), options.gbps, options.loss_percent,
+      options.loss_at == LossAt::kUplink ? "on the uplink" : "at each receiver");
+  for (const Row& row : rows) {
+    const PlanResult& r = row.result;
+    fmt::print(
+        "{:>6} {:>9.3f} s {:>9.3f} s {:>9.3f} s {:>11.1f} MB {:>9.2f} {:>11.1f} MB {:>8.1f} % "
+        "{:>6.1f} s{}{}\n",
+        row.nb_clones, r.done_at(0.5), r.done_at(0.99), r.done_at(1), r.wire_bytes / 1e6,
+        image_ratio(row), r.request_bytes / 1e6,
+        100 * r.pages_unicast / std::max(1.0, r.pages_unicast + r.pages_multicast), row.took_s,
+        !r.is_extrapolated() ? "" : fmt::format("  from {} MiB", r.nb_pages_run * kPageSize >> 20U),
+        r.finished() ? "" : "  NOT ALL DONE");
+  }
+}
+
+std::string plot(const PlanOptions& options, const std::vector<Row>& rows) {
+  Series half{"half", {}}, nearly{"99 %", {}}, all{"all", {}}, sent{"server sends", {}},
+      asked{"requests", {}};
+  for (const Row& row : rows) {
+    const auto x = static_cast<double>(row.nb_clones);
+    half.points.emplace_back(x, row.result.done_at(0.5));
+    nearly.points.emplace_back(x, row.result.done_at(0.99));
+    all.points.emplace_back(x, row.result.done_at(1));
+    sent.points.emplace_back(x, image_ratio(row));
+    asked.points.emplace_back(x,
+                              row.result.request_bytes / static_cast<double>(options.image_bytes));
+  }
+  return svg_plot("clones", {{"seconds until clones are done", {half, nearly, all}},
+                             {"bytes, in images", {sent, asked}}});
+}
+
+/// @return whether it could be written
+bool write(const std::string& path, const std::string& text) {
+  if (path.empty()) return true;
+  std::ofstream file{path};
+  file << text;
+  file.close();
+  if (!file.fail()) return true;
+  fmt::print(stderr, "fabric-sim: cannot write {}\n", path);
+  return false;
+}
+
+}  // namespace
+
+CLI::App* add_plan_command(CLI::App& cli, PlanOptions& options) {
+  CLI::App* plan = cli.add_subcommand(
+      "plan", "so many clones, this image, this link: how long, and how many bytes?");
+  plan->add_option("--clones", options.clones,
+                   "how many, each on a host of its own; several numbers, by commas, are a table")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  plan->add_option("--image-bytes", options.image_bytes, "of the image; 1G is 2^30")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::uint64_t{kPageSize}, std::uint64_t{1} << 40U))
+      ->capture_default_str();
+  plan->add_option("--gbps", options.gbps, "of every link, Gbit/s")
+      ->check(CLI::Range(0.001, 800.0))
+      ->capture_default_str();
+  plan->add_option("--loss", options.loss_percent, "percent of the frames")
+      ->check(CLI::Range(0.0, 50.0))
+      ->capture_default_str();
+  plan->add_option("--loss-at", options.loss_at,
+                   "each receiver loses its own, or the server's uplink loses them for all")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, LossAt>{
+          {"receivers", LossAt::kReceivers}, {"uplink", LossAt::kUplink}}));
+  plan->add_option("--zero", options.zero_percent, "percent of the pages that are zero")
+      ->check(CLI::Range(0.0, 80.0))
+      ->capture_default_str();
+  plan->add_option("--touch", options.touched_percent,
+                   "percent of the pages that a clone touches, one behind the other")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  plan->add_option("--overlap", options.overlap_percent,
+                   "percent of them that all clones touch first, in the same order")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  plan->add_option("--think-us", options.think_us, "of a clone between two touches")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  plan->add_option("--frame-us", options.frame_us, "that a host takes for a frame")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  plan->add_option("--mtu", options.mtu_bytes, "of the links")
+      ->check(CLI::Range(1500, 9000))
+      ->capture_default_str();
+  plan->add_option("--seed", options.seed, "of all that is random")->capture_default_str();
+  plan->add_flag("--no-push", options.no_push, "the server sends only what is asked for");
+  plan->add_option("--json", options.json,
+                   "write the answer there: an object, or an array of them");
+  plan->add_option("--svg", options.svg, "draw time and bytes by the number of clones there");
+  return plan;
+}
+
+int plan_command(const PlanOptions& options, const std::atomic<bool>& stop) {
+  if (options.image_bytes % kPageSize != 0) {
+    fmt::print(stderr, "fabric-sim: --image-bytes {}: give a multiple of {}\n", options.image_bytes,
+               kPageSize);
+    return 2;
+  }
+  std::vector<Row> rows;
+  Json json = Json::array();
+  for (const std::uint64_t nb_clones : std::set(options.clones.begin(), options.clones.end())) {
+    rows.push_back(answer(options, nb_clones, stop));
+    if (stop) rows.pop_back();  // it is not to its end
+    if (stop) break;
+    json.push_back(to_json(options, rows.back()));
+  }
+  if (rows.empty()) return 130;
+  show(options, rows);
+  const bool written =
+      write(options.json, (rows.size() == 1 ? json.front() : json).dump(2) + "\n") &&
+      (options.svg.empty() || write(options.svg, plot(options, rows)));
+  if (!written) return 2;
+  if (stop) return 130;
+  return std::ranges::all_of(rows, [](const Row& row) { return row.result.finished(); }) ? 0 : 1;
+}
+
+}  // namespace snowfabric::sim

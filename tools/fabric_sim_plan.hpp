@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "sim/plan.hpp"
+
+namespace snowfabric::sim {
+
+/// What the user asks of `fabric-sim plan`.
+struct PlanOptions {
+  std::vector<std::uint64_t> clones{8};
+  std::uint64_t image_bytes = std::uint64_t{1} << 30U;
+  double gbps = 10, loss_percent = 0, zero_percent = 0, touched_percent = 100, overlap_percent = 0;
+  double think_us = 10, frame_us = 1;
+  LossAt loss_at = LossAt::kReceivers;
+  unsigned mtu_bytes = 9000;
+  std::uint64_t seed = 1;
+  bool no_push = false;
+  std::string json, svg;
+};
+
+/// @return the subcommand, which fills `options`; these must outlive the parsing
+CLI::App* add_plan_command(CLI::App& cli, PlanOptions& options);
+
+/// Answers, on stdout and in the files. @param stop  gives up once it is set
+/// @return the exit status: 1: not all clones were done; 2: a file cannot be written; 130: stopped
+int plan_command(const PlanOptions& options, const std::atomic<bool>& stop);
+
+}  // namespace snowfabric::sim
