@@ -159,14 +159,10 @@ double PlanResult::done_at(double share) const {
   return index < done_s.size() ? done_s[index] : std::numeric_limits<double>::infinity();
 }
 
-PlanResult run_exact(const PlanConfig& config, const std::function<bool(double)>& progress) {
-  return Run{config}.run(progress);
-}
-
 PlanResult plan(const PlanConfig& config, const std::function<bool(double)>& progress) {
   const std::uint64_t most_pages =
       std::clamp<std::uint64_t>(config.most_receptions / config.nb_clones, kSmaller, kMostPages);
-  if (config.nb_pages <= most_pages) return run_exact(config, progress);
+  if (config.nb_pages <= most_pages) return Run{config}.run(progress);
   PlanConfig less = config;
   less.nb_pages = most_pages / kSmaller;
   constexpr double kShare = 1.0 / (1 + kSmaller);  // of both runs
@@ -174,10 +170,10 @@ PlanResult plan(const PlanConfig& config, const std::function<bool(double)>& pro
   const auto second = [&](double share) {
     return !progress || progress(kShare + (1 - kShare) * share);
   };
-  PlanResult small = run_exact(less, first);
+  PlanResult small = Run{less}.run(first);
   if (!small.finished()) return small;
   less.nb_pages = most_pages;
-  PlanResult large = run_exact(less, second);
+  PlanResult large = Run{less}.run(second);
   return large.finished() ? extrapolated(small, std::move(large), config.nb_pages) : large;
 }
 

@@ -54,13 +54,9 @@ struct PlanResult {
   [[nodiscard]] double done_at(double share) const;
 };
 
-/// Runs it frame by frame, all of it.
-/// @param progress  called now and then with the share that is done; returns false to give up
-[[nodiscard]] PlanResult run_exact(const PlanConfig& config,
-                                   const std::function<bool(double)>& progress = {});
-
 /// The answer. Where that is more than config.most_receptions a smaller image is run, twice, and
-/// each figure grows with the image as it does between these two. @param progress  as above
+/// each figure grows with the image as it does between these two.
+/// @param progress  called now and then with the share that is done; returns false to give up
 [[nodiscard]] PlanResult plan(const PlanConfig& config,
                               const std::function<bool(double)>& progress = {});
 

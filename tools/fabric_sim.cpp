@@ -20,6 +20,7 @@
 #include "fabric/base/parse_number.hpp"
 #include "sim/run.hpp"
 #include "tools/fabric_sim_plan.hpp"
+#include "tools/text_file.hpp"
 
 namespace snowfabric::sim {
 namespace {
@@ -114,17 +115,6 @@ Json to_json(const Totals& totals, double seconds) {
           {"seconds", seconds}};
 }
 
-/// @return whether it could be written
-bool write_json(const std::string& path, const Json& json) {
-  if (path.empty()) return true;
-  std::ofstream file{path};
-  file << json.dump(2) << '\n';
-  file.close();
-  if (!file.fail()) return true;
-  fmt::print(stderr, "fabric-sim: cannot write {}\n", path);
-  return false;
-}
-
 int run_command(const std::string& text, bool goes_on, const std::string& json_path) {
   const auto seeds = parse_seeds(text);
   if (!seeds) {
@@ -152,7 +142,7 @@ int run_command(const std::string& text, bool goes_on, const std::string& json_p
       totals.nb_seeds, seconds, totals.nb_broken, totals.nb_frames,
       std::chrono::duration<double>(totals.took).count(), to_micros(totals.longest_wait),
       totals.nb_failed_guests);
-  if (!write_json(json_path, to_json(totals, seconds))) return 2;
+  if (!write_text("fabric-sim", json_path, to_json(totals, seconds).dump(2) + "\n")) return 2;
   if (stop_asked) return 130;
   return totals.nb_broken == 0 ? 0 : 1;
 }

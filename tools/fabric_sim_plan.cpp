@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <map>
 #include <set>
 #include <utility>
@@ -16,6 +15,7 @@
 
 #include "fabric/base/frame_number.hpp"
 #include "tools/svg_plot.hpp"
+#include "tools/text_file.hpp"
 
 namespace snowfabric::sim {
 namespace {
@@ -139,17 +139,6 @@ std::string plot(const PlanOptions& options, const std::vector<Row>& rows) {
                              {"bytes, in images", {sent, asked}}});
 }
 
-/// @return whether it could be written
-bool write(const std::string& path, const std::string& text) {
-  if (path.empty()) return true;
-  std::ofstream file{path};
-  file << text;
-  file.close();
-  if (!file.fail()) return true;
-  fmt::print(stderr, "fabric-sim: cannot write {}\n", path);
-  return false;
-}
-
 }  // namespace
 
 CLI::App* add_plan_command(CLI::App& cli, PlanOptions& options) {
@@ -219,8 +208,9 @@ int plan_command(const PlanOptions& options, const std::atomic<bool>& stop) {
   if (rows.empty()) return 130;
   show(options, rows);
   const bool written =
-      write(options.json, (rows.size() == 1 ? json.front() : json).dump(2) + "\n") &&
-      (options.svg.empty() || write(options.svg, plot(options, rows)));
+      write_text("fabric-sim", options.json,
+                 (rows.size() == 1 ? json.front() : json).dump(2) + "\n") &&
+      (options.svg.empty() || write_text("fabric-sim", options.svg, plot(options, rows)));
   if (!written) return 2;
   if (stop) return 130;
   return std::ranges::all_of(rows, [](const Row& row) { return row.result.finished(); }) ? 0 : 1;

@@ -97,8 +97,7 @@ Result<Bare> bare_freeze(const Domain& domain) {
   return bare;
 }
 
-/// All of its RAM into a memfd, twice: where the file has to get memory for it, and where it has
-/// it.
+/// All of its RAM into a memfd, twice: the file gets memory for it, and then has it.
 struct Copies {
   Micros into_new{}, into_old{};
 };

@@ -33,6 +33,15 @@ class DomainPagerTest : public testing::Test {
     EXPECT_EQ(xen.unpause(kDom), 0);
     return std::move(*pager);
   }
+  /// @pre the domain is paused, and its pager dead
+  void expect_that_the_next_pager_frees_all() {
+    const auto pager = DomainPager::take_over(domain);
+    ASSERT_TRUE(pager) << pager.error().what;
+    ASSERT_EQ(xen.unpause(kDom), 0);
+    for (std::uint64_t i = 0; i < 64; ++i) ASSERT_EQ((*pager)->load(Gfn{i}, bytes), 0);
+    guest.run();
+    EXPECT_FALSE(guest.anybody_waits());
+  }
   static bool readable(const DomainPager& pager) {
     pollfd ready{pager.fd(), POLLIN, 0};
     return poll(&ready, 1, 0) == 1;
@@ -116,12 +125,7 @@ TEST_F(DomainPagerTest, ATakeOverLetsAVcpuGoOnThatXenStoppedSeveralTimes) {
   DomainPager::Fault fault;
   ASSERT_EQ(killed->take(fault), PagingRing::Take::kRequest);
   ASSERT_EQ(xen.pause(kDom), 0);
-  const auto pager = DomainPager::take_over(domain);
-  ASSERT_TRUE(pager) << pager.error().what;
-  ASSERT_EQ(xen.unpause(kDom), 0);
-  for (std::uint64_t i = 0; i < 64; ++i) ASSERT_EQ((*pager)->load(Gfn{i}, bytes), 0);
-  guest.run();
-  EXPECT_FALSE(guest.anybody_waits());
+  expect_that_the_next_pager_frees_all();
 }
 
 TEST_F(DomainPagerTest, AFullRingOfADeadPagerIsDrainedForTheNext) {
@@ -140,12 +144,7 @@ TEST_F(DomainPagerTest, AFullRingOfADeadPagerIsDrainedForTheNext) {
   std::ranges::copy(PagingRing::left_asked(ring_page->page(0)), std::back_inserter(asked));
   std::ranges::sort(asked);
   EXPECT_EQ(asked, list_of({Gfn{0}, kNbVcpus}));
-  const auto pager = DomainPager::take_over(domain);
-  ASSERT_TRUE(pager) << pager.error().what;
-  ASSERT_EQ(xen.unpause(kDom), 0);
-  for (std::uint64_t i = 0; i < 64; ++i) ASSERT_EQ((*pager)->load(Gfn{i}, bytes), 0);
-  guest.run();
-  EXPECT_FALSE(guest.anybody_waits());
+  expect_that_the_next_pager_frees_all();
 }
 
 TEST_F(DomainPagerTest, AFullRingOfADomainThatIsPausedIsDrainedToo) {
