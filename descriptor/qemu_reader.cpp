@@ -69,9 +69,8 @@ class Reader {
     return std::unexpected(in_.error());
   }
 
-  Result<State> ram_header_alone() {
-    type_ = in_.number<std::uint8_t>();
-    if (type_ != kSectionStart) in_.refuse(EBADMSG, "no start of a section");
+  Result<State> config_and_ram_header() {
+    if (read_config() && type_ != kSectionStart) in_.refuse(EBADMSG, "no start of a section");
     if (in_.ok() && read_section_name() && read_blocks() && read_no_page())
       return std::move(state_);
     return std::unexpected(in_.error());
@@ -375,19 +374,26 @@ Result<State> state_of(const Descriptor& descriptor) {
   const Section* devices = find(SectionType::kQemuDevices);
   if (config == nullptr || header == nullptr || devices == nullptr)
     return fail(EINVAL, "the descriptor has no state of a QEMU parent");
-  std::span<const std::byte> left{header->bytes};
+  // As they follow one another in a stream, and under the same rules.
+  std::vector<std::byte> both{config->bytes};
+  both.insert(both.end(), header->bytes.begin(), header->bytes.end());
+  std::span<const std::byte> left{both};
   const ByteSource source = [&left](std::span<std::byte> out) -> Result<std::size_t> {
     const std::size_t n = std::min(out.size(), left.size());
     std::ranges::copy(left.first(n), out.begin());
     left = left.subspan(n);
     return n;
   };
-  auto state =
-      without_exceptions([&] { return Reader{source, {}, kMaxImagePages}.ram_header_alone(); });
-  if (!state) return fail(state.error().errnum, "section qemu-ram-header: " + state.error().what);
+  auto state = without_exceptions(
+      [&] { return Reader{source, {}, kMaxImagePages}.config_and_ram_header(); });
+  if (!state)
+    return fail(state.error().errnum,
+                "sections qemu-config and qemu-ram-header: " + state.error().what);
+  if (state->config != config->bytes)
+    return fail(EBADMSG, "section qemu-config is not one configuration and nothing else");
   if (state->blocks != descriptor.blocks)
     return fail(EINVAL, "the descriptor's RAM blocks are not those of its qemu-ram-header section");
-  state->config = config->bytes;
+  if (!ends_with_section(devices->bytes)) return fail(EBADMSG, "section qemu-devices is truncated");
   state->devices = devices->bytes;
   return state;
 }

@@ -9,6 +9,7 @@
 
 #include "descriptor/bounds.hpp"
 #include "descriptor/descriptor.hpp"
+#include "descriptor/qemu_stream.hpp"
 #include "descriptor/xen_state.hpp"
 #include "fabric/base/endian.hpp"
 #include "fabric/crc32c.hpp"
@@ -45,6 +46,8 @@ void check(const Bytes& file) {
     other.sections = xen::sections_of(*state);
     if (xen::state_of(other) != *state) std::abort();
   }
+  if (const auto state = qemu::state_of(*descriptor); state && state->blocks != descriptor->blocks)
+    std::abort();
   const auto again = encode(*descriptor);
   if (!again) std::abort();
   const auto same = decode(*again);

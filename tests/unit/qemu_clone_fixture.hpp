@@ -13,6 +13,7 @@
 #include "memtap-dpdk/guest_listener.hpp"
 #include "memtap-dpdk/qemu_guest.hpp"
 #include "tests/unit/guest_peer.hpp"
+#include "tests/unit/qemu_sample.hpp"
 
 namespace snowfabric::testing {
 
@@ -31,7 +32,7 @@ inline Descriptor parent() {
   state.ram_version = 4;
   state.blocks = {{"pc.ram", 0, kRamPages, kRamPages * kPageSize},
                   {"pc.rom", kRamPages, 4, 4 * kPageSize}};
-  state.devices.assign(64, std::byte{4});
+  state.devices = devices().vector();
   Descriptor descriptor;
   descriptor.image_id = 7;
   descriptor.spaces = {{0, kClonePages}};

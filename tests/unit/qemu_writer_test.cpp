@@ -227,12 +227,34 @@ TEST(QemuState, ARamHeaderThatIsNoneIsRefused) {
     const auto refused = qemu::state_of(descriptor);
     ASSERT_FALSE(refused.has_value()) << n;
     EXPECT_EQ(refused.error().errnum, EBADMSG) << n;
-    EXPECT_THAT(refused.error().what, HasSubstr("section qemu-ram-header: "));
+    EXPECT_THAT(refused.error().what, HasSubstr("qemu-ram-header: "));
   }
   auto with_page = descriptor_of(sample_state());
   const Stream blocks = ram_begin(kPc).name("a").u64(kPc).u64(kFull).name("a").fill('a', kPc);
   with_page.sections[1].bytes = blocks.vector();
   EXPECT_EQ(qemu::state_of(with_page).error().errnum, EBADMSG);
+}
+
+TEST(QemuState, AConfigurationOrDevicesThatAreCutShortAreRefused) {
+  constexpr std::size_t kFirstDevice = 31;  // what ends with it may be all
+  for (const std::size_t section : {0UZ, 2UZ}) {
+    const std::size_t nb_bytes = descriptor_of(sample_state()).sections[section].bytes.size();
+    for (std::size_t n = 0; n < nb_bytes; ++n) {
+      if (section == 2 && n == kFirstDevice) continue;
+      auto descriptor = descriptor_of(sample_state());
+      descriptor.sections[section].bytes.resize(n);
+      const auto refused = qemu::state_of(descriptor);
+      ASSERT_FALSE(refused.has_value()) << section << ", " << n;
+      EXPECT_THAT(refused.error().what, HasSubstr(section == 0 ? "qemu-config" : "qemu-devices"));
+    }
+  }
+}
+
+TEST(QemuState, AConfigurationWithSomethingBehindItIsRefused) {
+  auto descriptor = descriptor_of(sample_state());
+  const Bytes more = capability("x-ignore-shared").vector();
+  descriptor.sections[0].bytes.insert(descriptor.sections[0].bytes.end(), more.begin(), more.end());
+  EXPECT_EQ(qemu::state_of(descriptor).error().errnum, EBADMSG);
 }
 
 }  // namespace
