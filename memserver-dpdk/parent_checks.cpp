@@ -16,8 +16,8 @@ using Json = Qmp::Json;
 
 /// Another process, or a device by DMA.
 bool writes_past_qemu(std::string_view type) {
-  constexpr std::array<std::string_view, 4> kKinds{"vhost-user", "vhost-vdpa", "vfio",
-                                                   "x-pci-proxy-dev"};
+  constexpr std::array<std::string_view, 5> kKinds{"vhost-user", "vhost-vdpa", "vfio",
+                                                   "x-pci-proxy-dev", "ivshmem"};
   return std::ranges::any_of(
       kKinds, [type](std::string_view kind) { return type.find(kind) != type.npos; });
 }
@@ -43,6 +43,13 @@ Result<void> refuse_writable_disks(Qmp& qmp) {
                             "yet: run it from RAM or attach the disk read-only",
                             text_of(device, "device"), text_of(*inserted, "file")));
   }
+  const auto devices = qmp.execute("query-memory-devices");
+  if (!devices) return std::unexpected(devices.error());
+  for (const Json& device : *devices)
+    if (const std::string type = text_of(device, "type"); type == "nvdimm" || type == "virtio-pmem")
+      return fail(EROFS, fmt::format("the parent's {} is a writable disk, and disks are not frozen "
+                                     "yet: take it away",
+                                     type));
   return {};
 }
 

@@ -10,7 +10,8 @@ namespace snowfabric {
 // What a QEMU must not have to be frozen, asked of it before anything is changed. Each as
 // Qmp::execute beside what it names. Control path.
 
-/// @return EROFS: the VM has a writable disk. It goes on changing under the parent, so that clones
+/// @return EROFS: the VM has a writable disk, or memory of a kind that is one. It goes on changing
+/// under the parent, so that clones
 ///         would see another one than they froze
 [[nodiscard]] Result<void> refuse_writable_disks(Qmp& qmp);
 

@@ -56,8 +56,8 @@ TEST(ParentChecks, AVmWhoseRamOnlyQemuWritesIsTaken) {
 
 TEST(ParentChecks, ADeviceThatAnotherProcessWorksIsNamed) {
   for (const char* place : {"/machine/peripheral", "/machine/peripheral-anon", "/objects"})
-    for (const char* type :
-         {"child<vhost-user-fs-pci>", "child<cryptodev-vhost-user>", "child<vfio-pci>"}) {
+    for (const char* type : {"child<vhost-user-fs-pci>", "child<cryptodev-vhost-user>",
+                             "child<vfio-pci>", "child<ivshmem-plain>"}) {
       const auto child = Qmp::Json::array({{{"name", "share0"}, {"type", type}}});
       const Error error = error_of(refuse_foreign_writers, {{place, child.dump()}});
       EXPECT_EQ(error.errnum, ENOTSUP) << place;
@@ -72,6 +72,17 @@ TEST(ParentChecks, ANetworkCardThatAnotherProcessWorksIsRefused) {
       {{"info network", R"("nic: index=0,type=nic\r\n \\ n: index=0,type=vhost-user,x\r\n")"}});
   EXPECT_EQ(error.errnum, ENOTSUP);
   EXPECT_THAT(error.what, HasSubstr("vhost-user"));
+}
+
+TEST(ParentChecks, MemoryThatIsADiskIsRefused) {
+  for (const char* type : {"nvdimm", "virtio-pmem"}) {
+    const auto devices = Qmp::Json::array({{{"type", type}, {"data", Qmp::Json::object()}}});
+    const Error error = error_of(refuse_writable_disks, {{"query-memory-devices", devices.dump()}});
+    EXPECT_EQ(error.errnum, EROFS);
+    EXPECT_THAT(error.what, HasSubstr(type));
+  }
+  EXPECT_FALSE(refusal(refuse_writable_disks,
+                       {{"query-memory-devices", R"([{"type": "dimm", "data": {}}])"}}));
 }
 
 TEST(ParentChecks, AWritableDiskIsRefused) {
