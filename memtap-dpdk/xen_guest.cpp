@@ -68,16 +68,14 @@ Result<std::unique_ptr<XenGuest>> XenGuest::adopt(std::uint32_t id, XenAttachmen
   const xen::Domain domain{calls, attachment.domain};
   const auto info = domain.info();
   if (!info) return std::unexpected(info.error());
+  if (!info->paused && !attachment.recover)
+    return snowfabric::fail(EBUSY, to_string(domain.id()) + " runs, which a new clone does not,");
   if (!info->paused)
     if (const auto ok = domain.pause(); !ok) return std::unexpected(ok.error());
+  // If that fails it stays paused: without any paging it would not survive its first touch.
   auto pager =
       attachment.recover ? xen::DomainPager::take_over(domain) : xen::DomainPager::enable(domain);
-  if (!pager) {
-    // A domain that runs and was never ours, named by mistake. Of one that is taken over the old
-    // paging may have ended, and without any it would not survive its first touch.
-    if (!info->paused && !attachment.recover) calls.unpause(domain.id());
-    return std::unexpected(pager.error());
-  }
+  if (!pager) return std::unexpected(pager.error());
   auto bitmap = map_bitmap(domain, pages.bitmap, presence.view().nb_pages(), attachment.recover);
   if (!bitmap) return std::unexpected(bitmap.error());
   std::unique_ptr<XenGuest> guest{new XenGuest{id, std::move(attachment.peer), std::move(presence),

@@ -59,6 +59,16 @@ std::int64_t ms_since(Clock::time_point began) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began).count();
 }
 
+/// Of a name that xl would take for something else: digits are a domain's number to it.
+std::string name_error(const std::string& name) {
+  constexpr const char* kDigits = "0123456789";
+  const std::string letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ._-";
+  if (name.empty() || name.find_first_not_of(letters + kDigits) != name.npos)
+    return "a name has letters, digits, dots, underscores and dashes";
+  if (name.find_first_not_of(kDigits) == name.npos) return "a name of digits is a domain's number";
+  return {};
+}
+
 /// @return EIO: it said why on stderr; errno of the call that could not start it
 Result<void> run_xl(std::vector<std::string> args) {
   args.insert(args.begin(), "xl");
@@ -291,14 +301,17 @@ class Memtap {
     socket_ = std::move(*next);
   }
 
-  /// From the look at the dead memtap's ring until the next has taken over no vCPU may ask. One
-  /// that has all its memory runs on, whatever memtap that is: it asks for nothing.
+  /// From the look at the dead memtap's ring until the next has taken over no vCPU may ask. A clone
+  /// that has all its memory runs on, whatever memtap that is: it asks for nothing any more.
   /// @return whether the dead one's ring was full
   [[nodiscard]] Result<bool> recover(const UniqueFd& next) {
     const auto info = domain_.info();
     if (!info) return std::unexpected(info.error());
     const bool is_complete = info->nb_paged_pages == 0;
-    const auto was_full = is_complete ? Result<bool>{false} : ring_.pause_drained();
+    const auto was_full = ring_.pause_drained();
+    if (is_complete && !info->paused)
+      if (const auto now = domain_.info(); now && now->paused)
+        if (const auto ok = domain_.unpause(); !ok) return std::unexpected(ok.error());
     if (!was_full) return was_full;
     const std::vector<Gfn> asked = is_complete ? std::vector<Gfn>{} : ring_.left_asked();
     if (const auto ok = ring_.renew(); !ok) return std::unexpected(ok.error());
@@ -382,7 +395,9 @@ int main(int argc, char** argv) {
       ->required();
   cli.add_option("--memtap", options.memtap, "socket of this host's memtap for the image")
       ->required();
-  cli.add_option("--name", options.name, "of the clone, as xl list shows it")->required();
+  cli.add_option("--name", options.name, "of the clone, as xl list shows it")
+      ->required()
+      ->check(xen::name_error);
   cli.add_option("--config", options.config,
                  "file of lines for xl.cfg that the clone needs here: vif, cpus and the like");
   cli.add_option("--info", options.info, "write the clone's domain and times here when it runs");

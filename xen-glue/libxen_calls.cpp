@@ -109,7 +109,7 @@ class LibxenCalls final : public XenCalls {
   }
   int resume(DomId domain) noexcept override {
     constexpr int kFast = 1;  // its hypercall returns "cancelled"; no new shared info
-    return errno_of(xc_domain_resume(xc(), raw(domain), kFast));
+    return or_gone(domain, errno_of(xc_domain_resume(xc(), raw(domain), kFast)));
   }
   int destroy(DomId domain) noexcept override {
     return errno_of(xc_domain_destroy(xc(), raw(domain)));
@@ -132,12 +132,13 @@ class LibxenCalls final : public XenCalls {
     xenforeignmemory_unmap(memory_.get(), first, nb_pages);
   }
   int populate(DomId domain, std::span<const Gfn> pages) noexcept override {
-    return errno_of(
-        xc_domain_populate_physmap_exact(xc(), raw(domain), pages.size(), 0, 0, frames(pages)));
+    return or_gone(domain, errno_of(xc_domain_populate_physmap_exact(
+                               xc(), raw(domain), pages.size(), 0, 0, frames(pages))));
   }
   int depopulate(DomId domain, Gfn page) noexcept override {
     xen_pfn_t frame = page.value;
-    return errno_of(xc_domain_decrease_reservation_exact(xc(), raw(domain), 1, 0, &frame));
+    return or_gone(domain,
+                   errno_of(xc_domain_decrease_reservation_exact(xc(), raw(domain), 1, 0, &frame)));
   }
   int set_max_pages(DomId domain, std::uint64_t nb_pages) noexcept override {
     return errno_of(xc_domain_setmaxmem(xc(), raw(domain), nb_pages * (kPageSize / 1024)));
@@ -266,6 +267,12 @@ class LibxenCalls final : public XenCalls {
   }
 
  private:
+  /// For calls that say of a domain that is none what they say of pages that cannot be had, too.
+  [[nodiscard]] int or_gone(DomId domain, int errnum) noexcept {
+    DomainInfo its;
+    return errnum != 0 && info(domain, its) == ESRCH ? ESRCH : errnum;
+  }
+
   [[nodiscard]] xc_interface* xc() const noexcept { return control_.get(); }
 
   using PagingBurst = void (PagingHypercalls::*)(DomId, std::span<const Gfn>,

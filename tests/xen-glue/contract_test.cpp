@@ -68,7 +68,13 @@ TEST_F(XenContract, NobodysCallsAreESRCH) {
   EXPECT_EQ(xen.info(bed.nobody, info), ESRCH);
   EXPECT_EQ(xen.pause(bed.nobody), ESRCH);
   EXPECT_EQ(xen.unpause(bed.nobody), ESRCH);
+  EXPECT_EQ(xen.resume(bed.nobody), ESRCH);
   EXPECT_EQ(xen.destroy(bed.nobody), ESRCH);
+  EXPECT_EQ(xen.populate(bed.nobody, {&page, 1}), ESRCH);
+  EXPECT_EQ(xen.depopulate(bed.nobody, page), ESRCH);
+  std::unique_ptr<EventPort> bound;
+  EXPECT_EQ(xen.bind(bed.nobody, 1, bound), ESRCH);
+  EXPECT_EQ(bound, nullptr);
   EXPECT_EQ(xen.paging_enable(bed.nobody, port), ESRCH);
   EXPECT_EQ(xen.paging_disable(bed.nobody), ESRCH);
   EXPECT_EQ(xen.paging_resume(bed.nobody), ESRCH);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include <cstring>
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -18,11 +19,16 @@ TEST_F(XenGuestTest, RunsAtOnceIfNothingIsEager) {
   EXPECT_EQ(domain.info.nb_paged_pages, kNbPages);
 }
 
-TEST_F(XenGuestTest, ARunningDomainThatIsNoCloneRunsOn) {
+TEST_F(XenGuestTest, ARunningDomainThatIsNoCloneRunsOnAsItWas) {
+  special.bitmap = PageRange{Gfn{60}, 2};
+  std::memset(domain.page(Gfn{60}), 7, kPageSize);
   ASSERT_EQ(xen.unpause(kDom), 0);
-  xen.fail(Call::kEnable, EBUSY);
-  EXPECT_FALSE(try_adopt());
+  const auto refused = try_adopt();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().errnum, EBUSY);
   EXPECT_EQ(domain.nb_pauses, 0U);
+  EXPECT_EQ(xen.paging_resume(kDom), ENODEV);
+  EXPECT_EQ(first_byte(60), 7);
 }
 
 TEST_F(XenGuestTest, RunsOnceItsEagerPagesAreIn) {
@@ -225,6 +231,7 @@ TEST_F(XenGuestTest, TheNextMemtapFreesWhoWaitedForADeadOne) {
 
 TEST_F(XenGuestTest, ADomainThatIsPagedAlreadyIsRefused) {
   const auto guest = adopt();
+  ASSERT_EQ(xen.pause(kDom), 0);
   const auto second = try_adopt();
   ASSERT_FALSE(second);
   EXPECT_EQ(second.error().errnum, EBUSY);
