@@ -18,8 +18,8 @@ Guest::Guest(std::string name, const TestImage& image, Judge& judge, Nanos now)
       has_(image.nb_pages),
       now_{now} {}
 
-void Guest::add_vcpu(std::vector<std::uint64_t> order, Nanos think) {
-  vcpus_.push_back({.order = std::move(order), .think = think, .ready_at = now_});
+void Guest::add_vcpu(std::vector<std::uint64_t> order, Pace pace) {
+  vcpus_.push_back({.order = std::move(order), .pace = pace, .ready_at = now_});
 }
 
 void Guest::broken(Breach kind, Gfn page, const char* what) {
@@ -41,7 +41,7 @@ void Guest::run(Vcpu& vcpu) {
     if (state == PageState::kPresent || state == PageState::kClaimedByGuest) {
       if (!has_[vcpu.page().value])
         broken(Breach::kBitmap, vcpu.page(), "the bitmap has it, the guest has not");
-      touched(vcpu);
+      touched(vcpu, {});
     } else {
       vcpu.waits_since = now_;
       vcpu.reported = false;
@@ -49,9 +49,9 @@ void Guest::run(Vcpu& vcpu) {
   }
 }
 
-void Guest::touched(Vcpu& vcpu) {
+void Guest::touched(Vcpu& vcpu, Nanos took) {
   ++vcpu.next;
-  vcpu.ready_at = now_ + vcpu.think;
+  vcpu.ready_at = now_ + took + vcpu.pace.think;
   vcpu.waits_since = kNever;
 }
 
@@ -95,7 +95,7 @@ void Guest::wake(Gfn page) {
   for (Vcpu& vcpu : vcpus_) {
     if (!vcpu.waits() || vcpu.page() != page) continue;
     longest_wait_ = std::max(longest_wait_, now_ - vcpu.waits_since);
-    touched(vcpu);
+    touched(vcpu, vcpu.pace.fault);
   }
 }
 

@@ -21,8 +21,14 @@ class Guest final : public GuestAdapter {
   /// @param image, judge  borrowed
   Guest(std::string name, const TestImage& image, Judge& judge, Nanos now);
 
-  /// One more vCPU. @param think  between a touch and the next
-  void add_vcpu(std::vector<std::uint64_t> order, Nanos think = {});
+  /// What a vCPU takes time for.
+  struct Pace {
+    Nanos think{0};  ///< between a touch and the next
+    Nanos fault{0};  ///< more of that after a touch that had to wait: it is trapped, and woken
+  };
+
+  /// One more vCPU.
+  void add_vcpu(std::vector<std::uint64_t> order, Pace pace);
   /// The vCPUs go on as far as they can. Every other call is at this time.
   void run(Nanos now);
   /// When a vCPU that waits for nothing touches its next page; kNeverComes: none does.
@@ -65,7 +71,7 @@ class Guest final : public GuestAdapter {
  private:
   struct Vcpu {
     std::vector<std::uint64_t> order;
-    Nanos think;
+    Pace pace;
     std::size_t next = 0;
     Nanos ready_at{0};
     Nanos waits_since = kNever;
@@ -75,7 +81,7 @@ class Guest final : public GuestAdapter {
   };
 
   void run(Vcpu& vcpu);
-  void touched(Vcpu& vcpu);
+  void touched(Vcpu& vcpu, Nanos took);
   void take(Gfn page, const std::byte* bytes);
   void wake(Gfn page);
   void broken(Breach kind, Gfn page, const char* what);

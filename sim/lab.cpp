@@ -104,10 +104,10 @@ void Lab::kill_memtap(Memtap& memtap) {
   say(fmt::format("{} dies", memtap.name));
 }
 
-Guest& Lab::add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Nanos think) {
+Guest& Lab::add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Guest::Pace pace) {
   auto guest = std::make_unique<Guest>(
       fmt::format("guest{} of {}", memtap.guests.size() + 1, memtap.name), image_, judge_, now_);
-  guest->add_vcpu(std::move(order), think);
+  guest->add_vcpu(std::move(order), pace);
   if (memtap.process && memtap.process->host) memtap.process->host->attach(*guest);
   memtap.guests.push_back(std::move(guest));
   schedule(memtap, now_);

@@ -95,7 +95,7 @@ class Lab {
   /// @param starts  false: its process comes by start_memtap()
   Memtap& add_memtap(const LinkConfig& link, const std::function<void(ClientConfig&)>& tune = {},
                      bool starts = true);
-  Guest& add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Nanos think = {});
+  Guest& add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Guest::Pace pace = {});
 
   void kill_server();
   /// A new process with the same image: empty state, another incarnation.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -17,6 +18,9 @@ struct LinkConfig {
   Nanos jitter{0};  ///< added uniformly; more than a frame gap reorders
   double bytes_per_s = 1.25e9;
   std::size_t queue_bytes = std::size_t{4} << 20U;
+  /// Sent at once after a pause, and at the rate from then on, as a token bucket shapes a virtual
+  /// network. 0: a wire, on which each frame takes its time.
+  std::size_t burst_bytes = 0;
   double loss = 0, duplicate = 0, corrupt = 0;  ///< independent per frame
   /// Gilbert's model of bursts: per frame, how likely one begins and ends; within, all are lost.
   double burst_begins = 0, burst_ends = 1;
@@ -41,13 +45,14 @@ class Link {
   template <class Arrives>
   void carry(std::span<const std::byte> bytes, Nanos now, Prng& prng, Arrives&& arrives) {
     ++counters.offered;
-    const Nanos start = now > free_at_ ? now : free_at_;
-    const double waiting = std::chrono::duration<double>(start - now).count() * config.bytes_per_s;
-    if (waiting > static_cast<double>(config.queue_bytes)) {
+    const Nanos start = std::max(now, free_at_);
+    const Nanos burst = time_on_wire(config.burst_bytes);
+    if (start - now > time_on_wire(config.queue_bytes) + burst) {
       ++counters.queue_full;
       return;
     }
     free_at_ = start + time_on_wire(bytes.size());
+    const Nanos sent = std::max(now, free_at_ - burst);
     if (is_lost(bytes, prng)) return;
     const bool twice = prng.uniform() < config.duplicate;
     counters.duplicated += twice ? 1 : 0;
@@ -55,7 +60,7 @@ class Link {
       const bool corrupted = prng.uniform() < config.corrupt;
       counters.corrupted += corrupted ? 1 : 0;
       ++counters.carried;
-      arrives(free_at_ + config.delay + jitter(prng), corrupted);
+      arrives(sent + config.delay + jitter(prng), corrupted);
     }
   }
   [[nodiscard]] Nanos time_on_wire(std::size_t nb_bytes) const {
@@ -63,7 +68,7 @@ class Link {
         static_cast<std::int64_t>(static_cast<double>(nb_bytes) / config.bytes_per_s * 1e9)};
   }
 
-  /// When what was sent is on the wire.
+  /// When what was sent would be on a wire.
   [[nodiscard]] Nanos free_at() const noexcept { return free_at_; }
 
   LinkConfig config;

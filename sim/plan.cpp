@@ -63,7 +63,9 @@ class Run {
       : config_{config},
         image_{config.nb_pages, config.zero_share, config.seed},
         lab_{image_, server_of(config), config.seed} {
-    const LinkConfig link{.delay = config.link_delay, .bytes_per_s = config.bytes_per_s};
+    const LinkConfig link{.delay = config.link_delay,
+                          .bytes_per_s = config.bytes_per_s,
+                          .burst_bytes = config.burst_bytes};
     lab_.server().up.config = lab_.server().down.config = link;
     // A turn is one frame at most: it must not be what limits the rate.
     lab_.server().speed.turn = std::min<Nanos>(1us, lab_.server().up.time_on_wire(kPageSize) / 8);
@@ -72,7 +74,8 @@ class Run {
       Memtap& memtap = lab_.add_memtap(link);
       memtap.up.config = link;
       memtap.speed.frame = config.per_frame;
-      lab_.add_guest(memtap, orders.of(config.seed + 1 + i), config.think);
+      memtap.prefetch = config.prefetch;
+      lab_.add_guest(memtap, orders.of(config.seed + 1 + i), {config.think, config.fault});
     }
   }
 

@@ -23,13 +23,16 @@ struct PlanConfig {
   std::uint64_t nb_pages = 0;   ///< of the image; at least 1
   double zero_share = 0;        ///< of them
   double bytes_per_s = 1.25e9;  ///< of every link
+  std::size_t burst_bytes = 0;  ///< of every link: LinkConfig
   double loss = 0;              ///< share of the frames, once all hosts have joined
   LossAt loss_at = LossAt::kReceivers;
   bool push = true;  ///< the server sends what nobody asked for
   std::uint16_t mtu_bytes = 9000;
-  double touched = 1;  ///< share of the pages that a clone touches, one behind the other
-  double overlap = 0;  ///< share of them that it touches in the order of its siblings
+  double touched = 1;     ///< share of the pages that a clone touches, one behind the other
+  double overlap = 0;     ///< share of them that it touches in the order of its siblings
+  unsigned prefetch = 8;  ///< neighbours that a memtap asks for with a fault, at most
   Nanos think{std::chrono::microseconds{10}};     ///< between a touch and the next
+  Nanos fault{0};                                 ///< more after one that had to wait
   Nanos per_frame{std::chrono::microseconds{1}};  ///< a memtap's time for a frame that it receives
   Nanos link_delay{std::chrono::microseconds{10}};
   std::uint64_t seed = 1;

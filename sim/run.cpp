@@ -76,11 +76,11 @@ class Play {
     for (std::uint32_t g = 0; g < scenario_.guests_per_memtap; ++g) {
       const bool same = prng_.uniform() < scenario_.overlap;
       const std::uint64_t order_seed = same ? scenario_.seed : prng_.next();
-      const Nanos think = number % 2 == 0 ? 0us : 2us;
-      Guest& guest = lab_.add_guest(memtap, shuffled(scenario_.nb_pages, order_seed), think);
+      const Guest::Pace pace{.think = number % 2 == 0 ? 0us : 2us};
+      Guest& guest = lab_.add_guest(memtap, shuffled(scenario_.nb_pages, order_seed), pace);
       Prng orders{order_seed};
       for (std::uint32_t vcpu = 1; vcpu < scenario_.vcpus; ++vcpu)
-        guest.add_vcpu(shuffled(scenario_.nb_pages, orders.next()), think);
+        guest.add_vcpu(shuffled(scenario_.nb_pages, orders.next()), pace);
     }
   }
 

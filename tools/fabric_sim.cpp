@@ -124,10 +124,7 @@ int run_command(const std::string& text, bool goes_on, const std::string& json_p
                text);
     return 2;
   }
-  if (!json_path.empty() && !std::ofstream{json_path, std::ios::app}) {
-    fmt::print(stderr, "fabric-sim: cannot write {}\n", json_path);
-    return 2;
-  }
+  if (!can_write("fabric-sim", json_path)) return 2;
   const auto began = Clock::now();
   const Totals totals = run_seeds(*seeds, goes_on);
   const double seconds = std::chrono::duration<double>(Clock::now() - began).count();

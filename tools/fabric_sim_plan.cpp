@@ -37,13 +37,16 @@ PlanConfig config_of(const PlanOptions& options, std::uint64_t nb_clones) {
           .nb_pages = options.image_bytes / kPageSize,
           .zero_share = options.zero_percent / 100,
           .bytes_per_s = options.gbps * 1e9 / 8,
+          .burst_bytes = options.burst_bytes,
           .loss = options.loss_percent / 100,
           .loss_at = options.loss_at,
           .push = !options.no_push,
           .mtu_bytes = static_cast<std::uint16_t>(options.mtu_bytes),
           .touched = options.touched_percent / 100,
           .overlap = options.overlap_percent / 100,
+          .prefetch = options.prefetch,
           .think = micros(options.think_us),
+          .fault = micros(options.fault_us),
           .per_frame = micros(options.frame_us),
           .seed = options.seed};
 }
@@ -74,12 +77,15 @@ Json to_json(const PlanOptions& options, const Row& row) {
   return {{"clones", row.nb_clones},
           {"image_bytes", options.image_bytes},
           {"gbps", options.gbps},
+          {"burst_bytes", options.burst_bytes},
           {"loss_percent", options.loss_percent},
           {"loss_at", options.loss_at == LossAt::kUplink ? "uplink" : "receivers"},
           {"zero_percent", options.zero_percent},
           {"touched_percent", options.touched_percent},
           {"overlap_percent", options.overlap_percent},
+          {"prefetch", options.prefetch},
           {"think_us", options.think_us},
+          {"fault_us", options.fault_us},
           {"frame_us", options.frame_us},
           {"mtu", options.mtu_bytes},
           {"push", !options.no_push},
@@ -123,10 +129,12 @@ void show(const PlanOptions& options, const std::vector<Row>& rows) {
   }
 }
 
+/// Of the rows whose clones were all done. @return an empty text: of none
 std::string plot(const PlanOptions& options, const std::vector<Row>& rows) {
   Series half{"half", {}}, nearly{"99 %", {}}, all{"all", {}}, sent{"server sends", {}},
       asked{"requests", {}};
   for (const Row& row : rows) {
+    if (!row.result.finished()) continue;
     const auto x = static_cast<double>(row.nb_clones);
     half.points.emplace_back(x, row.result.done_at(0.5));
     nearly.points.emplace_back(x, row.result.done_at(0.99));
@@ -135,6 +143,7 @@ std::string plot(const PlanOptions& options, const std::vector<Row>& rows) {
     asked.points.emplace_back(x,
                               row.result.request_bytes / static_cast<double>(options.image_bytes));
   }
+  if (all.points.empty()) return {};
   return svg_plot("clones", {{"seconds until clones are done", {half, nearly, all}},
                              {"bytes, in images", {sent, asked}}});
 }
@@ -156,6 +165,13 @@ CLI::App* add_plan_command(CLI::App& cli, PlanOptions& options) {
   plan->add_option("--gbps", options.gbps, "of every link, Gbit/s")
       ->check(CLI::Range(0.001, 800.0))
       ->capture_default_str();
+  plan->add_option(
+          "--burst", options.burst_bytes,
+          "bytes that a link passes at once after a pause, as virtual networks are shaped; "
+          "0: a wire")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 30U))
+      ->capture_default_str();
   plan->add_option("--loss", options.loss_percent, "percent of the frames")
       ->check(CLI::Range(0.0, 50.0))
       ->capture_default_str();
@@ -174,7 +190,15 @@ CLI::App* add_plan_command(CLI::App& cli, PlanOptions& options) {
                    "percent of them that all clones touch first, in the same order")
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
+  plan->add_option("--prefetch", options.prefetch,
+                   "neighbours that memtap asks for with a fault, at most, as its own --prefetch")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str();
   plan->add_option("--think-us", options.think_us, "of a clone between two touches")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  plan->add_option("--fault-us", options.fault_us,
+                   "of a page that it has to wait for, beside the network: trap, memtap, wake")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   plan->add_option("--frame-us", options.frame_us, "that a host takes for a frame")
@@ -197,6 +221,7 @@ int plan_command(const PlanOptions& options, const std::atomic<bool>& stop) {
                kPageSize);
     return 2;
   }
+  if (!can_write("fabric-sim", options.json) || !can_write("fabric-sim", options.svg)) return 2;
   std::vector<Row> rows;
   Json json = Json::array();
   for (const std::uint64_t nb_clones : std::set(options.clones.begin(), options.clones.end())) {

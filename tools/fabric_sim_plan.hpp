@@ -15,10 +15,11 @@ namespace snowfabric::sim {
 struct PlanOptions {
   std::vector<std::uint64_t> clones{8};
   std::uint64_t image_bytes = std::uint64_t{1} << 30U;
+  std::size_t burst_bytes = 0;
   double gbps = 10, loss_percent = 0, zero_percent = 0, touched_percent = 100, overlap_percent = 0;
-  double think_us = 10, frame_us = 1;
+  double think_us = 10, fault_us = 0, frame_us = 1;
   LossAt loss_at = LossAt::kReceivers;
-  unsigned mtu_bytes = 9000;
+  unsigned mtu_bytes = 9000, prefetch = 8;
   std::uint64_t seed = 1;
   bool no_push = false;
   std::string json, svg;

@@ -218,17 +218,24 @@ def show_pause(result):
 # --- what clones cost ---------------------------------------------------------------------------------------------
 
 def wire(args):
-    """Bytes memserver sends until each clone of a fork has answered and checked the same memory: one clone, then many."""
+    """Bytes on the wire, requests among them, until each clone of a fork has answered and checked the same memory: one clone, then many."""
     def cost(family, nb_clones):
         hosts = min(nb_clones, args.hosts)
         forked(family, nb_clones, hosts)
-        clones = [family.spawn(i, 1 + (i - 1) % hosts, args.clone_memory == "postcopy") for i in range(1, nb_clones + 1)]
+
+        def sent():
+            return family.fleet.server_stats()["tx_bytes"] + \
+                sum(family.fleet.memtap_stats(host)["tx_bytes"] for host in range(1, hosts + 1))
+
+        jobs = [family.pool.submit(family.spawn, i, 1 + (i - 1) % hosts, args.clone_memory == "postcopy")
+                for i in range(1, nb_clones + 1)]
+        clones = [job.result() for job in jobs]
         for job in [family.pool.submit(family.settle, clone) for clone in clones]:
             job.result()
-        at_answer = family.fleet.server_stats()["tx_bytes"]
+        at_answer = sent()
         for job in [family.pool.submit(verified, clone) for clone in clones]:
             job.result()
-        found = {"to_answer": at_answer, "to_verified": family.fleet.server_stats()["tx_bytes"]}
+        found = {"to_answer": at_answer, "to_verified": sent()}
         family.end_fork()
         return found
 
@@ -241,7 +248,7 @@ def wire(args):
 
 
 def show_wire(result):
-    print(f"memserver's bytes, fork of {result['clones']} on {result['hosts']} hosts against fork of 1, "
+    print(f"bytes on the wire, fork of {result['clones']} on {result['hosts']} hosts against fork of 1, "
           f"{len(result['runs'])} rounds:")
     for what, text in (("to_answer", "until all have answered"), ("to_verified", "and have read the same memory")):
         one, many = (statistics.median(run[side][what] for run in result["runs"]) / 1e6 for side in ("one", "many"))

@@ -34,6 +34,16 @@ TEST_F(LinkTest, FramesFollowEachOtherAtTheRateOfTheLink) {
   EXPECT_EQ(send(slow, 3, prng), (std::vector<Nanos>{2us, 4us, 6us}));
 }
 
+TEST_F(LinkTest, AShapedLinkPassesABurstAtOnceAndTheRestAtItsRate) {
+  Link link{{.delay = 0us, .bytes_per_s = 1e8, .burst_bytes = 3 * kFrame}};  // a frame each 10 us
+  const auto arrivals = send(link, 6, prng);
+  EXPECT_EQ(arrivals, (std::vector<Nanos>{0us, 1us, 2us, 10us, 20us, 30us}));
+  std::vector<Nanos> later;
+  for (int i = 0; i < 4; ++i)  // a pause has filled the bucket
+    link.carry(kBytes, 200us, prng, [&](Nanos at, bool) { later.push_back(at); });
+  EXPECT_EQ(later, (std::vector<Nanos>{200us, 200us, 200us, 210us}));
+}
+
 TEST_F(LinkTest, WhatDoesNotFitIntoTheQueueIsLost) {
   Link link{{.bytes_per_s = 1e8, .queue_bytes = 10 * kFrame}};  // a frame takes 10 us
   const auto arrivals = send(link, 100, prng);

@@ -52,6 +52,15 @@ TEST(Plan, AnExtrapolatedAnswerIsNearTheExactOne) {
   EXPECT_NEAR(answer.wire_bytes / exact.wire_bytes, 1, 0.05);
 }
 
+TEST(Plan, AFaultsTimeIsForThePagesThatAreWaitedForAlone) {
+  PlanConfig config{.nb_clones = 1, .nb_pages = 2048, .push = false, .prefetch = 0, .think = {}};
+  const double without = plan(config).done_at(1);
+  config.fault = std::chrono::microseconds{100};
+  EXPECT_NEAR(plan(config).done_at(1) - without, 2048 * 100e-6, 0.01 * 2048 * 100e-6);
+  config.nb_clones = 8;  // most pages come by a sibling's fault
+  EXPECT_LT(plan(config).done_at(1), 0.5 * 2048 * 100e-6);
+}
+
 TEST(Plan, TheSameQuestionHasTheSameAnswer) {
   PlanConfig config = small(8);
   config.loss = 0.02;
@@ -74,6 +83,7 @@ TEST(Plan, AnImageOfOnePageOrNothingToTouchIsDone) {
 TEST(Plan, PagesThatSiblingsTouchTogetherAreSentOnce) {
   PlanConfig config = small(8);
   config.push = false;
+  config.prefetch = 0;
   config.touched = 0.25;
   config.overlap = 1;
   const PlanResult together = plan(config);

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`fabric-sim plan` as a user calls it. usage: plan_command_test.py FABRIC-SIM"""
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import xml.etree.ElementTree as xml
+
+FABRIC_SIM = sys.argv.pop(1)
+NB_PAGES, PAGE = 256, 4096
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+class PlanCommandTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+
+    def plan(self, *options):
+        size = () if "--image-bytes" in options else ("--image-bytes", NB_PAGES * PAGE)
+        return subprocess.run([FABRIC_SIM, "plan", *map(str, (*size, *options))], capture_output=True, text=True)
+
+    def answer(self, *options):
+        file = self.folder / "answer.json"
+        done = self.plan("--json", file, *options)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return json.loads(file.read_text())
+
+    def test_one_number_of_clones_is_an_object(self):
+        row = self.answer("--clones", 3)
+        self.assertEqual((row["clones"], row["finished"], row["extrapolated"]), (3, True, False))
+        self.assertGreater(row["wire_bytes"], NB_PAGES * PAGE)
+        self.assertLess(row["wire_to_image_ratio"], 1.3)
+        self.assertGreaterEqual(row["seconds"], row["seconds_p50"])
+
+    def test_several_numbers_are_rows_in_order_each_once(self):
+        self.assertEqual([row["clones"] for row in self.answer("--clones", "4,1,4,2")], [1, 2, 4])
+
+    def test_the_same_seed_has_the_same_answer(self):
+        first, second = (self.answer("--clones", 4, "--loss", 5, "--seed", 7) for _ in range(2))
+        for row in (first, second):
+            del row["took_s"]
+        self.assertEqual(first, second)
+
+    def test_a_link_half_as_fast_takes_about_twice_the_time(self):
+        fast, slow = (self.answer("--clones", 2, "--gbps", gbps)["seconds"] for gbps in (0.2, 0.1))
+        self.assertAlmostEqual(slow / fast, 2, delta=0.3)
+
+    def test_the_plot_has_a_dot_for_each_figure(self):
+        file = self.folder / "plot.svg"
+        done = self.plan("--clones", "1,2,4", "--svg", file)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        root = xml.parse(file).getroot()
+        self.assertEqual(root.tag, f"{SVG}svg")
+        lines = root.findall(f".//{SVG}polyline")
+        self.assertEqual(len(lines), 5)  # three times and two counts of bytes
+        self.assertEqual(len(root.findall(f".//{SVG}circle")), 3 * len(lines))
+        for dot in root.iter(f"{SVG}circle"):
+            self.assertTrue(0 < float(dot.get("cx")) < float(root.get("width")))
+
+    def test_what_makes_no_sense_is_refused(self):
+        for options in (("--clones", 0), ("--clones", 5000), ("--gbps", "fast"), ("--loss", 60), ("--loss-at", "home"),
+                        ("--image-bytes", 4097)):
+            done = self.plan(*options)
+            self.assertNotIn(done.returncode, (0, 1), options)
+            self.assertIn(options[0], done.stdout + done.stderr)
+
+    def test_a_file_that_cannot_be_written_is_told_before_the_work(self):
+        for option in ("--json", "--svg"):
+            began = time.monotonic()
+            done = self.plan(option, self.folder / "none" / "file", "--clones", 64, "--image-bytes", "1G")
+            self.assertEqual(done.returncode, 2)
+            self.assertIn("cannot write", done.stderr)
+            self.assertLess(time.monotonic() - began, 5)
+
+    def test_a_signal_ends_it(self):
+        with subprocess.Popen([FABRIC_SIM, "plan", "--clones", "64", "--image-bytes", "1G"],
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            time.sleep(0.5)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+        self.assertEqual(process.returncode, 130)
+        self.assertLess(time.monotonic() - began, 30)
+
+
+if __name__ == "__main__":
+    unittest.main()
