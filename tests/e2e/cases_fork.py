@@ -76,6 +76,8 @@ def fork_clones_answer_as_themselves(context):
             check(clone.answer == {"id": clone.identity.id, "counter": counter + 1, "hostname": clone.identity.hostname},
                   f"clone {clone.identity.id} answers {clone.answer}")
             check_memory(clone.vm)
+        drawn = {vm.channel.ask("RANDOM", "RANDOM") for vm in (vms.parent, *(clone.vm for clone in clones))}
+        check(len(drawn) == 1 + len(clones), f"clones have the random numbers of others: {drawn}")
         check_parent(vms)
         return f"{nb_bytes} bytes of descriptor, 1/{(SMALL_VM_MB << 20) // nb_bytes} of the memory"
 

@@ -173,7 +173,8 @@ class Round:
             if process not in self.identified:
                 self.outcome["ended before it ran"] += 1
                 return True
-            if process in self.recovered and process.status() == -11:  # docs/qemu-stream.md, Recovery
+            # Its memtap went a second time, amid the recovery: docs/qemu-stream.md, Recovery.
+            if self.death.struck("memserver") and process in self.recovered and process.status() == -11:
                 self.outcome["QEMU crashed in the recovery"] += 1
                 return True
             # docs/design.md, "A dead memserver": its page fails, where a clone by postcopy pauses.

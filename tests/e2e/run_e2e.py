@@ -30,7 +30,7 @@ def arguments():
     parser.add_argument("--image", type=pathlib.Path, metavar="FILE", help="instead of a synthetic one")
     parser.add_argument("--mb", type=int, default=32, metavar="N", help="size of the synthetic image (32)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of image, orders, loss, junk and deaths (1)")
-    parser.add_argument("--rounds", type=int, default=4, metavar="N", help="of cases that go by rounds (4)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of cases that go by rounds (5)")
     parser.add_argument("--build-dir", type=pathlib.Path, default=lib.ROOT / "build", metavar="DIR")
     args = parser.parse_args()
     patterns = args.case or ["*"]

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 HERE = ROOT / "tests/xen"
@@ -107,9 +108,10 @@ def main():
              a_jobs_own_status_comes_back_and_so_do_its_files, a_job_that_takes_too_long_is_ended)
     nb_failed = 0
     for case in cases:
+        began = time.monotonic()
         good, said = case()
         nb_failed += not good
-        print(f"{'PASS' if good else 'FAIL'} xen_{case.__name__}", flush=True)
+        print(f"{'PASS' if good else 'FAIL'} xen_{case.__name__} ({time.monotonic() - began:.0f} s)", flush=True)
         if not good:
             print("\n".join(f"  | {line}" for line in said.splitlines()[-30:]))
     print(f"{len(cases) - nb_failed} passed, {nb_failed} failed, 0 skipped")
