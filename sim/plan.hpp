@@ -28,9 +28,9 @@ struct PlanConfig {
   LossAt loss_at = LossAt::kReceivers;
   bool push = true;  ///< the server sends what nobody asked for
   std::uint16_t mtu_bytes = 9000;
-  double touched = 1;     ///< share of the pages that a clone touches, one behind the other
-  double overlap = 0;     ///< share of them that it touches in the order of its siblings
-  unsigned prefetch = 8;  ///< neighbours that a memtap asks for with a fault, at most
+  double touched = 1;      ///< share of the pages that a clone touches, one behind the other
+  double overlap = 0;      ///< share of them that it touches in the order of its siblings
+  unsigned prefetch = 16;  ///< neighbours that a memtap asks for with a fault, at most
   Nanos think{std::chrono::microseconds{10}};     ///< between a touch and the next
   Nanos fault{0};                                 ///< more after one that had to wait
   Nanos per_frame{std::chrono::microseconds{1}};  ///< a memtap's time for a frame that it receives

@@ -10,7 +10,7 @@ namespace snowfabric::bench {
 namespace {
 
 // What memtap-dpdk has when nothing is said.
-constexpr std::uint32_t kPrefetchPages = 8;
+constexpr std::uint32_t kPrefetchPages = 16;
 constexpr std::size_t kBufferPages = 256;
 /// Enough to keep the pipe full.
 constexpr std::size_t kVcpus = 256;
@@ -86,7 +86,7 @@ Fetched fetch(const FetchConfig& config, const Port& port, Arena& arena, const I
   ClientEngine engine{config.engine, stats};
   Host host{engine, host_stats, kPrefetchPages, kBufferPages};
   ArenaGuest guest{arena, stop};
-  ClientWorker worker{engine, port, 0.0, 1};
+  ClientWorker worker{engine, port, 0.0, 1, config.seal};
   Director director{config, engine, host, guest, stop, interrupted};
   host.attach(guest);
   worker.serve(host, port.wait_fd());  // its faults follow arrivals: nothing else to wait for

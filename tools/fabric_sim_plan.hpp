@@ -19,7 +19,7 @@ struct PlanOptions {
   double gbps = 10, loss_percent = 0, zero_percent = 0, touched_percent = 100, overlap_percent = 0;
   double think_us = 10, fault_us = 0, frame_us = 1;
   LossAt loss_at = LossAt::kReceivers;
-  unsigned mtu_bytes = 9000, prefetch = 8;
+  unsigned mtu_bytes = 9000, prefetch = 16;
   std::uint64_t seed = 1;
   bool no_push = false;
   std::string json, svg;
