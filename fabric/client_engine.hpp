@@ -189,6 +189,7 @@ class ClientEngine {
   Nanos last_heard_ = kNever;     // any frame of our image
   Nanos waiting_since_ = kNever;  // something has been asked since then
   Nanos next_hello_ = kNever;
+  unsigned nb_hellos_ = 0;  // since the last WELCOME, or the one that is asked for now
   Nanos next_report_ = kNever;
 };
 

@@ -7,6 +7,9 @@
 namespace snowfabric {
 namespace {
 
+/// Of the HELLOs that are repeated one in so many goes to all: docs/wire-format.md, "Destination".
+constexpr unsigned kHellosABroadcast = 8;
+
 /// Whether `next` is the page behind `run` and otherwise alike.
 bool extends(const wire::WantEntry& run, const wire::WantEntry& next) noexcept {
   return run.nb_pages.host() < wire::kMaxWantPages &&
@@ -48,7 +51,9 @@ void ClientEngine::watch_server(Nanos now) noexcept {
 }
 
 void ClientEngine::greet(Nanos now) noexcept {
-  if (next_hello_ == Nanos::max()) next_hello_ = now;  // else HELLO is being repeated already
+  if (next_hello_ != Nanos::max()) return;  // HELLO is being repeated already
+  next_hello_ = now;
+  nb_hellos_ = 0;
 }
 
 std::size_t ClientEngine::write_hello(std::span<std::byte> out, Nanos now) noexcept {
@@ -56,8 +61,9 @@ std::size_t ClientEngine::write_hello(std::span<std::byte> out, Nanos now) noexc
   next_hello_ = now + Nanos{static_cast<std::int64_t>(
                           static_cast<double>(config_.hello_interval.count()) * jitter)};
   stats_.tx_hellos.add(1);
+  const bool to_all = !config_.server || nb_hellos_++ % kHellosABroadcast == 1;
   return wire::write_hello(
-      out, identity_, config_.server.value_or(kBroadcast), config_.mac,
+      out, identity_, to_all ? kBroadcast : *config_.server, config_.mac,
       {.client_id = config_.client_id, .mtu_bytes = config_.mtu_bytes, .reserved = {}});
 }
 

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What the client does when no answer comes: retries, restarted and dead servers.
+#include <cstring>
+#include <string>
+
 #include <gmock/gmock.h>
 
 #include "fabric/client_engine.hpp"
@@ -103,6 +106,21 @@ TEST(ClientPatience, ANewIncarnationIsAskedForEverythingAgainAndIsNotLoss) {
   }
   EXPECT_EQ(nb_pages, 2U);
   EXPECT_EQ(client.stats.server_restarts.read(), 1U);
+}
+
+TEST(ClientPatience, AServerThatDoesNotAnswerIsGreetedByBroadcastNowAndThen) {
+  ClientConfig config = TestClient::defaults();
+  config.server = MacAddr{{2, 0, 0, 0, 0, 9}};
+  TestClient client{config};
+  std::string to;  // whom: one of us, or all
+  for (; client.now < 2s; client.now += 5ms)
+    for (const Parsed& sent : client.send()) {
+      wire::EthHdr eth;
+      std::memcpy(&eth, sent.bytes.data(), sizeof eth);
+      to += eth.dst == kBroadcast ? 'A' : eth.dst == *config.server ? '1' : '?';
+    }
+  ASSERT_GE(to.size(), 12U);
+  EXPECT_EQ(to.substr(0, 12), "1A1111111A11");
 }
 
 TEST(ClientPatience, AServerSilentForTheConfiguredTimeIsDeadAndAliveAgainWithItsNextFrame) {
