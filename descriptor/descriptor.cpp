@@ -243,6 +243,7 @@ pb::Descriptor to_message(const Descriptor& d) {
   }
   out.set_group(as_string(std::as_bytes(std::span{d.group.bytes})));
   out.set_server(as_string(std::as_bytes(std::span{d.server.bytes})));
+  out.set_group_key(as_string(d.group_key));
   for (const std::string& arg : d.machine_args) out.add_machine_args(arg);
   out.set_frozen_at_ns(d.frozen_at_ns);
   out.set_parent_name(d.parent_name);
@@ -262,6 +263,8 @@ Result<void> get_fixed_size(const pb::Descriptor& in, Descriptor& d) {
   const auto uuid = as_array<std::array<std::uint8_t, 16>>(in.parent_uuid());
   if (!uuid) return corrupt(fmt::format("parent_uuid: {} bytes, not 16", in.parent_uuid().size()));
   d.group = *group;
+  const auto key = std::as_bytes(std::span{in.group_key()});
+  d.group_key.assign(key.begin(), key.end());
   d.server = *server;
   d.parent_uuid = *uuid;
   for (const pb::PageSpace& space : in.spaces()) {

@@ -59,19 +59,23 @@ inline constexpr std::size_t kMaxMachineArgs = 1024;
 inline constexpr std::size_t kMaxMachineArgBytes =
     128 * 1024;  ///< with its NUL: Linux' MAX_ARG_STRLEN
 inline constexpr std::size_t kMaxNameBytes = 255;
+inline constexpr std::size_t kGroupKeyBytes = 32;
 inline constexpr std::size_t kMaxPageRanges = std::size_t{1}
                                               << 22U;  ///< in each of the three lists
 /// @}
 
 /// What a clone is started from. A value: owns all it holds.
 struct Descriptor {
-  std::uint64_t image_id = 0;      ///< of the frozen image; not 0
-  std::uint32_t epoch = 1;         ///< which freeze of the image
-  std::vector<PageSpace> spaces;   ///< ascending; the first is space 0
-  std::vector<RamBlock> blocks;    ///< ascending first_page, disjoint, names unique; may be empty
-  std::vector<Section> sections;   ///< at most one of a type
-  MacAddr group{};                 ///< where the memserver multicasts; a multicast address
-  MacAddr server{};                ///< of the memserver; unicast, all zero: unknown, ask by HELLO
+  std::uint64_t image_id = 0;     ///< of the frozen image; not 0
+  std::uint32_t epoch = 1;        ///< which freeze of the image
+  std::vector<PageSpace> spaces;  ///< ascending; the first is space 0
+  std::vector<RamBlock> blocks;   ///< ascending first_page, disjoint, names unique; may be empty
+  std::vector<Section> sections;  ///< at most one of a type
+  MacAddr group{};                ///< where the memserver multicasts; a multicast address
+  MacAddr server{};               ///< of the memserver; unicast, all zero: unknown, ask by HELLO
+  /// Of the frames between memserver and memtaps; empty: they go in the clear. Whoever reads it may
+  /// read all of the guest's memory, and send pages for it.
+  std::vector<std::byte> group_key;
   std::uint64_t frozen_at_ns = 0;  ///< wall clock of the freeze, UNIX time
   std::string parent_name;         ///< at most 255 bytes, no control characters
   std::array<std::uint8_t, 16> parent_uuid{};

@@ -87,6 +87,7 @@ Json report(const Descriptor& d, const std::string& path, std::uint64_t file_byt
                {"image_id", fmt::format("{:016x}", d.image_id)},
                {"epoch", d.epoch},
                {"group_mac", to_string(d.group)},
+               {"sealed", !d.group_key.empty()},
                {"server_mac", d.server == MacAddr{} ? Json{} : Json(to_string(d.server))},
                {"frozen_at_ns", d.frozen_at_ns},
                {"frozen_at", time_text(d.frozen_at_ns)},
@@ -139,6 +140,7 @@ void print_table(const Json& r) {
   line("parent", printable(r["parent_name"]));
   line("parent uuid", r["parent_uuid"].get<std::string>());
   line("group", r["group_mac"].get<std::string>());
+  line("frames", r["sealed"].get<bool>() ? "sealed by the key in here" : "in the clear");
   line("server", r["server_mac"].is_null() ? "unknown" : r["server_mac"].get<std::string>());
   line("descriptor", fmt::format("{}, {:.3f}% of guest memory",
                                  size_text(r["descriptor_bytes"].get<std::uint64_t>()),

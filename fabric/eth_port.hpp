@@ -14,6 +14,7 @@
 #include <span>
 
 #include "fabric/base/counter.hpp"
+#include "fabric/seal.hpp"
 #include "fabric/wire.hpp"
 
 namespace snowfabric {
@@ -104,7 +105,7 @@ class TxTail {
 };
 
 /// Room for the longest frame behind its Ethernet header.
-using GatherBuffer = std::array<std::byte, wire::kMaxFrameBytes - sizeof(wire::EthHdr)>;
+using GatherBuffer = std::array<std::byte, wire::kMaxSealedBytes - sizeof(wire::EthHdr)>;
 
 /// Copies what the frame holds from `offset` on, as far as `out` goes. (rte_pktmbuf_read follows a
 /// null pointer when pkt_len exceeds the sum of the segments.)

@@ -15,6 +15,8 @@ namespace snowfabric {
 namespace {
 
 constexpr double kBytesPerGbit = 1e9 / 8;
+/// Beside those of clients at work: of some that were started again.
+constexpr std::size_t kMoreSessions = 64;
 
 Snapshot snapshot_of(const Served& served) {
   Snapshot out;
@@ -55,7 +57,7 @@ std::string info_json(const ServerOptions& options, const Frozen& frozen, const 
   }
   json["server_mac"] = to_string(port.mac());
   json["mtu"] = port.mtu_bytes();
-  json["nb_fragments"] = port.nb_fragments();
+  json["nb_fragments"] = served.front()->engine.nb_fragments();
   json["tx_mode"] = to_string(mode);
   if (has_parent(options)) json["descriptor"] = options.descriptor_file;
   for (const auto& [name, value] : frozen.freeze) json["freeze"][name] = value;
@@ -119,8 +121,9 @@ void publish(Telemetry& telemetry, const ServerWorker& worker, const Port& port,
       });
 }
 
-TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const Image> images) {
-  if (options.copy || std::ranges::any_of(images, &Image::is_live)) return TxMode::kCopy;
+TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const Image> images,
+                      bool sealed) {
+  if (options.copy || sealed || std::ranges::any_of(images, &Image::is_live)) return TxMode::kCopy;
   for (const Image& image : images)
     if (auto ok = port.register_memory(image.bytes()); !ok) {
       spdlog::warn("{}: {}; pages are sent by copy", ok.error().what, strerror(ok.error().errnum));
@@ -131,18 +134,18 @@ TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const 
 
 /// Until a signal. @return the last counters
 Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, TxMode mode,
-                      Frozen& frozen, std::span<const std::unique_ptr<Served>> served,
+                      Frozen& frozen, std::span<const std::unique_ptr<Served>> served, Seal* seal,
                       const std::atomic<bool>& stop) {
   const Port& port = datapath.port;
-  ServerWorker worker{served, port, mode, options.rx_loss_percent / 100, options.seed};
+  ServerWorker worker{served, port, mode, options.rx_loss_percent / 100, options.seed, seal};
   Telemetry telemetry;
   publish(telemetry, worker, port, served);
   spdlog::info("{}", port.describe());
   for (const auto& s : served)
-    spdlog::info("serving image {:016x} epoch {}: {} pages, {} zero, group {}, TX {}",
+    spdlog::info("serving image {:016x} epoch {}: {} pages, {} zero, group {}, TX {}{}",
                  s->image.image_id(), s->image.epoch(), s->image.nb_pages(),
                  s->image.nb_zero_pages(), to_string(group_address(s->image.image_id())),
-                 to_string(mode));
+                 to_string(mode), seal != nullptr ? ", sealed" : "");
   if (!options.info_file.empty())
     if (auto ok = write_file(options.info_file, info_json(options, frozen, port, mode, served));
         !ok)
@@ -225,6 +228,8 @@ ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
 
 Result<void> serve(const ServerOptions& options) {
   if (auto ok = check_sources(options); !ok) return ok;
+  const auto key = read_key(options);
+  if (!key) return std::unexpected(key.error());
   const CpuMask cpus;  // before EAL leaves this thread but one
   Result<Frozen> frozen;
   if (!has_parent(options)) frozen = open_files(options);
@@ -232,19 +237,23 @@ Result<void> serve(const ServerOptions& options) {
   std::vector<std::unique_ptr<Served>> served;  // before the port, which may hold their memory
   auto datapath = start_datapath(options, "memserver-dpdk", "server", {});
   if (!datapath) return std::unexpected(datapath.error());
+  const auto seal = make_seal(*key, options.max_clients + kMoreSessions);
+  if (!seal) return std::unexpected(seal.error());
+  const auto mtu = engine_mtu(datapath->port, seal->get());
+  if (!mtu) return std::unexpected(mtu.error());
   const std::atomic<bool>& stop = stop_on_signals();
   // A parent is frozen when all else is ready: clones wait from that instant on.
-  if (has_parent(options)) frozen = freeze_parent(options, datapath->port.mac(), cpus, stop);
+  if (has_parent(options)) frozen = freeze_parent(options, *key, datapath->port.mac(), cpus, stop);
   if (!frozen && stop) {
     spdlog::warn("stopped before anything was served: {}", frozen.error().what);
     return {};
   }
   if (!frozen) return std::unexpected(frozen.error());
-  const TxMode mode = choose_tx_mode(options, datapath->port, frozen->images);
-  const ServerConfig config = engine_config(options, datapath->profile, datapath->port.mtu_bytes());
+  const TxMode mode = choose_tx_mode(options, datapath->port, frozen->images, key->has_value());
+  const ServerConfig config = engine_config(options, datapath->profile, *mtu);
   for (Image& image : frozen->images)
     served.push_back(std::make_unique<Served>(std::move(image), config));
-  const auto last = poll(options, *datapath, mode, *frozen, served, stop);
+  const auto last = poll(options, *datapath, mode, *frozen, served, seal->get(), stop);
   if (!last) return std::unexpected(last.error());
   if (const unsigned leaked = datapath->port.close(); leaked != 0)
     spdlog::error("{} mbufs did not come back to the pool", leaked);

@@ -116,13 +116,15 @@ Result<Frozen> open_files(const ServerOptions& options) {
   return frozen;
 }
 
-Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server,
-                             const CpuMask& cpus, const std::atomic<bool>& stop) {
+Result<Frozen> freeze_parent(const ServerOptions& options, const std::optional<GroupKey>& key,
+                             const MacAddr& server, const CpuMask& cpus,
+                             const std::atomic<bool>& stop) {
   const OnCpus wide{cpus};
   auto parent = take_parent(options, stop);
   if (!parent) return std::unexpected(parent.error());
   if (stop) return fail(ECANCELED, "the parent is frozen and nothing more");
   parent->descriptor.server = server;
+  if (key) parent->descriptor.group_key.assign(key->bytes().begin(), key->bytes().end());
   if (auto ok = write_descriptor(parent->descriptor, options.descriptor_file); !ok)
     return std::unexpected(ok.error());
   UnservedDescriptor descriptor{options.descriptor_file};

@@ -9,6 +9,7 @@
 #include "descriptor/descriptor.hpp"
 #include "fabric/base/mac.hpp"
 #include "fabric/base/result.hpp"
+#include "fabric/seal.hpp"
 #include "memserver-dpdk/control.hpp"
 #include "memserver-dpdk/image.hpp"
 #include "pmd-config/cpu_mask.hpp"
@@ -52,13 +53,16 @@ struct Frozen {
 
 /// Freezes the parent that the options name, writes its descriptor, then scans its memory: memtaps
 /// and clones start meanwhile and wait. After EAL init. If it fails there is no descriptor.
+/// @param key     of the group, for the descriptor; none: frames go in the clear
 /// @param server  where memtaps find this memserver
 /// @param cpus    for the scan and for the thread that sets pages aside
 /// @param stop    set by a signal: gives up once the parent runs on, which a background snapshot
 ///                takes its time for: a QEMU 7.2 whose snapshot is broken off hangs; or when QEMU
 ///                falls silent
 /// @return ECANCELED: stopped; as freeze_qemu, write_descriptor and Image::open
-[[nodiscard]] Result<Frozen> freeze_parent(const ServerOptions& options, const MacAddr& server,
-                                           const CpuMask& cpus, const std::atomic<bool>& stop);
+[[nodiscard]] Result<Frozen> freeze_parent(const ServerOptions& options,
+                                           const std::optional<GroupKey>& key,
+                                           const MacAddr& server, const CpuMask& cpus,
+                                           const std::atomic<bool>& stop);
 
 }  // namespace snowfabric

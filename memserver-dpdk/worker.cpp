@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "fabric/poll_loop.hpp"
+#include "fabric/seal_mbuf.hpp"
 
 namespace snowfabric {
 namespace {
@@ -31,8 +32,10 @@ Served::Served(Image&& frozen, const ServerConfig& config)
 }
 
 ServerWorker::ServerWorker(std::span<const std::unique_ptr<Served>> served, const Port& port,
-                           TxMode mode, double rx_loss, std::uint64_t seed)
-    : served_{served}, port_{port}, queue_{port.queue(), rx_loss, seed}, mode_{mode} {}
+                           TxMode mode, double rx_loss, std::uint64_t seed, Seal* seal)
+    : served_{served}, port_{port}, queue_{port.queue(), rx_loss, seed}, mode_{mode}, seal_{seal} {
+  RTE_VERIFY(seal == nullptr || mode == TxMode::kCopy);
+}
 
 ServerWorker::~ServerWorker() { free_stock(); }
 
@@ -66,8 +69,11 @@ void ServerWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
     return;
   }
   stats_.rx_frames.add(1);
+  std::span<const std::byte> payload = gather(mbuf, gather_);
   wire::Frame frame;
-  wire::Drop why = wire::parse(gather(mbuf, gather_), frame);
+  wire::Drop why =
+      seal_ == nullptr ? wire::Drop::kNone : seal_->open(eth, payload, opened_, payload, now);
+  if (why == wire::Drop::kNone) why = wire::parse(payload, frame);
   if (why == wire::Drop::kNone) {
     const auto it = std::ranges::find_if(
         served_, [&](const auto& s) { return s->image.image_id() == frame.image_id; });
@@ -134,6 +140,7 @@ void ServerWorker::enqueue(Served& served, const ServerTx& tx) noexcept {
   mbuf->data_len = static_cast<std::uint16_t>(size);
   mbuf->pkt_len = mbuf->data_len;
   if (tx.type == wire::FrameType::kPage) attach_page(served, tx, *mbuf);
+  if (seal_ != nullptr) seal_mbuf(*seal_, *mbuf);
   stats_.tx_frames.add(1);
   stats_.tx_bytes.add(mbuf->pkt_len);
   RTE_VERIFY(tail_.push(mbuf));  // send() leaves room

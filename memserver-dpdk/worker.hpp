@@ -30,8 +30,9 @@ struct Served {
 class ServerWorker {
  public:
   /// @param rx_loss  share of received frames to lose on purpose, from the seed
+  /// @param seal     of every frame, with mode kCopy; nullptr: they go in the clear
   ServerWorker(std::span<const std::unique_ptr<Served>> served, const Port& port, TxMode mode,
-               double rx_loss, std::uint64_t seed);
+               double rx_loss, std::uint64_t seed, Seal* seal = nullptr);
   ServerWorker(const ServerWorker&) = delete;
   ServerWorker& operator=(const ServerWorker&) = delete;
   ~ServerWorker();
@@ -62,6 +63,7 @@ class ServerWorker {
   const Port& port_;
   LossyPort<EthPort> queue_;
   TxMode mode_;
+  Seal* seal_;
   TxTail<> tail_;
   std::size_t next_image_ = 0;  // whose turn it is to send
   // For the next frames, from next_mbuf_ on: engines must not decide in vain. A burst at a time and
@@ -69,6 +71,7 @@ class ServerWorker {
   std::array<rte_mbuf*, kBurst> stock_{};
   std::size_t next_mbuf_ = kBurst;
   GatherBuffer gather_;
+  OpenBuffer opened_;
   ServerPortStats stats_;
   DropCounters drops_;
 };

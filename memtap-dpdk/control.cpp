@@ -47,6 +47,8 @@ constexpr Nanos kWaitLog{std::chrono::seconds{3}};  // HELLO goes on ten times a
 /// started at once joined within 0.8 s.
 constexpr Nanos kGatherTime{std::chrono::seconds{2}};
 
+/// Whose sealed frames are told apart at once: of one server, and some of its former lives.
+constexpr std::size_t kMaxServers = 64;
 /// How long a memserver that wrote a descriptor may scan before it answers: 5 s a GiB; 1.4 s were
 /// measured beside a busy guest. 0 without a descriptor: such a memserver has scanned already.
 double scan_time_s(const TapImage& image) { return static_cast<double>(image.nb_pages) * 20e-6; }
@@ -307,16 +309,20 @@ Result<void> tap(const TapOptions& options) {
       start_datapath(options, "memtap-dpdk", "client", {group_address(image->image_id)});
   if (!datapath) return std::unexpected(datapath.error());
   Port& port = datapath->port;
+  const auto seal = make_seal(image->key, kMaxServers);
+  if (!seal) return std::unexpected(seal.error());
+  const auto mtu = engine_mtu(port, seal->get());
+  if (!mtu) return std::unexpected(mtu.error());
   ClientConfig config = engine_config(options, *image);
   config.mac = port.mac();
-  config.mtu_bytes = static_cast<std::uint16_t>(port.mtu_bytes());
-  spdlog::info("{}", port.describe());
+  config.mtu_bytes = *mtu;
+  spdlog::info("{}{}", port.describe(), *seal ? ", frames sealed" : "");
   ClientStats stats;
   Result<void> verdict;
   Snapshot last;
   {
     ClientEngine engine{config, stats};
-    ClientWorker worker{engine, port, options.rx_loss_percent / 100, options.seed};
+    ClientWorker worker{engine, port, options.rx_loss_percent / 100, options.seed, seal->get()};
     GuestControl control{options, *image, engine, worker};
     Telemetry telemetry;
     telemetry.publish("/memtap/stats", "Counters of port, engine, host and guests",

@@ -23,6 +23,8 @@ class HostLoop {
   /// @param frame_bytes  of the whole frame
   void on_frame(const MacAddr& src, std::span<const std::byte> l2_payload, std::size_t frame_bytes,
                 Nanos now) noexcept;
+  /// A frame that is not even worth that.
+  void drop(wire::Drop why) noexcept { drops_.count(why); }
   /// Faults, failures and time-outs. Call when every frame that has arrived was passed in.
   /// @return faults seen
   unsigned ask(Nanos now) noexcept;

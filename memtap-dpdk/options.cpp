@@ -25,6 +25,8 @@ Result<TapImage> image_of_descriptor(const std::string& path) {
   image.zeros.insert(image.zeros.end(), descriptor->absent_pages.begin(),
                      descriptor->absent_pages.end());
   if (descriptor->server != MacAddr{}) image.server = descriptor->server;
+  if (!descriptor->group_key.empty())
+    image.key.emplace(std::span{descriptor->group_key}.first<GroupKey::kBytes>());
   if (descriptor->find(SectionType::kQemuDevices) != nullptr) {
     auto seed = QemuSeed::from(*descriptor);
     if (!seed) return std::unexpected(seed.error());
@@ -104,6 +106,9 @@ Result<TapImage> image_of(const TapOptions& options) {
     if (!list) return std::unexpected(list.error());
     *into = std::move(*list);
   }
+  const auto key = read_key(options);
+  if (!key) return std::unexpected(key.error());
+  if (*key) image.key = *key;
   if (!options.server.empty()) {
     image.server = parse_mac(options.server);
     if (!image.server)

@@ -40,6 +40,7 @@ struct TapImage {
   std::uint64_t image_id = 0;
   std::uint32_t epoch = 0;
   std::optional<MacAddr> server;
+  std::optional<GroupKey> key{};   ///< none: frames go in the clear
   std::uint64_t nb_pages = 0;      ///< 0: the memserver says it
   std::optional<QemuSeed> qemu{};  ///< for clones that are QEMUs
   std::optional<XenSeed> xen{};    ///< for clones that are Xen domains

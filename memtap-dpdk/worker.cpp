@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "fabric/poll_loop.hpp"
+#include "fabric/seal_mbuf.hpp"
 
 namespace snowfabric {
 
@@ -15,11 +16,12 @@ constexpr unsigned kMaxUndrained =
 }  // namespace
 
 ClientWorker::ClientWorker(ClientEngine& engine, const Port& port, double rx_loss,
-                           std::uint64_t seed)
+                           std::uint64_t seed, Seal* seal)
     : engine_{engine},
       loop_{engine},
       port_{port},
       queue_{port.queue(), rx_loss, seed},
+      seal_{seal},
       wait_fds_{port.wait_fd(), -1} {}
 
 void ClientWorker::serve(Host& host, int guest_fd) noexcept {
@@ -88,7 +90,14 @@ void ClientWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
   }
   stats_.rx_frames.add(1);
   stats_.rx_bytes.add(mbuf.pkt_len);
-  loop_.on_frame(eth.src, gather(mbuf, gather_), mbuf.pkt_len, now);
+  std::span<const std::byte> payload = gather(mbuf, gather_);
+  if (seal_ != nullptr)
+    if (const auto why = seal_->open(eth, payload, opened_, payload, now);
+        why != wire::Drop::kNone) {
+      loop_.drop(why);
+      return;
+    }
+  loop_.on_frame(eth.src, payload, mbuf.pkt_len, now);
 }
 
 // --- send ------------------------------------------------------------------------------------
@@ -114,8 +123,9 @@ void ClientWorker::enqueue(std::size_t size) noexcept {
   rte_mbuf* mbuf = std::exchange(spare_, nullptr);
   mbuf->data_len = static_cast<std::uint16_t>(size);
   mbuf->pkt_len = mbuf->data_len;
+  if (seal_ != nullptr) seal_mbuf(*seal_, *mbuf);
   stats_.tx_frames.add(1);
-  stats_.tx_bytes.add(size);
+  stats_.tx_bytes.add(mbuf->pkt_len);
   RTE_VERIFY(tail_.push(mbuf));  // send() leaves room
 }
 

@@ -23,7 +23,9 @@ class ClientWorker {
   static constexpr Nanos kControlInterval = std::chrono::milliseconds{1};
 
   /// @param rx_loss  share of received frames to lose on purpose, from the seed
-  ClientWorker(ClientEngine& engine, const Port& port, double rx_loss, std::uint64_t seed);
+  /// @param seal     of every frame; nullptr: they go in the clear
+  ClientWorker(ClientEngine& engine, const Port& port, double rx_loss, std::uint64_t seed,
+               Seal* seal = nullptr);
   ClientWorker(const ClientWorker&) = delete;
   ClientWorker& operator=(const ClientWorker&) = delete;
   ~ClientWorker() { rte_pktmbuf_free(spare_); }
@@ -51,10 +53,12 @@ class ClientWorker {
   HostLoop loop_;
   const Port& port_;
   LossyPort<EthPort> queue_;
+  Seal* seal_;
   std::array<int, 2> wait_fds_;  // port, guests
   TxTail<> tail_;
   rte_mbuf* spare_ = nullptr;  // for the next frame: the engine must not decide in vain
   GatherBuffer gather_;
+  OpenBuffer opened_;
   unsigned nb_undrained_ = 0;  // turns that left frames in the receive ring
   Nanos next_control_ = kNever;
   ClientPortStats stats_;

@@ -40,6 +40,9 @@ void add_app_options(CLI::App& cli, AppOptions& options) {
                  "fault injection: lose this share of received frames, in percent")
       ->check(CLI::Range(0.0, 100.0));
   cli.add_option("--seed", options.seed, "seed of everything random")->capture_default_str();
+  cli.add_option("--key", options.key_file,
+                 "file of the group's key, 64 hexadecimal digits: frames are sealed by it, and "
+                 "others dropped");
   cli.add_option("--stats", options.stats_file, "write all counters to this JSON file at the end");
   cli.add_option("--log-level", options.log_level, "debug, info, warn or error")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
@@ -80,6 +83,27 @@ const std::atomic<bool>& stop_on_signals() {
   action.sa_handler = SIG_IGN;
   sigaction(SIGPIPE, &action, nullptr);
   return stop_requested;
+}
+
+Result<std::unique_ptr<Seal>> make_seal(const std::optional<GroupKey>& key,
+                                        std::size_t max_sessions) {
+  if (!key) return nullptr;
+  return Seal::make(*key, max_sessions);
+}
+
+Result<std::optional<GroupKey>> read_key(const AppOptions& options) {
+  if (options.key_file.empty()) return std::nullopt;
+  auto key = GroupKey::read(options.key_file);
+  if (!key) return std::unexpected(key.error());
+  return std::optional{*key};
+}
+
+Result<std::uint16_t> engine_mtu(const Port& port, const Seal* seal) {
+  const std::size_t mtu = port.mtu_bytes() - (seal != nullptr ? wire::kSealBytes : 0);
+  if (wire::fragments_for_mtu(mtu) == 0)
+    return fail(EMSGSIZE, fmt::format("MTU {} of {} has no room for sealed pages", port.mtu_bytes(),
+                                      port.name()));
+  return static_cast<std::uint16_t>(mtu);
 }
 
 Result<Datapath> start_datapath(const AppOptions& options, const std::string& program,

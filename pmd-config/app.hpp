@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include <CLI/CLI.hpp>
 
 #include "fabric/base/result.hpp"
+#include "fabric/seal.hpp"
 #include "pmd-config/eal.hpp"
 #include "pmd-config/port.hpp"
 #include "pmd-config/telemetry.hpp"
@@ -28,6 +30,7 @@ struct AppOptions {
   std::string lcores;
   double rx_loss_percent = 0;
   std::uint64_t seed = 1;
+  std::string key_file;  ///< empty: none
   std::string stats_file;
   std::string log_level = "info";
   std::vector<std::string> eal_args;  ///< what followed `--`
@@ -50,6 +53,17 @@ void start_logging(const std::string& program, const std::string& level);
 
 /// Does what such a signal does.
 void request_stop() noexcept;
+
+/// What the processes of a group seal their frames by.
+/// @param key           none: frames go in the clear
+/// @param max_sessions  as of Seal::make
+/// @return nullptr: no key; or as Seal::make
+[[nodiscard]] Result<std::unique_ptr<Seal>> make_seal(const std::optional<GroupKey>& key,
+                                                      std::size_t max_sessions);
+/// @return the key of options.key_file, none if there is no such option; or as GroupKey::read
+[[nodiscard]] Result<std::optional<GroupKey>> read_key(const AppOptions& options);
+/// What engines may take for a port's MTU. @return EMSGSIZE: a page needs too many frames then
+[[nodiscard]] Result<std::uint16_t> engine_mtu(const Port& port, const Seal* seal);
 
 /// EAL and the port, up. Members are destroyed in the right order: port, then EAL.
 struct Datapath {

@@ -24,6 +24,7 @@ struct FetchConfig {
   ClientConfig engine{};
   Mode mode = Mode::kList;
   double timeout_s = 60;
+  Seal* seal = nullptr;  ///< of the frames; nullptr: they go in the clear
 };
 
 /// What a fetch came to.

@@ -13,11 +13,14 @@
 #include <cerrno>
 #include <cstring>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "memserver-dpdk/worker.hpp"
+#include "pmd-config/app.hpp"
 #include "tools/bench_bare.hpp"
 
 namespace snowfabric::bench {
@@ -100,8 +103,10 @@ class RingBed {
   Result<double> run_fabric(RingResult& out);
 
  private:
+  [[nodiscard]] Result<std::unique_ptr<Seal>> seal() const;
+  [[nodiscard]] std::size_t seal_bytes() const { return options_.sealed ? wire::kSealBytes : 0; }
   [[nodiscard]] ServerConfig server_config() const;
-  [[nodiscard]] FetchConfig fetch_config() const;
+  [[nodiscard]] FetchConfig fetch_config(Seal* seal) const;
   [[nodiscard]] Result<double> verified(std::uint64_t nb_pages, double seconds,
                                         const std::string& what);
   void judge_flow(const Served& served, double bytes, double seconds, RingResult& out) const;
@@ -131,12 +136,16 @@ Result<double> RingBed::run_bare() {
 
 Result<double> RingBed::run_fabric(RingResult& out) {
   arena_.clear();
-  const FetchConfig config = fetch_config();
+  const auto server_seal = seal(), client_seal = seal();
+  if (!server_seal) return std::unexpected(server_seal.error());
+  if (!client_seal) return std::unexpected(client_seal.error());
+  const FetchConfig config = fetch_config(client_seal->get());
   std::vector<std::unique_ptr<Served>> served;
   served.push_back(std::make_unique<Served>(std::move(image_), server_config()));
   Fetched fetched;
   {
-    ServerWorker worker{served, server_, options_.tx, 0.0, options_.seed};
+    const TxMode tx = options_.sealed ? TxMode::kCopy : options_.tx;
+    ServerWorker worker{served, server_, tx, 0.0, options_.seed, server_seal->get()};
     std::atomic<bool> stop{false};
     {
       const OnOtherLcore serving{[&] { worker.run(stop, profile_.idle); }};
@@ -156,23 +165,29 @@ Result<double> RingBed::run_fabric(RingResult& out) {
   return verified(fetched.nb_pages, fetched.seconds, "fabric");
 }
 
+/// @return nullptr: the frames are not to be sealed
+Result<std::unique_ptr<Seal>> RingBed::seal() const {
+  constexpr GroupKey::Bytes kKey{};
+  return make_seal(options_.sealed ? std::optional{GroupKey{kKey}} : std::nullopt, 1);
+}
+
 ServerConfig RingBed::server_config() const {
   const double gbps = options_.max_rate_gbps > 0 ? options_.max_rate_gbps : profile_.rate_max_gbps;
   ServerConfig config;
-  config.mtu_bytes = static_cast<std::uint16_t>(server_.mtu_bytes());
+  config.mtu_bytes = static_cast<std::uint16_t>(server_.mtu_bytes() - seal_bytes());
   config.push = options_.mode == Mode::kPush;
   config.flow.max_bytes_per_s = gbps * kBytesPerGbit;
   config.flow.initial_bytes_per_s = config.flow.max_bytes_per_s;
   return config;
 }
 
-FetchConfig RingBed::fetch_config() const {
-  FetchConfig config{.mode = options_.mode};
+FetchConfig RingBed::fetch_config(Seal* seal) const {
+  FetchConfig config{.mode = options_.mode, .seal = seal};
   config.engine.client_id = 1;
   config.engine.image_id = image_.image_id();
   config.engine.epoch = image_.epoch();
   config.engine.mac = client_.mac();
-  config.engine.mtu_bytes = static_cast<std::uint16_t>(client_.mtu_bytes());
+  config.engine.mtu_bytes = static_cast<std::uint16_t>(client_.mtu_bytes() - seal_bytes());
   config.engine.seed = options_.seed;
   return config;
 }

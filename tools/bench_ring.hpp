@@ -20,6 +20,7 @@ struct RingOptions {
   Mode mode = Mode::kList;
   double max_rate_gbps = 0;  ///< 0: the profile's
   bool no_huge = false;
+  bool sealed = false;  ///< the fabric's frames; the bare ones go in the clear
   std::vector<std::string> eal_args;
 };
 

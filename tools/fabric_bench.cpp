@@ -190,7 +190,8 @@ void add_ring(CLI::App& app, Options& options) {
   app.add_option("--pages", options.nb_pages, "pages of the image")
       ->check(CLI::Range(1024, 4 << 20))
       ->capture_default_str();
-  app.add_option("--mtu", options.ring.mtu, "of the ports: 4140 or more is one frame a page")
+  app.add_option("--mtu", options.ring.mtu,
+                 "of the ports: 4140 or more is one frame a page, sealed 4188")
       ->capture_default_str();
   app.add_option_function<std::string>(
          "--tx", [&](const std::string& tx) { options.zero_copy = tx == "zerocopy"; },
@@ -198,6 +199,8 @@ void add_ring(CLI::App& app, Options& options) {
       ->check(CLI::IsMember({"copy", "zerocopy"}));
   app.add_option("--max-rate-gbps", options.ring.max_rate_gbps,
                  "flow control's rate, from the start; default: the profile's highest");
+  app.add_flag("--sealed", options.ring.sealed,
+               "the fabric seals its frames, the bare loop does not");
   app.add_flag("--no-huge", options.ring.no_huge, "without hugepages: slower, both sides");
   app.add_option("--seed", options.seed, "of the image")->capture_default_str();
   app.add_option("--json", options.json_path, "write the result there");

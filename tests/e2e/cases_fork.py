@@ -12,7 +12,7 @@ import forklib
 import lablib
 import vmlib
 from forking import VM_MB, check_memory, check_parent, check_verified, family, fork
-from lib import Failed, check, check_no_leftovers, case, lab_name, wait_until
+from lib import Failed, check, check_no_leftovers, case, key_file, lab_name, wait_until
 
 SMALL_VM_MB = 192
 NB_VM_PAGES = VM_MB * 256
@@ -62,11 +62,12 @@ def check_churn(vm):
 
 @case(240)
 def fork_clones_answer_as_themselves(context):
-    """With frames lost, and pages in fragments: each clone has the parent's memory and counter, and its own id. The
-    descriptor is small."""
-    with family(context, mb=SMALL_VM_MB, mtu=1500, loss=3.0) as vms:
+    """With frames lost, pages in fragments, and sealed by a key that is in the descriptor: each clone has the parent's
+    memory and counter, and its own id. The descriptor is small."""
+    with family(context, mb=SMALL_VM_MB, mtu=1500, loss=3.0, server_args=("--key", key_file(context))) as vms:
         counter = vms.ask_web(vms.identity(0))["counter"]
         clones = fork(vms, 3)
+        check("frames sealed" in vms.fleet.memtaps[1].tail(1000), "memtap goes in the clear")
         nb_bytes = forklib.descriptor_bytes(vms.descriptor)
         check(nb_bytes * 500 <= SMALL_VM_MB << 20, f"a descriptor of {nb_bytes} bytes for {SMALL_VM_MB} MiB")
         for clone in clones:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import random
+import secrets
 import signal
 import sys
 import time
@@ -82,6 +83,14 @@ def make_image(path, mb, seed):
             kind = kinds[rng.choices(names, weights)[0]]
             out.write(b"".join(kind() for _ in range(run)))
             left -= run
+    return path
+
+
+def key_file(context, name="key"):
+    """A new key for a group."""
+    path = context.workdir / name
+    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secrets.token_hex(32) + "\n")
     return path
 
 

@@ -60,7 +60,7 @@ Port open_port(const std::string& name, rte_ring* rx, rte_ring* tx, unsigned mtu
 /// A memserver and a memtap with one guest. Time passes by turns.
 class Bed {
  public:
-  Bed(unsigned mtu, TxMode mode, double loss = 0, unsigned nb_images = 1)
+  Bed(unsigned mtu, TxMode mode, double loss = 0, unsigned nb_images = 1, bool sealed = false)
       : nb_{++nb_beds_},
         to_client_{make_ring("c")},
         to_server_{make_ring("s")},
@@ -68,13 +68,19 @@ class Bed {
         client_port_{
             open_port(fmt::format("cli{}", nb_), to_client_.get(), to_server_.get(), mtu)} {
     const UniqueFd file = image_file();
+    if (sealed) {
+      const GroupKey key{GroupKey::Bytes{}};
+      server_seal = std::move(Seal::make(key, 1).value());
+      client_seal = std::move(Seal::make(key, 1).value());
+      mtu -= wire::kSealBytes;
+    }
     ServerConfig config{.mtu_bytes = static_cast<std::uint16_t>(mtu), .burst_bytes = 1U << 20U};
     for (unsigned i = 0; i < nb_images; ++i) {
       auto image = Image::open(fmt::format("/proc/self/fd/{}", file.get()),
                                {.image_id = kImageId + i, .epoch = 1});
       served.push_back(std::make_unique<Served>(std::move(image.value()), config));
     }
-    server.emplace(served, server_port_, mode, loss, 1);
+    server.emplace(served, server_port_, mode, loss, 1, server_seal.get());
     ClientConfig mine;
     mine.client_id = 1;
     mine.image_id = kImageId;
@@ -83,7 +89,7 @@ class Bed {
     mine.mtu_bytes = static_cast<std::uint16_t>(mtu);
     engine.emplace(mine, client_stats);
     host.emplace(*engine, host_stats, 0, 16);
-    client.emplace(*engine, client_port_, loss, 2);
+    client.emplace(*engine, client_port_, loss, 2, client_seal.get());
     host->attach(guest);
     client->serve(*host, -1);
   }
@@ -125,12 +131,14 @@ class Bed {
     return rte_ring_dequeue(to_client_.get(), &frame) == 0 ? static_cast<rte_mbuf*>(frame)
                                                            : nullptr;
   }
+  void deliver(rte_mbuf* frame) { ASSERT_EQ(rte_ring_enqueue(to_client_.get(), frame), 0); }
   void inject(rte_mbuf* frame) { ASSERT_EQ(rte_ring_enqueue(to_server_.get(), frame), 0); }
   [[nodiscard]] const Port& client_port() const { return client_port_; }
   [[nodiscard]] const ServerStats& server_stats() const { return served[0]->stats; }
 
   Nanos now{0};
   std::vector<std::unique_ptr<Served>> served;
+  std::unique_ptr<Seal> server_seal{}, client_seal{};
   ClientStats client_stats;
   HostStats host_stats;
   test::FakeGuest guest{kPages};
@@ -212,6 +220,24 @@ INSTANTIATE_TEST_SUITE_P(Ring, Workers,
                            return fmt::format("mtu{}_{}", name.param.mtu,
                                               name.param.mode == TxMode::kCopy ? "copy" : "extbuf");
                          });
+
+TEST(Worker, SealedFramesCarryEveryPageAndAChangedOneIsDropped) {
+  for (const unsigned mtu : {4200U, 1500U}) {
+    Bed bed{mtu, TxMode::kCopy, 0, 1, true};
+    bed.join();
+    bed.guest.touch(5);
+    bed.turn();
+    rte_mbuf* frame = bed.intercept();
+    ASSERT_NE(frame, nullptr);
+    *rte_pktmbuf_mtod_offset(frame, unsigned char*, frame->pkt_len - 40) ^= 1;
+    bed.deliver(frame);
+    for (int i = 0; i < 100'000 && !bed.guest.has(5); ++i) bed.turn();
+    bed.read_all();
+    const auto& drops = bed.client->drops().by_reason;
+    for (std::size_t why = 1; why < drops.size(); ++why)
+      EXPECT_EQ(drops[why].read(), why == static_cast<std::size_t>(wire::Drop::kBadSeal) ? 1U : 0U);
+  }
+}
 
 TEST(Worker, AStoppedClientSaysByeAndAStoppedServerToo) {
   Bed bed{4200, TxMode::kCopy};

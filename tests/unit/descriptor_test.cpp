@@ -59,12 +59,19 @@ struct WriterCase {
   int errnum = EINVAL;
 };
 
+TEST(Descriptor, AGroupsKeyComesBack) {
+  Descriptor d = sample_descriptor();
+  for (int i = 0; i < 32; ++i) d.group_key.push_back(static_cast<std::byte>(200 + i));
+  EXPECT_EQ(decode(encode(d).value()), d);
+}
+
 TEST(Descriptor, TheWriterRefusesAFieldOutsideItsBoundsAndNamesIt) {
   constexpr SectionType kUnknown{77};
   const std::vector<WriterCase> cases{
       {"image_id: is 0", [](auto& d) { d.image_id = 0; }},
       {"group: 02:", [](auto& d) { d.group = d.server; }},
       {"server: 03:", [](auto& d) { d.server = d.group; }},
+      {"group_key: 31 bytes", [](auto& d) { d.group_key.resize(31); }},
       {"spaces: the first", [](auto& d) { d.spaces.clear(); }},
       {"spaces: the first", [](auto& d) { d.spaces = {{1, 100}}; }},
       {"spaces: 17 entries", [](auto& d) { d.spaces.resize(kMaxSpaces + 1); }},
@@ -130,6 +137,7 @@ TEST(Descriptor, TheReaderRefusesAFieldOutsideItsBoundsAndNamesIt) {
       {"group: 02:", bytes_field(6, "\2abcde")},
       {"server: 7 bytes", bytes_field(7, "\2abcdef")},
       {"server: 03:", bytes_field(7, "\3abcde")},
+      {"group_key: 33 bytes", bytes_field(16, std::string(33, 'k'))},
       {"parent_uuid: 0 bytes", bytes_field(11, "")},
       {"parent_name: control", bytes_field(10, "\x7f")},
       {"spaces: space 256", bytes_field(3, number_field(1, 256) + number_field(2, 1))},

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""An outsider on the segment: records frames of a group, or sends what nobody should accept. Run it inside a host's
+namespace.
+
+usage: attacker.py record IFACE FILE COUNT                 that many PAGE frames, as they come by
+       attacker.py send IFACE FILE KIND COUNT SEED DST     made of those of the file
+KIND: replayed, flipped, forged, clear. DST: where the last two go to
+"""
+import json
+import pathlib
+import random
+import socket
+import struct
+import sys
+import time
+
+import junk
+
+ETHERNET_BYTES, SEAL_BYTES, TAG_BYTES = 14, 32, 16
+PAGE_BYTES = 4096
+NB_CLEAR_PAGES = 1024  # forged pages that fit their checksum lie before
+
+
+def record(iface, path, count):
+    frames = []
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(junk.ETHER_TYPE)) as sock:
+        sock.bind((iface, junk.ETHER_TYPE))
+        # The groups of a host without a memtap are nobody's here.
+        index = socket.if_nametoindex(iface)
+        sock.setsockopt(263, 1, struct.pack("IHH8s", index, 1, 0, b""))  # SOL_PACKET, PACKET_ADD_MEMBERSHIP, PROMISC
+        pathlib.Path(path + ".ready").touch()
+        while len(frames) < int(count):
+            frame = sock.recv(65536)
+            if len(frame) > PAGE_BYTES:
+                frames.append(frame.hex())
+    pathlib.Path(path).write_text(json.dumps(frames))
+
+
+def crc32c(data):
+    table = [0] * 256
+    for i in range(256):
+        value = i
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table[i] = value
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ table[(crc ^ byte) & 255]
+    return crc ^ 0xFFFFFFFF
+
+
+EVIL = b"\x66" * PAGE_BYTES
+EVIL_CRC = crc32c(EVIL)
+
+
+def page_of(image_id, epoch, gfn):
+    """A PAGE frame in the clear, all of it right but its bytes: they fit the checksum and not the image."""
+    return junk.header(struct.pack(">QIBBH", gfn, EVIL_CRC, 0, 1, 0) + EVIL, image_id, epoch, junk.PAGE)
+
+
+def made(kind, frames, rng, dst, image_id, epoch):
+    frame = rng.choice(frames)
+    ethernet = bytes.fromhex(dst.replace(":", "")) + frame[6:ETHERNET_BYTES]  # the server's own address as its source
+    match kind:
+        case "replayed":
+            return frame
+        case "flipped":
+            bit = rng.randrange(8 * ETHERNET_BYTES + 128, 8 * len(frame))  # behind what says that it is sealed
+            return frame[:bit // 8] + bytes([frame[bit // 8] ^ 1 << bit % 8]) + frame[bit // 8 + 1:]
+        case "forged":
+            head = frame[ETHERNET_BYTES:ETHERNET_BYTES + SEAL_BYTES - 8] + rng.randbytes(8)  # another counter
+            return ethernet + head + page_of(image_id, epoch, rng.randrange(NB_CLEAR_PAGES)) + rng.randbytes(TAG_BYTES)
+        case "clear":
+            return ethernet + page_of(image_id, epoch, rng.randrange(NB_CLEAR_PAGES))
+    raise ValueError(f"unknown kind {kind}")
+
+
+def send(iface, path, kind, count, seed, dst, image_id, epoch):
+    frames = [bytes.fromhex(text) for text in json.loads(pathlib.Path(path).read_text())]
+    rng = random.Random(f"{seed} {kind}")
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind((iface, 0))
+        for i in range(int(count)):
+            sock.send(frames[i % len(frames)] if kind == "replayed" else
+                      made(kind, frames, rng, dst, int(image_id, 16), int(epoch)))
+            time.sleep(junk.PACE_S)
+
+
+if __name__ == "__main__":
+    {"record": record, "send": send}[sys.argv[1]](*sys.argv[2:])

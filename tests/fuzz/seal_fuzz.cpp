@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Any bytes where a sealed frame is expected, and sealed frames with a byte changed or an end cut
+// off: none is opened. What was not touched is, once.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "fabric/seal.hpp"
+
+namespace {
+
+using namespace snowfabric;
+using wire::Drop;
+
+constexpr std::size_t kEth = sizeof(wire::EthHdr);
+
+void check(bool holds) {
+  if (!holds) std::abort();  // libFuzzer keeps the input
+}
+
+struct Bed {
+  GroupKey key{GroupKey::Bytes{}};
+  std::unique_ptr<Seal> sender = std::move(Seal::make(key, 1).value());
+  std::unique_ptr<Seal> receiver = std::move(Seal::make(key, 1).value());
+  OpenBuffer out{};
+  std::span<const std::byte> inner{};
+
+  Drop open(std::span<const std::byte> frame) {
+    wire::EthHdr eth;
+    std::memcpy(&eth, frame.data(), sizeof eth);
+    return receiver->open(eth, frame.subspan(kEth), out, inner, Nanos{});
+  }
+};
+
+/// @param change  where, by what, and how many bytes are left
+void check_changed(Bed& bed, std::span<const std::byte> text, std::span<const std::byte> change) {
+  std::vector<std::byte> frame(kEth + text.size() + wire::kSealBytes);
+  std::ranges::copy(text, frame.begin() + kEth + Seal::kHeadroom);
+  check(bed.sender->seal(frame, kEth + text.size()) == frame.size());
+  std::uint16_t where;
+  std::memcpy(&where, change.data(), sizeof where);
+  std::vector<std::byte> changed = frame;
+  changed[where % changed.size()] ^= change[2];
+  const std::size_t left = std::to_integer<std::size_t>(change[3]);
+  if (left != 0) changed.resize(std::max(kEth, changed.size() - std::min(changed.size(), left)));
+  check((bed.open(changed) == Drop::kNone) == (changed == frame));
+  if (changed != frame) check(bed.open(frame) == Drop::kNone);
+  check(bed.inner.size() == text.size() && std::ranges::equal(bed.inner, text));
+  check(bed.open(frame) == Drop::kReplayed);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  constexpr std::size_t kChange = 4;
+  static Bed bed;
+  const auto bytes = std::as_bytes(std::span{data, size});
+  if (bytes.size() >= kEth) check(bed.open(bytes) != Drop::kNone);
+  if (bytes.size() > kChange && bytes.size() <= wire::kMaxFrameBytes - kEth)
+    check_changed(bed, bytes.subspan(kChange), bytes.first(kChange));
+  return 0;
+}
