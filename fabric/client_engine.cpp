@@ -85,6 +85,7 @@ Drop ClientEngine::on_bye(const wire::Frame& frame, Nanos now) noexcept {
 Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
   const wire::WelcomeBody& body = frame.welcome;
   if (body.client_id.host() != config_.client_id) return Drop::kUnexpectedType;
+  if (config_.server && src != *config_.server) return Drop::kUnexpectedType;  // HELLO went to all
   const std::uint64_t nb_pages = body.nb_pages.host();
   const std::size_t nb_fragments = body.nb_fragments;
   if (!slot_of_.empty() && nb_pages != slot_of_.size()) return Drop::kBadField;

@@ -189,7 +189,8 @@ class ClientEngine {
   Nanos last_heard_ = kNever;     // any frame of our image
   Nanos waiting_since_ = kNever;  // something has been asked since then
   Nanos next_hello_ = kNever;
-  unsigned nb_hellos_ = 0;  // since the last WELCOME, or the one that is asked for now
+  unsigned nb_hellos_ = 0;        // of this round of greeting
+  unsigned broadcast_phase_ = 1;  // which of them go to all: not the same of all clients
   Nanos next_report_ = kNever;
 };
 

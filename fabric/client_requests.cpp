@@ -54,6 +54,7 @@ void ClientEngine::greet(Nanos now) noexcept {
   if (next_hello_ != Nanos::max()) return;  // HELLO is being repeated already
   next_hello_ = now;
   nb_hellos_ = 0;
+  broadcast_phase_ = 1 + static_cast<unsigned>(prng_.next() % (kHellosABroadcast - 1));
 }
 
 std::size_t ClientEngine::write_hello(std::span<std::byte> out, Nanos now) noexcept {
@@ -61,7 +62,8 @@ std::size_t ClientEngine::write_hello(std::span<std::byte> out, Nanos now) noexc
   next_hello_ = now + Nanos{static_cast<std::int64_t>(
                           static_cast<double>(config_.hello_interval.count()) * jitter)};
   stats_.tx_hellos.add(1);
-  const bool to_all = !config_.server || nb_hellos_++ % kHellosABroadcast == 1;
+  const bool to_all = !config_.server || nb_hellos_ % kHellosABroadcast == broadcast_phase_;
+  ++nb_hellos_;
   return wire::write_hello(
       out, identity_, to_all ? kBroadcast : *config_.server, config_.mac,
       {.client_id = config_.client_id, .mtu_bytes = config_.mtu_bytes, .reserved = {}});

@@ -27,9 +27,8 @@ using wire::SealHeader;
 using wire::Session;
 
 constexpr std::size_t kSha256Bytes = 32, kSha256Block = 64;
+constexpr std::size_t kMostText = 64;                         // of an HMAC
 constexpr std::string_view kPurpose = "snowfabric frames 1";  // of the keys derived here
-/// A session that is silent for so long makes room for another, where there is none.
-constexpr Nanos kSilent = std::chrono::seconds{60};
 
 const std::uint8_t* raw(const void* bytes) { return static_cast<const std::uint8_t*>(bytes); }
 std::uint8_t* raw(void* bytes) { return static_cast<std::uint8_t*>(bytes); }
@@ -39,10 +38,9 @@ struct ManagerFree {
 };
 using Manager = std::unique_ptr<IMB_MGR, ManagerFree>;
 
-/// RFC 2104, for a key of at most a block.
+/// RFC 2104, for a key of at most a block and a text of at most kMostText.
 std::array<std::byte, kSha256Bytes> hmac_sha256(IMB_MGR* manager, std::span<const std::byte> key,
                                                 std::span<const std::byte> text) {
-  constexpr std::size_t kMostText = 64;
   std::array<std::byte, kSha256Block + kMostText> inner{};
   std::array<std::byte, kSha256Block + kSha256Bytes> outer{};
   for (std::size_t i = 0; i < kSha256Block; ++i) {
@@ -65,6 +63,7 @@ struct alignas(64) SessionKey {
 
   SessionKey(IMB_MGR* manager, const GroupKey& group, const Session& session) {
     std::array<std::byte, kPurpose.size() + sizeof(Session)> text;
+    static_assert(text.size() <= kMostText);
     std::memcpy(text.data(), kPurpose.data(), kPurpose.size());
     std::ranges::copy(session, text.begin() + kPurpose.size());
     auto key = hmac_sha256(manager, group.bytes(), text);
@@ -76,8 +75,8 @@ struct alignas(64) SessionKey {
   ~SessionKey() { explicit_bzero(&gcm, sizeof gcm); }
 };
 
-/// Of a sender from which a frame was right.
-struct Peer {
+/// A sender that is remembered.
+struct Sender {
   SessionKey key;
   ReplayWindow window{};
   Nanos heard{};
@@ -101,7 +100,7 @@ struct SessionHash {
   }
 };
 
-/// @return nothing: it is no digit
+/// @return below 0: it is no digit
 int digit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
@@ -120,8 +119,8 @@ Result<GroupKey> GroupKey::read(const std::string& path) {
   if (!file) return fail(errno, "open key file " + path);
   struct stat status{};
   if (fstat(file.get(), &status) != 0) return fail(errno, "stat key file " + path);
-  if (S_ISREG(status.st_mode) && (status.st_mode & (S_IRGRP | S_IROTH)) != 0)
-    return fail(EACCES, "key file " + path + " may be read by others than its owner: chmod 600");
+  if (S_ISREG(status.st_mode) && (status.st_mode & (S_IRWXG | S_IRWXO)) != 0)
+    return fail(EACCES, "key file " + path + " is open to others than its owner: chmod 600");
   std::array<char, 2 * kBytes + 2> text{};  // one more than a line
   std::size_t nb_read = 0;
   while (nb_read < text.size()) {
@@ -171,28 +170,33 @@ struct Seal::Impl {
   Impl(Manager its, const GroupKey& key, std::size_t most, const Session& drawn)
       : manager{std::move(its)},
         group{key},
-        max_sessions{most},
+        max_senders{most},
         session{drawn},
-        own{manager.get(), group, session} {}
+        own{manager.get(), group, session},
+        stranger{own} {}
 
-  [[nodiscard]] bool unsealed(const SessionKey& key, std::span<const std::byte> head,
+  [[nodiscard]] bool is_right(const SessionKey& key, std::span<const std::byte> head,
                               std::span<const std::byte> sealed, const Be64& counter,
                               std::byte* out) const noexcept;
-  [[nodiscard]] bool make_room(Nanos now);
 
   Manager manager;
   GroupKey group;
-  std::size_t max_sessions;
+  std::size_t max_senders;
   Session session;
   SessionKey own;
   std::uint64_t nb_sealed = 0;
-  std::unordered_map<Session, std::unique_ptr<Peer>, SessionHash> peers{};
+  std::unordered_map<Session, Sender, SessionHash> senders{};
+
+  // Of the frame opened last, if nobody knows its sender.
+  SessionKey stranger;
+  Session strangers_session{};
+  std::uint64_t strangers_counter = 0;  // 0: there is none
 };
 
 Seal::Seal(std::unique_ptr<Impl> impl) noexcept : impl_{std::move(impl)} {}
 Seal::~Seal() = default;
 
-Result<std::unique_ptr<Seal>> Seal::make(const GroupKey& key, std::size_t max_sessions) {
+Result<std::unique_ptr<Seal>> Seal::make(const GroupKey& key, std::size_t max_senders) {
   Manager manager{alloc_mb_mgr(0)};
   if (manager == nullptr) return fail(ENOMEM, "alloc_mb_mgr");
   init_mb_mgr_auto(manager.get(), nullptr);
@@ -200,10 +204,10 @@ Result<std::unique_ptr<Seal>> Seal::make(const GroupKey& key, std::size_t max_se
     return fail(ENOTSUP,
                 std::string{"init_mb_mgr_auto: "} + imb_get_strerror(imb_get_errno(manager.get())));
   Session session;
-  if (getrandom(session.data(), session.size(), 0) != static_cast<ssize_t>(session.size()))
+  if (getrandom(session.data(), session.size(), 0) < 0)  // so few come at once
     return fail(errno, "getrandom");
   return std::unique_ptr<Seal>{
-      new Seal{std::make_unique<Impl>(std::move(manager), key, max_sessions, session)}};
+      new Seal{std::make_unique<Impl>(std::move(manager), key, max_senders, session)}};
 }
 
 const Session& Seal::session() const noexcept { return impl_->session; }
@@ -228,7 +232,7 @@ std::size_t Seal::seal(std::span<std::byte> buffer, std::size_t frame_bytes) noe
   return frame_bytes + wire::kSealBytes;
 }
 
-bool Seal::Impl::unsealed(const SessionKey& key, std::span<const std::byte> head,
+bool Seal::Impl::is_right(const SessionKey& key, std::span<const std::byte> head,
                           std::span<const std::byte> sealed, const Be64& counter,
                           std::byte* out) const noexcept {
   const std::size_t inner_bytes = sealed.size() - wire::kTagBytes;
@@ -242,18 +246,10 @@ bool Seal::Impl::unsealed(const SessionKey& key, std::span<const std::byte> head
   return differences == std::byte{};
 }
 
-/// @return whether there is room for another session
-bool Seal::Impl::make_room(Nanos now) {
-  if (peers.size() < max_sessions) return true;
-  const auto oldest =
-      std::ranges::min_element(peers, {}, [](const auto& peer) { return peer.second->heard; });
-  if (oldest == peers.end() || now - oldest->second->heard < kSilent) return false;
-  peers.erase(oldest);
-  return true;
-}
-
-Drop Seal::open(const wire::EthHdr& eth, std::span<const std::byte> payload,
-                std::span<std::byte> out, std::span<const std::byte>& inner, Nanos now) noexcept {
+Drop Seal::open(const wire::EthHdr& eth, std::span<const std::byte> payload, OpenBuffer& out,
+                std::span<const std::byte>& inner, Nanos now) noexcept {
+  Impl& own = *impl_;
+  own.strangers_counter = 0;
   SealHeader header;
   if (payload.size() < sizeof header) return Drop::kTruncated;
   std::memcpy(&header, payload.data(), sizeof header);
@@ -262,29 +258,43 @@ Drop Seal::open(const wire::EthHdr& eth, std::span<const std::byte> payload,
   const std::size_t nb_sealed = header.length.host() + wire::kTagBytes;
   if (payload.size() - sizeof header < nb_sealed) return Drop::kTruncated;
   if (header.length.host() > out.size()) return Drop::kBadLength;
+  const std::uint64_t counter = header.counter.host();
+  if (counter == 0 || header.session == own.session) return Drop::kReplayed;  // thrown back at us
   const auto sealed = payload.subspan(sizeof header, nb_sealed);
   std::array<std::byte, sizeof eth + sizeof header> head;
   std::memcpy(head.data(), &eth, sizeof eth);
   std::memcpy(head.data() + sizeof eth, &header, sizeof header);
 
-  const auto found = impl_->peers.find(header.session);
-  Peer* peer = found != impl_->peers.end() ? found->second.get() : nullptr;
-  std::unique_ptr<Peer> stranger;
-  if (peer == nullptr) {
-    stranger.reset(new (std::nothrow)
-                       Peer{SessionKey{impl_->manager.get(), impl_->group, header.session}});
-    if (stranger == nullptr) return Drop::kNoSession;
-    peer = stranger.get();
+  const auto found = own.senders.find(header.session);
+  const bool is_known = found != own.senders.end();
+  if (!is_known) own.stranger = SessionKey{own.manager.get(), own.group, header.session};
+  const SessionKey& key = is_known ? found->second.key : own.stranger;
+  if (!own.is_right(key, head, sealed, header.counter, out.data())) return Drop::kBadSeal;
+  if (is_known) {
+    if (!found->second.window.accept(counter)) return Drop::kReplayed;
+    found->second.heard = now;
+  } else {
+    own.strangers_session = header.session;
+    own.strangers_counter = counter;
   }
-  if (!impl_->unsealed(peer->key, head, sealed, header.counter, out.data())) return Drop::kBadSeal;
-  if (stranger != nullptr) {
-    if (!impl_->make_room(now)) return Drop::kNoSession;
-    impl_->peers.emplace(header.session, std::move(stranger));
-  }
-  peer->heard = now;
-  if (!peer->window.accept(header.counter.host())) return Drop::kReplayed;
-  inner = out.first(header.length.host());
+  inner = std::span{out}.first(header.length.host());
   return Drop::kNone;
+}
+
+void Seal::remember_sender(Nanos now) noexcept {
+  Impl& own = *impl_;
+  if (own.strangers_counter == 0) return;
+  try {
+    if (own.senders.size() >= own.max_senders)
+      own.senders.erase(std::ranges::min_element(
+          own.senders, {}, [](const auto& sender) { return sender.second.heard; }));
+    auto& sender =
+        own.senders.emplace(own.strangers_session, Sender{own.stranger, {}, now}).first->second;
+    (void)sender.window.accept(own.strangers_counter);
+  } catch (const std::bad_alloc&) {
+    // It stays a stranger, whose replays are not told.
+  }
+  own.strangers_counter = 0;
 }
 
 }  // namespace snowfabric

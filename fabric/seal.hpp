@@ -82,15 +82,15 @@ class ReplayWindow {
 /// Room for what was sealed.
 using OpenBuffer = std::array<std::byte, wire::kMaxFrameBytes>;
 
-/// Seals and opens the frames of one process, by AES-256-GCM with a key for each sender:
+/// Seals and opens the frames of one process, by AES-256-GCM with a key for each sender: that is
 /// HMAC-SHA256 of its session under the group's key. A session is 128 random bits, so that no
 /// restart meets a key again, and the nonce is a frame's counter. One thread.
 class Seal {
  public:
-  /// @param max_sessions  senders to remember at once
+  /// @param max_senders  to remember at once; then the one that was silent longest is forgotten
   /// @return ENOMEM; errno of getrandom(2); ENOTSUP: no AES instructions
   [[nodiscard]] static Result<std::unique_ptr<Seal>> make(const GroupKey& key,
-                                                          std::size_t max_sessions);
+                                                          std::size_t max_senders);
   Seal(const Seal&) = delete;
   Seal& operator=(const Seal&) = delete;
   ~Seal();
@@ -105,14 +105,17 @@ class Seal {
 
   /// @param eth      of the frame
   /// @param payload  what is behind it
-  /// @param out      gets what was sealed; an OpenBuffer
+  /// @param out      gets what was sealed
   /// @param inner    becomes the part of `out` that was written
   /// @return kNone, or why the frame is to be dropped: kUnsealed, kTruncated, kBadVersion,
-  /// kBadSeal,
-  ///         kReplayed, kNoSession
+  ///         kBadLength, kBadSeal, kReplayed
   [[nodiscard]] wire::Drop open(const wire::EthHdr& eth, std::span<const std::byte> payload,
-                                std::span<std::byte> out, std::span<const std::byte>& inner,
+                                OpenBuffer& out, std::span<const std::byte>& inner,
                                 Nanos now) noexcept;
+  /// The frame opened last was one to act on: its sender is remembered, if it was unknown. Others
+  /// are not, or whoever is heard by all would fill the table. Until then a replay of a stranger's
+  /// frame is not told from it.
+  void remember_sender(Nanos now) noexcept;
 
   [[nodiscard]] const wire::Session& session() const noexcept;
 

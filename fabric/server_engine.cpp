@@ -326,9 +326,11 @@ PageRange ServerEngine::zero_run(Gfn page) const noexcept {
 
 std::size_t ServerEngine::train_frame_bytes() const noexcept {
   if (image_.is_zero(train_.page))
-    return sizeof(wire::EthHdr) + sizeof(wire::Header) + sizeof(wire::RangeEntry);
+    return sizeof(wire::EthHdr) + sizeof(wire::Header) + sizeof(wire::RangeEntry) +
+           config_.frame_overhead_bytes;
   const auto fragment = static_cast<std::size_t>(std::countr_zero(train_.fragments));
-  return wire::kPageHeaderBytes + wire::fragment_bytes(fragment, nb_fragments_);
+  return wire::kPageHeaderBytes + wire::fragment_bytes(fragment, nb_fragments_) +
+         config_.frame_overhead_bytes;
 }
 
 ServerTx ServerEngine::bye() noexcept {

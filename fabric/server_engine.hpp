@@ -35,6 +35,8 @@ struct ImageView {
 struct ServerConfig {
   std::uint32_t incarnation = 1;  ///< drawn at random by each start of the process; not 0
   std::uint16_t mtu_bytes = 9000;
+  std::size_t frame_overhead_bytes =
+      0;              ///< that a frame has on the wire beyond what is written here
   bool push = false;  ///< send pages nobody asked for at spare rate
   std::size_t max_clients = 4096;
   std::size_t burst_bytes = 64 * 1024;  ///< token bucket depth

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <map>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <spdlog/spdlog.h>
@@ -15,8 +16,8 @@ namespace snowfabric {
 namespace {
 
 constexpr double kBytesPerGbit = 1e9 / 8;
-/// Beside those of clients at work: of some that were started again.
-constexpr std::size_t kMoreSessions = 64;
+/// Beside the clients at work: some that were started again.
+constexpr std::size_t kMoreSenders = 64;
 
 Snapshot snapshot_of(const Served& served) {
   Snapshot out;
@@ -237,7 +238,8 @@ Result<void> serve(const ServerOptions& options) {
   std::vector<std::unique_ptr<Served>> served;  // before the port, which may hold their memory
   auto datapath = start_datapath(options, "memserver-dpdk", "server", {});
   if (!datapath) return std::unexpected(datapath.error());
-  const auto seal = make_seal(*key, options.max_clients + kMoreSessions);
+  const std::size_t nb_images = std::max<std::size_t>(1, options.images.size());
+  const auto seal = make_seal(*key, nb_images * options.max_clients + kMoreSenders);
   if (!seal) return std::unexpected(seal.error());
   const auto mtu = engine_mtu(datapath->port, seal->get());
   if (!mtu) return std::unexpected(mtu.error());
@@ -250,7 +252,8 @@ Result<void> serve(const ServerOptions& options) {
   }
   if (!frozen) return std::unexpected(frozen.error());
   const TxMode mode = choose_tx_mode(options, datapath->port, frozen->images, key->has_value());
-  const ServerConfig config = engine_config(options, datapath->profile, *mtu);
+  ServerConfig config = engine_config(options, datapath->profile, *mtu);
+  if (*seal) config.frame_overhead_bytes = wire::kSealBytes;
   for (Image& image : frozen->images)
     served.push_back(std::make_unique<Served>(std::move(image), config));
   const auto last = poll(options, *datapath, mode, *frozen, served, seal->get(), stop);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <cstring>
 
+#include <CLI/CLI.hpp>
 #include <spdlog/spdlog.h>
 
 #include "memserver-dpdk/control.hpp"

@@ -82,6 +82,8 @@ void ServerWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
   }
   if (why != wire::Drop::kNone) [[unlikely]]
     drops_.count(why);
+  else if (seal_ != nullptr)
+    seal_->remember_sender(now);
 }
 
 // --- send ------------------------------------------------------------------------------------

@@ -47,8 +47,9 @@ constexpr Nanos kWaitLog{std::chrono::seconds{3}};  // HELLO goes on ten times a
 /// started at once joined within 0.8 s.
 constexpr Nanos kGatherTime{std::chrono::seconds{2}};
 
-/// Whose sealed frames are told apart at once: of one server, and some of its former lives.
+/// Whose sealed frames are remembered: the server's, and those of some of its former lives.
 constexpr std::size_t kMaxServers = 64;
+
 /// How long a memserver that wrote a descriptor may scan before it answers: 5 s a GiB; 1.4 s were
 /// measured beside a busy guest. 0 without a descriptor: such a memserver has scanned already.
 double scan_time_s(const TapImage& image) { return static_cast<double>(image.nb_pages) * 20e-6; }

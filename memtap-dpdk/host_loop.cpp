@@ -6,17 +6,18 @@ namespace snowfabric {
 using wire::Drop;
 using wire::FrameType;
 
-void HostLoop::on_frame(const MacAddr& src, std::span<const std::byte> l2_payload,
+bool HostLoop::on_frame(const MacAddr& src, std::span<const std::byte> l2_payload,
                         std::size_t frame_bytes, Nanos now) noexcept {
   wire::Frame frame;
   Drop why = wire::parse(l2_payload, frame);
   if (why == Drop::kNone) why = engine_.on_frame(frame, src, frame_bytes, now);
   if (why != Drop::kNone) [[unlikely]] {
     drops_.count(why);
-    return;
+    return false;
   }
   if (frame.type == FrameType::kPage) on_page(frame, now);
   if (frame.type == FrameType::kZeros || frame.type == FrameType::kAbsent) on_ranges(frame, now);
+  return true;
 }
 
 void HostLoop::on_page(const wire::Frame& frame, Nanos now) noexcept {

@@ -21,7 +21,8 @@ class HostLoop {
   /// A frame of our EtherType.
   /// @param l2_payload   what follows the Ethernet header
   /// @param frame_bytes  of the whole frame
-  void on_frame(const MacAddr& src, std::span<const std::byte> l2_payload, std::size_t frame_bytes,
+  /// @return whether it was one to act on
+  bool on_frame(const MacAddr& src, std::span<const std::byte> l2_payload, std::size_t frame_bytes,
                 Nanos now) noexcept;
   /// A frame that is not even worth that.
   void drop(wire::Drop why) noexcept { drops_.count(why); }

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <utility>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
 #include "descriptor/descriptor.hpp"

@@ -97,7 +97,8 @@ void ClientWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
       loop_.drop(why);
       return;
     }
-  loop_.on_frame(eth.src, payload, mbuf.pkt_len, now);
+  const bool is_good = loop_.on_frame(eth.src, payload, mbuf.pkt_len, now);
+  if (seal_ != nullptr && is_good) seal_->remember_sender(now);
 }
 
 // --- send ------------------------------------------------------------------------------------

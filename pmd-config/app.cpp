@@ -9,6 +9,7 @@
 #include <cstring>
 #include <thread>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <spdlog/async.h>
@@ -86,9 +87,9 @@ const std::atomic<bool>& stop_on_signals() {
 }
 
 Result<std::unique_ptr<Seal>> make_seal(const std::optional<GroupKey>& key,
-                                        std::size_t max_sessions) {
+                                        std::size_t max_senders) {
   if (!key) return nullptr;
-  return Seal::make(*key, max_sessions);
+  return Seal::make(*key, max_senders);
 }
 
 Result<std::optional<GroupKey>> read_key(const AppOptions& options) {

@@ -10,13 +10,15 @@
 #include <string>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
 #include "fabric/base/result.hpp"
 #include "fabric/seal.hpp"
 #include "pmd-config/eal.hpp"
 #include "pmd-config/port.hpp"
 #include "pmd-config/telemetry.hpp"
+
+namespace CLI {
+class App;  // its header takes seconds to read: who adds options has it
+}
 
 /// What memserver-dpdk and memtap-dpdk have in common around their workers.
 namespace snowfabric {
@@ -56,10 +58,10 @@ void request_stop() noexcept;
 
 /// What the processes of a group seal their frames by.
 /// @param key           none: frames go in the clear
-/// @param max_sessions  as of Seal::make
+/// @param max_senders   as of Seal::make
 /// @return nullptr: no key; or as Seal::make
 [[nodiscard]] Result<std::unique_ptr<Seal>> make_seal(const std::optional<GroupKey>& key,
-                                                      std::size_t max_sessions);
+                                                      std::size_t max_senders);
 /// @return the key of options.key_file, none if there is no such option; or as GroupKey::read
 [[nodiscard]] Result<std::optional<GroupKey>> read_key(const AppOptions& options);
 /// What engines may take for a port's MTU. @return EMSGSIZE: a page needs too many frames then

@@ -13,6 +13,7 @@
 #include <fmt/ranges.h>
 #include <toml++/toml.h>
 
+#include "fabric/seal.hpp"
 #include "fabric/wire.hpp"
 #include "pmd-config/profile_keys.hpp"
 
@@ -147,7 +148,7 @@ std::vector<ProfileInfo> list_profiles() {
 }
 
 std::size_t max_frame_bytes(unsigned mtu_bytes) noexcept {
-  return std::min<std::size_t>(mtu_bytes + sizeof(wire::EthHdr), wire::kMaxFrameBytes);
+  return std::min<std::size_t>(mtu_bytes + sizeof(wire::EthHdr), wire::kMaxSealedBytes);
 }
 
 std::size_t ring_slot_bytes(unsigned mtu_bytes) noexcept {

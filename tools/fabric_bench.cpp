@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <sys/mman.h>

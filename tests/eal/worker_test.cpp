@@ -72,7 +72,7 @@ class Bed {
       const GroupKey key{GroupKey::Bytes{}};
       server_seal = std::move(Seal::make(key, 1).value());
       client_seal = std::move(Seal::make(key, 1).value());
-      mtu -= wire::kSealBytes;
+      mtu -= static_cast<unsigned>(wire::kSealBytes);
     }
     ServerConfig config{.mtu_bytes = static_cast<std::uint16_t>(mtu), .burst_bytes = 1U << 20U};
     for (unsigned i = 0; i < nb_images; ++i) {

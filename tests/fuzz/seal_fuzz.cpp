@@ -51,6 +51,7 @@ void check_changed(Bed& bed, std::span<const std::byte> text, std::span<const st
   check((bed.open(changed) == Drop::kNone) == (changed == frame));
   if (changed != frame) check(bed.open(frame) == Drop::kNone);
   check(bed.inner.size() == text.size() && std::ranges::equal(bed.inner, text));
+  bed.receiver->remember_sender({});
   check(bed.open(frame) == Drop::kReplayed);
 }
 

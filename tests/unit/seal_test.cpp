@@ -63,7 +63,7 @@ Frame sealed(Seal& seal, const Frame& frame) {
 /// A receiver of the group, and what came out of the last frame.
 struct Receiver {
   std::unique_ptr<Seal> seal;
-  Frame out = Frame(wire::kMaxFrameBytes);
+  OpenBuffer out{};
   std::span<const std::byte> inner{};
 
   Drop open(const Frame& frame, Nanos now = {}) {
@@ -71,6 +71,11 @@ struct Receiver {
     std::memcpy(&eth, frame.data(), sizeof eth);
     inner = {};
     return seal->open(eth, std::span{frame}.subspan(kEth), out, inner, now);
+  }
+  Drop open_and_remember(const Frame& frame, Nanos now = {}) {
+    const Drop why = open(frame, now);
+    if (why == Drop::kNone) seal->remember_sender(now);
+    return why;
   }
 };
 
@@ -151,7 +156,7 @@ TEST_F(SealTest, AnotherGroupsFrameIsRefused) {
 
 TEST_F(SealTest, AFrameIsTakenOnce) {
   const Frame first = sealed(*sender, frame_of(44)), second = sealed(*sender, frame_of(44));
-  EXPECT_EQ(receiver.open(second), Drop::kNone);
+  EXPECT_EQ(receiver.open_and_remember(second), Drop::kNone);
   EXPECT_EQ(receiver.open(first), Drop::kNone);  // late, but not seen
   EXPECT_EQ(receiver.open(first), Drop::kReplayed);
   EXPECT_EQ(receiver.open(second), Drop::kReplayed);
@@ -174,14 +179,34 @@ TEST_F(SealTest, TheSameFrameIsNeverTheSameOnTheWire) {
       std::ranges::equal(std::span{first}.subspan(kHead), std::span{second}.subspan(kHead)));
 }
 
-TEST_F(SealTest, ASilentSenderMakesRoomForAnother) {
+TEST_F(SealTest, OurOwnFrameIsNotTaken) {
+  const Frame wired = sealed(*receiver.seal, frame_of(44));
+  EXPECT_EQ(receiver.open(wired), Drop::kReplayed);
+}
+
+TEST_F(SealTest, WhoIsNotRememberedFillsNoTable) {
+  receiver.seal = seal_of(key, 1);
+  for (int i = 0; i < 10; ++i) {
+    const auto stranger = seal_of(key);
+    EXPECT_EQ(receiver.open(sealed(*stranger, frame_of(44))), Drop::kNone);
+  }
+  const Frame wired = sealed(*sender, frame_of(44));
+  EXPECT_EQ(receiver.open_and_remember(wired), Drop::kNone);
+  const auto stranger = seal_of(key);
+  EXPECT_EQ(receiver.open(sealed(*stranger, frame_of(44))), Drop::kNone);
+  EXPECT_EQ(receiver.open(wired), Drop::kReplayed);
+}
+
+TEST_F(SealTest, WhoIsSilentLongestIsForgottenFirstAndReplaysKeepNobody) {
   receiver.seal = seal_of(key, 2);
   const auto second = seal_of(key), third = seal_of(key);
-  EXPECT_EQ(receiver.open(sealed(*sender, frame_of(44)), 0s), Drop::kNone);
-  EXPECT_EQ(receiver.open(sealed(*second, frame_of(44)), 30s), Drop::kNone);
-  EXPECT_EQ(receiver.open(sealed(*third, frame_of(44)), 59s), Drop::kNoSession);
-  EXPECT_EQ(receiver.open(sealed(*third, frame_of(44)), 61s), Drop::kNone);
-  EXPECT_EQ(receiver.open(sealed(*second, frame_of(44)), 61s), Drop::kNone);  // it was kept
+  const Frame first_of = sealed(*sender, frame_of(44)), second_of = sealed(*second, frame_of(44));
+  EXPECT_EQ(receiver.open_and_remember(first_of, 1s), Drop::kNone);
+  EXPECT_EQ(receiver.open_and_remember(second_of, 2s), Drop::kNone);
+  EXPECT_EQ(receiver.open_and_remember(first_of, 3s), Drop::kReplayed);
+  EXPECT_EQ(receiver.open_and_remember(sealed(*third, frame_of(44)), 4s), Drop::kNone);
+  EXPECT_EQ(receiver.open(second_of, 5s), Drop::kReplayed);
+  EXPECT_EQ(receiver.open(first_of, 5s), Drop::kNone);  // a stranger again
 }
 
 TEST(Replays, EachFrameIsAcceptedOnceWhateverTheOrder) {
