@@ -5,6 +5,7 @@
 -- end of the receiver's counter's name: rx_drop_<snowfabric.drop>.
 
 local ETHERTYPE, MAGIC, VERSION = 0x88b5, 0x5346, 1
+local SEALED_MAGIC, SEAL_HEADER_BYTES, TAG_BYTES = 0x5358, 32, 16
 local HEADER_BYTES, PAGE_BYTES, WANT_BYTES, RANGE_BYTES = 28, 4096, 16, 12
 local MAX_FRAGMENTS, MAX_WANTS, MAX_WANT_PAGES, MAX_RANGES, MAX_RANGE_PAGES = 8, 64, 256, 64, 4096
 local HELLO, WELCOME, REQUEST, PAGE, ZEROS, ABSENT, BYE = 1, 2, 3, 4, 5, 6, 7
@@ -50,6 +51,11 @@ local f = {  -- common header
   range_first = ProtoField.uint64("snowfabric.range.first", "First page", base.HEX),
   range_nb_pages = ProtoField.uint32("snowfabric.range.nb_pages", "Pages"),
   reserved = ProtoField.bytes("snowfabric.reserved", "Reserved"),
+  sealed_length = ProtoField.uint16("snowfabric.sealed.length", "Bytes of ciphertext"),
+  session = ProtoField.bytes("snowfabric.sealed.session", "Session of the sender"),
+  counter = ProtoField.uint64("snowfabric.sealed.counter", "Counter of the sender"),
+  ciphertext = ProtoField.bytes("snowfabric.sealed.ciphertext", "Ciphertext"),
+  tag = ProtoField.bytes("snowfabric.sealed.tag", "Tag"),
   padding = ProtoField.bytes("snowfabric.padding", "Ethernet padding"),
   drop = ProtoField.string("snowfabric.drop", "Receivers drop it"),
 }
@@ -214,9 +220,34 @@ local function dissect_header(tvb, tree)
   tree:add(f.seq, tvb(24, 4))
 end
 
+-- What is inside only the group's key tells.
+local function dissect_sealed(tvb, pinfo, tree)
+  pinfo.cols.info = "sealed"
+  if tvb:len() < SEAL_HEADER_BYTES then
+    return drop(tree, pinfo, "truncated", "the header of a sealed frame is 32 bytes")
+  end
+  tree:add(f.magic, tvb(0, 2))
+  tree:add(f.version, tvb(2, 1))
+  if tvb(2, 1):uint() ~= 1 then return drop(tree, pinfo, "bad_version", tostring(tvb(2, 1):uint())) end
+  local length = tvb(4, 2):uint()
+  local end_of_frame = SEAL_HEADER_BYTES + length + TAG_BYTES
+  tree:add(f.sealed_length, tvb(4, 2))
+  tree:add(f.session, tvb(8, 16))
+  tree:add(f.counter, tvb(24, 8))
+  pinfo.cols.info:append(" counter=" .. tostring(tvb(24, 8):uint64()))
+  if end_of_frame > tvb:len() then
+    return drop(tree, pinfo, "truncated", length .. " bytes of ciphertext are not there")
+  end
+  if length > 0 then tree:add(f.ciphertext, tvb(SEAL_HEADER_BYTES, length)) end
+  tree:add(f.tag, tvb(SEAL_HEADER_BYTES + length, TAG_BYTES))
+  if tvb:len() > end_of_frame then tree:add(f.padding, tvb(end_of_frame)) end
+  return end_of_frame
+end
+
 function proto.dissector(tvb, pinfo, root)
   pinfo.cols.protocol = "SNOWFABRIC"
   local tree = root:add(proto, tvb())
+  if tvb:len() >= 2 and tvb(0, 2):uint() == SEALED_MAGIC then return dissect_sealed(tvb, pinfo, tree) end
   local type = tvb:len() >= 4 and tvb(3, 1):uint()
   pinfo.cols.info = TYPES[type] or "?"
   if tvb:len() < HEADER_BYTES then

@@ -115,6 +115,13 @@ class Examples(unittest.TestCase):
             with self.subTest(example.name):
                 self.assertIsNone(problem(frame))
 
+    def test_a_sealed_frame_tells_what_anybody_may_know(self):
+        head = bytes.fromhex("025f00000001025f0000001188b5" "5358010000050000") + bytes(range(16)) + struct.pack(">Q", 77)
+        whole, short = decode_frames([head + bytes(5 + 16), head + bytes(5 + 15)])
+        self.assertIsNone(problem(whole))
+        self.assertEqual(whole["_ws.col.Info"], ["sealed counter=77"])
+        self.assertEqual(short["snowfabric.drop"], ["truncated"])
+
     def test_the_info_column_reads_well(self):
         info = {e.name: f["_ws.col.Info"][0] for e, f in zip(self.examples, self.decoded)}
         self.assertEqual(info["page"], "PAGE gfn=0x1234 seq=4711")
