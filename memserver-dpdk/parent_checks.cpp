@@ -47,8 +47,8 @@ Result<void> refuse_writable_disks(Qmp& qmp) {
   if (!devices) return std::unexpected(devices.error());
   for (const Json& device : *devices)
     if (const std::string type = text_of(device, "type"); type == "nvdimm" || type == "virtio-pmem")
-      return fail(EROFS, fmt::format("the parent's {} is a writable disk, and disks are not frozen "
-                                     "yet: take it away",
+      return fail(EROFS, fmt::format("the parent's {} is a disk, and no disk in memory is "
+                                     "frozen yet: take it away",
                                      type));
   return {};
 }

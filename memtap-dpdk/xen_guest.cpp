@@ -69,7 +69,8 @@ Result<std::unique_ptr<XenGuest>> XenGuest::adopt(std::uint32_t id, XenAttachmen
   const auto info = domain.info();
   if (!info) return std::unexpected(info.error());
   if (!info->paused && !attachment.recover)
-    return snowfabric::fail(EBUSY, to_string(domain.id()) + " runs, which a new clone does not,");
+    return snowfabric::fail(EBUSY,
+                            to_string(domain.id()) + " runs, and a new clone has to be paused");
   if (!info->paused)
     if (const auto ok = domain.pause(); !ok) return std::unexpected(ok.error());
   // If that fails it stays paused: without any paging it would not survive its first touch.

@@ -309,9 +309,14 @@ class Memtap {
     if (!info) return std::unexpected(info.error());
     const bool is_complete = info->nb_paged_pages == 0;
     const auto was_full = ring_.pause_drained();
-    if (is_complete && !info->paused)
-      if (const auto now = domain_.info(); now && now->paused)
+    we_paused_it_ |= !info->paused;
+    if (is_complete && we_paused_it_) {
+      const auto now = domain_.info();
+      if (!now) return std::unexpected(now.error());
+      if (now->paused)
         if (const auto ok = domain_.unpause(); !ok) return std::unexpected(ok.error());
+      we_paused_it_ = false;
+    }
     if (!was_full) return was_full;
     const std::vector<Gfn> asked = is_complete ? std::vector<Gfn>{} : ring_.left_asked();
     if (const auto ok = ring_.renew(); !ok) return std::unexpected(ok.error());
@@ -324,6 +329,7 @@ class Memtap {
   Domain domain_;
   std::string image_;
   RingView ring_;
+  bool we_paused_it_ = false;
   UniqueFd socket_;
   std::chrono::milliseconds wait_ = kLookEvery;
 };
