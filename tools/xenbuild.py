@@ -2,6 +2,7 @@
 """The parts of a Xen machine that QEMU boots, made of Debian's packages and kept in the cache: a hypervisor with memory
 paging, which Debian's own lacks, a small dom0 and a guest. Nothing is installed on this machine."""
 import contextlib
+import fcntl
 import glob
 import hashlib
 import lzma
@@ -109,11 +110,13 @@ def digest(*texts):
 
 @contextlib.contextmanager
 def made_once(target):
-    """Yields a path to make `target` at, or None if it is there; what failed leaves nothing."""
-    if target.exists():
-        yield None
-        return
-    with tempfile.TemporaryDirectory(dir=cache(), prefix="making-") as tmp:
+    """Yields a path to make `target` at, or None if it is there; what failed leaves nothing. Who comes while another
+    process makes it waits."""
+    with open(cache() / f".{target.name}.lock", "w") as lock, tempfile.TemporaryDirectory(dir=cache(), prefix="making-") as tmp:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            yield None
+            return
         part = pathlib.Path(tmp) / "part"
         yield part
         os.rename(part, target)
