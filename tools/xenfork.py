@@ -151,7 +151,8 @@ class Clone:
         claimed = re.findall(r"sf-xen-agent: claimed pages=(\d+)", log_of(self.name))
         return {"clone": self.name, "domain": info.get("domain"), "checksum_ok": bool(seen) and all(bad == 0 for *_, bad in seen),
                 "ticks": len(seen), "first_tick": seen[0][0] if seen else None, "pages": counters.get("installed_pages"),
-                "zero_pages": counters.get("zero_pages"), "claimed_pages": sum(map(int, claimed)), "faults": counters.get("faults"),
+                "zero_pages": counters.get("zero_pages"), "removed_pages": counters.get("removed_pages"),
+                "claimed_pages": sum(map(int, claimed)), "faults": counters.get("faults"),
                 "fault_us_p50": counters.get("fault_ns_p50", 0) / 1000, "evicted_ms": info.get("evicted_ms"),
                 "running_ms": info.get("running_ms"), "first_run_ms": self.first_run_ms}
 
