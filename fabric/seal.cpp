@@ -138,7 +138,7 @@ Result<GroupKey> GroupKey::read(const std::string& path) {
     bytes[i] = static_cast<std::byte>(high << 4 | low);
   }
   explicit_bzero(text.data(), text.size());
-  const GroupKey key{bytes};
+  GroupKey key{bytes};
   explicit_bzero(bytes.data(), bytes.size());
   if (!good)
     return fail(EBADMSG, "key file " + path +
@@ -283,18 +283,18 @@ Drop Seal::open(const wire::EthHdr& eth, std::span<const std::byte> payload, Ope
 
 void Seal::remember_sender(Nanos now) noexcept {
   Impl& own = *impl_;
-  if (own.strangers_counter == 0) return;
+  const std::uint64_t counter = std::exchange(own.strangers_counter, 0);
+  if (counter == 0) return;
   try {
     if (own.senders.size() >= own.max_senders)
       own.senders.erase(std::ranges::min_element(
           own.senders, {}, [](const auto& sender) { return sender.second.heard; }));
     auto& sender =
         own.senders.emplace(own.strangers_session, Sender{own.stranger, {}, now}).first->second;
-    (void)sender.window.accept(own.strangers_counter);
+    (void)sender.window.accept(counter);
   } catch (const std::bad_alloc&) {
-    // It stays a stranger, whose replays are not told.
+    return;  // it stays a stranger, whose replays are not told
   }
-  own.strangers_counter = 0;
 }
 
 }  // namespace snowfabric
