@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 
@@ -20,6 +21,16 @@ bool writes_past_qemu(std::string_view type) {
                                                    "x-pci-proxy-dev", "ivshmem"};
   return std::ranges::any_of(
       kKinds, [type](std::string_view kind) { return type.find(kind) != type.npos; });
+}
+
+/// @return the first kind of these that the VM has; empty: none
+Result<std::string> memory_device(Qmp& qmp, std::initializer_list<std::string_view> kinds) {
+  const auto devices = qmp.execute("query-memory-devices");
+  if (!devices) return std::unexpected(devices.error());
+  for (const Json& device : *devices)
+    if (std::string type = text_of(device, "type"); std::ranges::find(kinds, type) != kinds.end())
+      return type;
+  return std::string{};
 }
 
 std::unexpected<Error> foreign_writer(std::string_view what) {
@@ -43,14 +54,12 @@ Result<void> refuse_writable_disks(Qmp& qmp) {
                             "yet: run it from RAM or attach the disk read-only",
                             text_of(device, "device"), text_of(*inserted, "file")));
   }
-  const auto devices = qmp.execute("query-memory-devices");
-  if (!devices) return std::unexpected(devices.error());
-  for (const Json& device : *devices)
-    if (const std::string type = text_of(device, "type"); type == "nvdimm" || type == "virtio-pmem")
-      return fail(EROFS, fmt::format("the parent's {} is a disk, and no disk in memory is "
-                                     "frozen yet: take it away",
-                                     type));
-  return {};
+  const auto disk = memory_device(qmp, {"nvdimm", "virtio-pmem"});
+  if (!disk) return std::unexpected(disk.error());
+  if (disk->empty()) return {};
+  return fail(EROFS, fmt::format("the parent's {} is a disk, and no disk in memory is frozen yet: "
+                                 "take it away",
+                                 *disk));
 }
 
 Result<void> refuse_foreign_writers(Qmp& qmp) {
@@ -76,12 +85,10 @@ Result<void> refuse_returned_memory(Qmp& qmp) {
   if (balloon) return fail(ENOTSUP, fmt::format("the VM's balloon {}", kWhy));
   if (balloon.error().errnum != EREMOTEIO)  // that is QEMU's way to say that there is none
     return std::unexpected(balloon.error());
-  const auto devices = qmp.execute("query-memory-devices");
-  if (!devices) return std::unexpected(devices.error());
-  for (const Json& device : *devices)
-    if (text_of(device, "type") == "virtio-mem")
-      return fail(ENOTSUP, fmt::format("the VM's virtio-mem device {}", kWhy));
-  return {};
+  const auto device = memory_device(qmp, {"virtio-mem"});
+  if (!device) return std::unexpected(device.error());
+  if (device->empty()) return {};
+  return fail(ENOTSUP, fmt::format("the VM's {} device {}", *device, kWhy));
 }
 
 Result<void> check_only_backend(Qmp& qmp, std::uint64_t nb_bytes) {

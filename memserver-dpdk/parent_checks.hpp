@@ -11,8 +11,7 @@ namespace snowfabric {
 // Qmp::execute beside what it names. Control path.
 
 /// @return EROFS: the VM has a writable disk, or memory of a kind that is one. It goes on changing
-/// under the parent, so that clones
-///         would see another one than they froze
+///         under the parent, so that clones would see another one than they froze
 [[nodiscard]] Result<void> refuse_writable_disks(Qmp& qmp);
 
 /// @return ENOTSUP: somebody writes to the VM's RAM past QEMU, a vhost-user backend for instance:

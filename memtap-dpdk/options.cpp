@@ -26,6 +26,7 @@ Result<TapImage> image_of_descriptor(const std::string& path) {
   image.zeros.insert(image.zeros.end(), descriptor->absent_pages.begin(),
                      descriptor->absent_pages.end());
   if (descriptor->server != MacAddr{}) image.server = descriptor->server;
+  static_assert(kGroupKeyBytes == GroupKey::kBytes);
   if (!descriptor->group_key.empty())
     image.key.emplace(std::span{descriptor->group_key}.first<GroupKey::kBytes>());
   if (descriptor->find(SectionType::kQemuDevices) != nullptr) {

@@ -175,21 +175,22 @@ class Fleet:
         return self.server
 
     def start_memtap(self, host, timeout_s=30.0, extra=(), image_index=0):
-        self._launch_memtap(host, extra, image_index)
+        self.launch_memtap(host, extra, image_index)
         self._wait_memtap(host, timeout_s)
         return self.memtaps[host]
 
     def start_memtaps(self, hosts, timeout_s=30.0):
         """At once, so that they share the transmission of a working set."""
         for host in hosts:
-            self._launch_memtap(host)
+            self.launch_memtap(host)
         for host in hosts:
             self._wait_memtap(host, timeout_s)
 
     def _wait_memtap(self, host, timeout_s):
         self.wait_for(self.memtaps[host], self.socket_path(host).exists, "listening", timeout_s, host)
 
-    def _launch_memtap(self, host, extra=(), image_index=0):
+    def launch_memtap(self, host, extra=(), image_index=0):
+        """Returns at once, before it has joined."""
         path = self.socket_path(host)
         path.unlink(missing_ok=True)
         presence = self.dir / f"presence-{host}"

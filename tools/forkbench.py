@@ -218,7 +218,8 @@ def show_pause(result):
 # --- what clones cost ---------------------------------------------------------------------------------------------
 
 def wire(args):
-    """Bytes on the wire, requests among them, until each clone of a fork has answered and checked the same memory: one clone, then many."""
+    """Bytes on the wire, requests among them, until each clone of a fork has answered and checked the same memory: one
+    clone, then many."""
     def cost(family, nb_clones):
         hosts = min(nb_clones, args.hosts)
         forked(family, nb_clones, hosts)

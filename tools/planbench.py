@@ -50,10 +50,10 @@ def measured(args, image, nb_clones):
 
 def predicted(args, nb_clones, fault_us):
     with tempfile.NamedTemporaryFile(suffix=".json") as answer:
-        subprocess.run([args.build_dir / SIMULATOR, "plan", "--clones", str(nb_clones), "--image-bytes", str(args.image_mb * MIB),
-                        "--gbps", str(args.mbit / 1000), "--loss", str(args.loss), "--mtu", str(args.mtu), "--no-push", "--burst", str(BURST),
-                        "--seed", str(args.seed), "--think-us", "0", "--fault-us", f"{fault_us:.3f}", "--json", answer.name],
-                       check=True, stdout=subprocess.DEVNULL)
+        options = ("--clones", nb_clones, "--image-bytes", args.image_mb * MIB, "--gbps", args.mbit / 1000, "--burst", BURST,
+                   "--loss", args.loss, "--mtu", args.mtu, "--no-push", "--seed", args.seed, "--think-us", 0,
+                   "--fault-us", f"{fault_us:.3f}", "--json", answer.name)
+        subprocess.run([args.build_dir / SIMULATOR, "plan", *map(str, options)], check=True, stdout=subprocess.DEVNULL)
         said = json.loads(pathlib.Path(answer.name).read_text())
     if not said["finished"]:
         raise PlanError(f"the simulator's {nb_clones} clones do not finish")
@@ -101,8 +101,8 @@ def show(result):
     print(f"{'clones':>6}{'last done':>12}{'link alone':>12}{'planned':>10}{'off':>8}{'server sends':>15}{'planned':>12}{'off':>8}")
     for row in result["rows"]:
         real, said = row["measured"], row["predicted"]
-        print(f"{row['clones']:>6}{real['seconds']:>10.2f} s{real['link_seconds']:>10.2f} s{said['seconds']:>8.2f} s{row['seconds_off']:>+8.1%}"
-              f"{real['wire_bytes'] / 1e6:>12.1f} MB{said['wire_bytes'] / 1e6:>9.1f} MB{row['wire_bytes_off']:>+8.1%}")
+        print(f"{row['clones']:>6}{real['seconds']:>10.2f} s{real['link_seconds']:>10.2f} s{said['seconds']:>8.2f} s"
+              f"{row['seconds_off']:>+8.1%}{real['wire_bytes'] / 1e6:>12.1f} MB{said['wire_bytes'] / 1e6:>9.1f} MB{row['wire_bytes_off']:>+8.1%}")
 
 
 def clone_counts(text):

@@ -3,8 +3,8 @@
 namespace.
 
 usage: attacker.py record IFACE FILE COUNT                 that many PAGE frames, as they come by
-       attacker.py send IFACE FILE KIND COUNT SEED DST     made of those of the file
-KIND: replayed, flipped, forged, clear. DST: where the last two go to
+       attacker.py send IFACE FILE KIND COUNT SEED DST IMAGE_ID EPOCH    made of those of the file
+KIND: replayed, flipped, forged, clear. DST, IMAGE_ID, EPOCH: of the last two
 """
 import json
 import pathlib
@@ -55,11 +55,10 @@ EVIL_CRC = crc32c(EVIL)
 
 def page_of(image_id, epoch, gfn):
     """A PAGE frame in the clear, all of it right but its bytes: they fit the checksum and not the image."""
-    return junk.header(struct.pack(">QIBBH", gfn, EVIL_CRC, 0, 1, 0) + EVIL, image_id, epoch, junk.PAGE)
+    return junk.header(junk.page(gfn, EVIL, EVIL_CRC), image_id, epoch, junk.PAGE)
 
 
-def made(kind, frames, rng, dst, image_id, epoch):
-    frame = rng.choice(frames)
+def made(kind, frame, rng, dst, image_id, epoch):
     ethernet = bytes.fromhex(dst.replace(":", "")) + frame[6:ETHERNET_BYTES]  # the server's own address as its source
     match kind:
         case "replayed":
@@ -81,8 +80,7 @@ def send(iface, path, kind, count, seed, dst, image_id, epoch):
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind((iface, 0))
         for i in range(int(count)):
-            sock.send(frames[i % len(frames)] if kind == "replayed" else
-                      made(kind, frames, rng, dst, int(image_id, 16), int(epoch)))
+            sock.send(made(kind, frames[i % len(frames)], rng, dst, int(image_id, 16), int(epoch)))
             time.sleep(junk.PACE_S)
 
 

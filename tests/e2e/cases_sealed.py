@@ -3,11 +3,12 @@
 import sys
 
 import lablib
-from lib import ROOT, SLOW_WIRE, case, check, check_complete, key_file, make_image, start_clones, wait_until
+from lib import ROOT, case, check, check_complete, key_file, make_image, start_clones, wait_until
 
 ATTACKER_HOST = 3  # has no memtap
 NB_RECORDED = NB_SENT = 300
 IMAGE_ID = "5ea1ed5ea1ed0001"
+SLOWER_WIRE = ("--rate-gbps", "0.02", "--max-rate-gbps", "0.02")  # some 9 s of the image, for an attack of some 4 s
 
 
 def sealed_world(context, key, server_args=(), **options):
@@ -27,7 +28,7 @@ def record(context, fleet, name):
 
 
 def attack(context, fleet, path, kind, counter):
-    """@return how many of the frames memtap 2 has counted as it should"""
+    """Sends frames of a kind, and waits until memtap 2 has counted them all."""
     image = fleet.info["images"][0]
     before = fleet.memtap_stats(2)[f"rx_drop_{counter}"]
     process = attacker(fleet, "send", lablib.PORT, path, kind, NB_SENT, context.seed, image["group_mac"],
@@ -58,7 +59,7 @@ def without_the_groups_key_nobody_joins(context):
     with sealed_world(context, key_file(context), nb_hosts=2, memtaps=[]) as fleet:
         for args in ((), ("--key", key_file(context, "another"))):
             fleet.opt.memtap_args = (*args, "--give-up", 1)
-            fleet._launch_memtap(1)  # pylint: disable=protected-access
+            fleet.launch_memtap(1)
             check(fleet.memtaps[1].wait(20.0) == 1, f"memtap ended with {fleet.memtaps[1].status()}")
             check("no memserver answered" in fleet.memtaps.pop(1).tail(), "memtap says another thing")
         stats = fleet.server_stats()
@@ -79,7 +80,7 @@ def attackers_frames_are_counted_and_none_is_installed(context):
             check(fleet.wait_guests(60.0, guests) and recorder.wait(10.0) == 0, "nothing was recorded")
     finally:
         context.image = context_image
-    with sealed_world(context, key, ("--image-id", IMAGE_ID, "--epoch", 2, *SLOW_WIRE), memtaps=[1, 2]) as fleet:
+    with sealed_world(context, key, ("--image-id", IMAGE_ID, "--epoch", 2, *SLOWER_WIRE), memtaps=[1, 2]) as fleet:
         recorder, new = record(context, fleet, "new")
         guests = start_clones(fleet, 4, ["random", "sequential"])
         check(recorder.wait(30.0) == 0, "nothing was recorded")

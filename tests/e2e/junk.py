@@ -27,9 +27,9 @@ def request(first, nb_pages, client_id=0x6A756E6B):
     return struct.pack(">Q32xQHBBB3x", client_id, first, nb_pages, 0, 0, 0)
 
 
-def page(gfn):
-    """PAGE body: a whole page with a checksum that does not fit."""
-    return struct.pack(">QIBBH", gfn, 0xDEADBEEF, 0, 1, 0) + b"\xA5" * 4096
+def page(gfn, data=b"\xA5" * 4096, crc=0xDEADBEEF):
+    """PAGE body: a whole page; if nothing else is said, with a checksum that does not fit."""
+    return struct.pack(">QIBBH", gfn, crc, 0, 1, 0) + data
 
 
 def frame_of(kind, rng, image_id, epoch):
