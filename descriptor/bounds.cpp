@@ -53,9 +53,11 @@ Result<void> check_identity(const Descriptor& d, int errnum) {
   if (d.image_id == 0) return bad(errnum, "image_id", "is 0");
   if (!d.group.is_multicast())
     return bad(errnum, "group", to_string(d.group) + " is not a multicast address");
-  if (!d.group_key.empty() && d.group_key.size() != kGroupKeyBytes)
-    return bad(errnum, "group_key",
-               fmt::format("{} bytes, not {}", d.group_key.size(), kGroupKeyBytes));
+  for (const auto& [field, nb, right] :
+       {std::tuple{"group_key", d.group_key.size(), kGroupKeyBytes},
+        {"hash_root", d.hash_root.size(), kHashRootBytes}})
+    if (nb != 0 && nb != right)
+      return bad(errnum, field, fmt::format("{} bytes, not {}", nb, right));
   if (d.server.is_multicast())
     return bad(errnum, "server", to_string(d.server) + " is not unicast");
   return check_name(errnum, "parent_name", d.parent_name);

@@ -244,6 +244,7 @@ pb::Descriptor to_message(const Descriptor& d) {
   out.set_group(as_string(std::as_bytes(std::span{d.group.bytes})));
   out.set_server(as_string(std::as_bytes(std::span{d.server.bytes})));
   out.set_group_key(as_string(d.group_key));
+  out.set_hash_root(as_string(d.hash_root));
   for (const std::string& arg : d.machine_args) out.add_machine_args(arg);
   out.set_frozen_at_ns(d.frozen_at_ns);
   out.set_parent_name(d.parent_name);
@@ -265,6 +266,8 @@ Result<void> get_fixed_size(const pb::Descriptor& in, Descriptor& d) {
   d.group = *group;
   const auto key = std::as_bytes(std::span{in.group_key()});
   d.group_key.assign(key.begin(), key.end());
+  const auto root = std::as_bytes(std::span{in.hash_root()});
+  d.hash_root.assign(root.begin(), root.end());
   d.server = *server;
   d.parent_uuid = *uuid;
   for (const pb::PageSpace& space : in.spaces()) {

@@ -60,6 +60,7 @@ inline constexpr std::size_t kMaxMachineArgBytes =
     128 * 1024;  ///< with its NUL: Linux' MAX_ARG_STRLEN
 inline constexpr std::size_t kMaxNameBytes = 255;
 inline constexpr std::size_t kGroupKeyBytes = 32;
+inline constexpr std::size_t kHashRootBytes = 32;
 inline constexpr std::size_t kMaxPageRanges = std::size_t{1}
                                               << 22U;  ///< in each of the three lists
 /// @}
@@ -76,8 +77,9 @@ struct Descriptor {
   /// Of the frames between memserver and memtaps; empty: they go in the clear. Whoever reads it may
   /// read all of the guest's memory, and send pages for it.
   std::vector<std::byte> group_key;
-  std::uint64_t frozen_at_ns = 0;  ///< wall clock of the freeze, UNIX time
-  std::string parent_name;         ///< at most 255 bytes, no control characters
+  std::vector<std::byte> hash_root;  ///< of the hash tree, which is space 1; empty: there is none
+  std::uint64_t frozen_at_ns = 0;    ///< wall clock of the freeze, UNIX time
+  std::string parent_name;           ///< at most 255 bytes, no control characters
   std::array<std::uint8_t, 16> parent_uuid{};
   /// The parent's command line as it stands, program first. It names sockets and files of the
   /// parent too, which a clone must not use. No argument has a NUL byte.

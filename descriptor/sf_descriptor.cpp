@@ -15,6 +15,7 @@
 
 #include "descriptor/descriptor.hpp"
 #include "descriptor/page_list.hpp"
+#include "fabric/base/hex.hpp"
 
 namespace snowfabric {
 namespace {
@@ -32,13 +33,8 @@ const char* name_of(SectionType type) {
   return "unknown";
 }
 
-std::string hex(std::span<const std::uint8_t> bytes) {
-  std::string text;
-  for (const std::uint8_t byte : bytes) text += fmt::format("{:02x}", byte);
-  return text;
-}
 std::string uuid_text(const std::array<std::uint8_t, 16>& uuid) {
-  const std::string h = hex(uuid);
+  const std::string h = to_hex(std::as_bytes(std::span{uuid}));
   return fmt::format("{}-{}-{}-{}-{}", h.substr(0, 8), h.substr(8, 4), h.substr(12, 4),
                      h.substr(16, 4), h.substr(20));
 }
@@ -88,6 +84,7 @@ Json report(const Descriptor& d, const std::string& path, std::uint64_t file_byt
                {"epoch", d.epoch},
                {"group_mac", to_string(d.group)},
                {"sealed", !d.group_key.empty()},
+               {"hash_root", d.hash_root.empty() ? Json{} : Json(to_hex(d.hash_root))},
                {"server_mac", d.server == MacAddr{} ? Json{} : Json(to_string(d.server))},
                {"frozen_at_ns", d.frozen_at_ns},
                {"frozen_at", time_text(d.frozen_at_ns)},

@@ -90,6 +90,7 @@ Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nano
   const std::size_t nb_fragments = body.nb_fragments;
   if (!slot_of_.empty() && nb_pages != slot_of_.size()) return Drop::kBadField;
   if (nb_pages > config_.max_pages) return Drop::kBadField;
+  if (config_.tree != nullptr && !config_.tree->is_over(nb_pages)) return Drop::kBadHash;
   if (wire::fragment_stride(nb_fragments) + sizeof(wire::Header) + sizeof(wire::PageBody) >
       config_.mtu_bytes) {
     if (!slot_of_.empty()) return Drop::kBadField;  // no reason to lose the guests
@@ -144,8 +145,12 @@ std::optional<PageArrival> ClientEngine::take_page(const wire::Frame& frame, Nan
     drop = Drop::kBadCrc;
     return std::nullopt;
   }
-  stats_.rx_pages.add(1);
   const Gfn page{frame.page.gfn.host()};
+  if (config_.tree != nullptr && !config_.tree->fits(page, bytes.first<kPageSize>())) {
+    drop = Drop::kBadHash;
+    return std::nullopt;
+  }
+  stats_.rx_pages.add(1);
   const std::uint32_t slot = slot_of_[page.value];
   const bool demanded = slot != 0 && flights_[slot - 1].priority == Priority::kDemand;
   if (slot == 0) stats_.rx_unasked.add(1);
@@ -156,6 +161,12 @@ std::optional<PageArrival> ClientEngine::take_page(const wire::Frame& frame, Nan
 void ClientEngine::on_duplicate(const wire::Frame& frame) noexcept {
   stats_.rx_duplicates.add(1);
   forget(Gfn{frame.page.gfn.host()});
+}
+
+std::uint32_t ClientEngine::nb_believed(FrameType type, PageRange range) const noexcept {
+  if (config_.tree == nullptr) return range.nb_pages;
+  if (type == FrameType::kZeros) return config_.tree->nb_zero(range);
+  return range.first.value < nb_pages() ? 0 : range.nb_pages;
 }
 
 bool ClientEngine::take_range(FrameType type, PageRange range, Nanos now) noexcept {

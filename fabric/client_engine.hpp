@@ -10,6 +10,7 @@
 #include "fabric/base/mac.hpp"
 #include "fabric/base/prng.hpp"
 #include "fabric/base/time.hpp"
+#include "fabric/hash_tree.hpp"
 #include "fabric/loss_meter.hpp"
 #include "fabric/page_queue.hpp"
 #include "fabric/reassembler.hpp"
@@ -27,6 +28,9 @@ struct ClientConfig {
   std::uint8_t space = 0;
   MacAddr mac{};                    ///< of our port
   std::optional<MacAddr> server{};  ///< unset: HELLO goes to the broadcast address
+  /// Of the image, free of misfits: pages that do not fit it are refused. Borrowed; nullptr: none
+  /// are.
+  const HashTree* tree = nullptr;
   std::uint16_t mtu_bytes = 9000;
   std::uint64_t seed = 1;  ///< of the retry jitter
   /// A larger image is refused: a WELCOME must not cost more memory than this many 4-byte words.
@@ -48,7 +52,7 @@ enum class ClientState : std::uint8_t {
   kMtuTooSmall,  ///< the server's page frames do not fit our port: ask no more
 };
 
-/// A page that is complete and whose checksum matched.
+/// A page that is complete and whose checksum matched, and whose hash, if there is a tree.
 struct PageArrival {
   Gfn page{};
   std::span<const std::byte, kPageSize> bytes;  ///< borrows until the next call of the engine
@@ -74,7 +78,10 @@ class ClientEngine {
                                        wire::Drop& drop) noexcept;
   /// Takes note of a PAGE frame that no clone needs.
   void on_duplicate(const wire::Frame& frame) noexcept;
-  /// Takes one range of a ZEROS or ABSENT frame. @return whether a demanded page is in it
+  /// Of a range of a ZEROS or ABSENT frame, how many pages may be believed, from its front on: with
+  /// a tree, those that are zero, and no page of the image is absent.
+  [[nodiscard]] std::uint32_t nb_believed(wire::FrameType type, PageRange range) const noexcept;
+  /// Takes one range of such a frame. @return whether a demanded page is in it
   bool take_range(wire::FrameType type, PageRange range, Nanos now) noexcept;
 
   /// Asks for a page. A page in flight is not asked for twice; demand raises a prefetch.

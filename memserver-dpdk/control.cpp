@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <spdlog/spdlog.h>
 
+#include "fabric/base/hex.hpp"
 #include "memserver-dpdk/freeze.hpp"
 
 namespace snowfabric {
@@ -47,7 +48,7 @@ std::string info_json(const ServerOptions& options, const Frozen& frozen, const 
                       TxMode mode, std::span<const std::unique_ptr<Served>> served) {
   nlohmann::ordered_json json;
   json["images"] = nlohmann::ordered_json::array();
-  for (std::size_t i = 0; i < served.size(); ++i) {
+  for (std::size_t i = 0; i < frozen.images.size(); ++i) {  // hash trees are behind them
     const Image& image = served[i]->image;
     json["images"].push_back({{"path", frozen.names[i]},
                               {"image_id", fmt::format("{:016x}", image.image_id())},
@@ -55,6 +56,7 @@ std::string info_json(const ServerOptions& options, const Frozen& frozen, const 
                               {"pages", image.nb_pages()},
                               {"zero_pages", image.nb_zero_pages()},
                               {"group_mac", to_string(group_address(image.image_id()))}});
+    if (!frozen.trees.empty()) json["images"].back()["hash_root"] = to_hex(frozen.trees[i].root);
   }
   json["server_mac"] = to_string(port.mac());
   json["mtu"] = port.mtu_bytes();
@@ -63,6 +65,12 @@ std::string info_json(const ServerOptions& options, const Frozen& frozen, const 
   if (has_parent(options)) json["descriptor"] = options.descriptor_file;
   for (const auto& [name, value] : frozen.freeze) json["freeze"][name] = value;
   return json.dump(2) + "\n";
+}
+
+/// For people.
+std::string name_of(const Image& image) {
+  return fmt::format("{} {:016x}", image.space() == kHashTreeSpace ? "hash tree of image" : "image",
+                     image.image_id());
 }
 
 /// Logs what happens, from counters, so that the poll loop need not: a thread of its own.
@@ -79,17 +87,16 @@ class EventLog {
       };
       const std::uint64_t clients = s->stats.clients.read();
       if (news(seen.joins, s->stats.joins))
-        spdlog::info("image {:016x}: client joined, {} now", s->image.image_id(), clients);
+        spdlog::info("{}: client joined, {} now", name_of(s->image), clients);
       if (news(seen.leaves, s->stats.leaves))
-        spdlog::info("image {:016x}: client left, {} now", s->image.image_id(), clients);
+        spdlog::info("{}: client left, {} now", name_of(s->image), clients);
       if (news(seen.timed_out, s->stats.clients_timed_out))
-        spdlog::warn("image {:016x}: client fell silent and was forgotten, {} now",
-                     s->image.image_id(), clients);
+        spdlog::warn("{}: client fell silent and was forgotten, {} now", name_of(s->image),
+                     clients);
       if (news(seen.refused, s->stats.clients_refused))
-        spdlog::error("image {:016x}: client refused, the table is full with {}",
-                      s->image.image_id(), clients);
+        spdlog::error("{}: client refused, the table is full with {}", name_of(s->image), clients);
       if (news(seen.end_game, s->stats.end_game_entered))
-        spdlog::info("image {:016x}: end game, answers go by unicast", s->image.image_id());
+        spdlog::info("{}: end game, answers go by unicast", name_of(s->image));
     }
   }
 
@@ -117,16 +124,18 @@ void publish(Telemetry& telemetry, const ServerWorker& worker, const Port& port,
       "/memserver/images", "Images served: pages by image id", [served](std::string_view) {
         Snapshot out;
         for (const auto& s : served)
-          out.emplace_back(fmt::format("{:016x}", s->image.image_id()), s->image.nb_pages());
+          if (s->image.space() == 0)
+            out.emplace_back(fmt::format("{:016x}", s->image.image_id()), s->image.nb_pages());
         return out;
       });
 }
 
-TxMode choose_tx_mode(const ServerOptions& options, Port& port, std::span<const Image> images,
-                      bool sealed) {
-  if (options.copy || sealed || std::ranges::any_of(images, &Image::is_live)) return TxMode::kCopy;
-  for (const Image& image : images)
-    if (auto ok = port.register_memory(image.bytes()); !ok) {
+TxMode choose_tx_mode(const ServerOptions& options, Port& port,
+                      std::span<const std::unique_ptr<Served>> served, bool sealed) {
+  const auto is_live = [](const auto& s) { return s->image.is_live(); };
+  if (options.copy || sealed || std::ranges::any_of(served, is_live)) return TxMode::kCopy;
+  for (const auto& s : served)
+    if (auto ok = port.register_memory(s->image.bytes()); !ok) {
       spdlog::warn("{}: {}; pages are sent by copy", ok.error().what, strerror(ok.error().errnum));
       return TxMode::kCopy;
     }
@@ -143,10 +152,10 @@ Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, Tx
   publish(telemetry, worker, port, served);
   spdlog::info("{}", port.describe());
   for (const auto& s : served)
-    spdlog::info("serving image {:016x} epoch {}: {} pages, {} zero, group {}, TX {}{}",
-                 s->image.image_id(), s->image.epoch(), s->image.nb_pages(),
-                 s->image.nb_zero_pages(), to_string(group_address(s->image.image_id())),
-                 to_string(mode), seal != nullptr ? ", sealed" : "");
+    spdlog::info("serving {} epoch {}: {} pages, {} zero, group {}, TX {}{}", name_of(s->image),
+                 s->image.epoch(), s->image.nb_pages(), s->image.nb_zero_pages(),
+                 to_string(group_address(s->image.image_id())), to_string(mode),
+                 seal != nullptr ? ", sealed" : "");
   if (!options.info_file.empty())
     if (auto ok = write_file(options.info_file, info_json(options, frozen, port, mode, served));
         !ok)
@@ -194,6 +203,9 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
   cli.add_option("--epoch", options.epoch, "epoch of the images")->capture_default_str();
   cli.add_flag("--push", options.push, "send pages nobody asked for at spare rate");
   cli.add_flag("--copy", options.copy, "never send zero-copy");
+  cli.add_flag("--hash-tree", options.hash_tree,
+               "serve a hash tree too, whose root goes into the descriptor: memtaps that know it "
+               "take no page of anybody else");
   cli.add_option("--rate-gbps", options.rate_gbps, "rate before the first reports");
   cli.add_option("--max-rate-gbps", options.max_rate_gbps, "rate never exceeded");
   cli.add_option(
@@ -251,11 +263,13 @@ Result<void> serve(const ServerOptions& options) {
     return {};
   }
   if (!frozen) return std::unexpected(frozen.error());
-  const TxMode mode = choose_tx_mode(options, datapath->port, frozen->images, key->has_value());
   ServerConfig config = engine_config(options, datapath->profile, *mtu);
   if (*seal) config.frame_overhead_bytes = wire::kSealBytes;
   for (Image& image : frozen->images)
     served.push_back(std::make_unique<Served>(std::move(image), config));
+  for (ServedTree& tree : frozen->trees)
+    served.push_back(std::make_unique<Served>(std::move(tree.nodes), config));
+  const TxMode mode = choose_tx_mode(options, datapath->port, served, key->has_value());
   const auto last = poll(options, *datapath, mode, *frozen, served, seal->get(), stop);
   if (!last) return std::unexpected(last.error());
   if (const unsigned leaked = datapath->port.close(); leaked != 0)

@@ -18,6 +18,7 @@ struct ServerOptions : AppOptions {
   std::uint32_t epoch = 1;
   bool push = false;
   bool copy = false;
+  bool hash_tree = false;
   double rate_gbps = 0;      ///< 0: the profile's
   double max_rate_gbps = 0;  ///< 0: the profile's
   double end_game = EndGameConfig{}.enter;

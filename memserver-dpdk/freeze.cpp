@@ -63,6 +63,39 @@ Result<FrozenParent> take_parent(const ServerOptions& options, const std::atomic
   return parent;
 }
 
+/// Of the last image.
+Result<void> add_hash_tree(Frozen& frozen) {
+  auto tree = hash_tree_of(frozen.images.back());
+  if (!tree) return std::unexpected(tree.error());
+  frozen.trees.push_back(std::move(*tree));
+  return {};
+}
+
+/// The memory of a parent, with its hash tree if there is to be one.
+Result<void> add_image(Frozen& frozen, FrozenParent& parent, bool hash_tree,
+                       const std::atomic<bool>& stop) {
+  auto image = parent.open_image(hash_tree, STDERR_FILENO, stop);
+  if (!image) return std::unexpected(image.error());
+  frozen.images.push_back(std::move(*image));
+  if (!hash_tree) return {};
+  if (auto ok = add_hash_tree(frozen); !ok) return ok;
+  const ServedTree& tree = frozen.trees.back();
+  parent.descriptor.spaces.push_back({kHashTreeSpace, tree.nodes.nb_pages()});
+  parent.descriptor.hash_root.assign(tree.root.begin(), tree.root.end());
+  return {};
+}
+
+/// @return milliseconds since the parent was stopped
+Result<std::uint64_t> add_descriptor(Frozen& frozen, const FrozenParent& parent,
+                                     const std::string& path) {
+  if (auto ok = write_descriptor(parent.descriptor, path); !ok) return std::unexpected(ok.error());
+  frozen.descriptor = UnservedDescriptor{path};
+  const std::uint64_t ms = since(parent.since);
+  spdlog::info("frozen by {}: paused for {:.1f} ms, descriptor {} written after {} ms",
+               to_string(parent.kind), static_cast<double>(parent.pause.count()) / 1000, path, ms);
+  return ms;
+}
+
 }  // namespace
 
 UnservedDescriptor::~UnservedDescriptor() {
@@ -100,18 +133,23 @@ Result<void> check_sources(const ServerOptions& options) {
 }
 
 Result<Frozen> open_files(const ServerOptions& options) {
-  Frozen frozen{.images = {}, .names = options.images, .freeze = {}, .descriptor = {}};
+  Frozen frozen;
+  frozen.names = options.images;
   for (std::size_t i = 0; i < options.images.size(); ++i) {
     const auto id = image_id_of(options, i);
     if (!id) return std::unexpected(id.error());
-    auto image = Image::open(
-        options.images[i], {.image_id = *id, .epoch = options.epoch, .progress_fd = STDERR_FILENO});
+    auto image = Image::open(options.images[i], {.image_id = *id,
+                                                 .epoch = options.epoch,
+                                                 .hash_pages = options.hash_tree,
+                                                 .progress_fd = STDERR_FILENO});
     if (!image) return std::unexpected(image.error());
     const auto same_id = [&](const Image& other) { return other.image_id() == image->image_id(); };
     if (std::ranges::any_of(frozen.images, same_id))
       return fail(EEXIST, fmt::format("{}: image id {:016x} is served already", options.images[i],
                                       image->image_id()));
     frozen.images.push_back(std::move(*image));
+    if (!options.hash_tree) continue;
+    if (auto ok = add_hash_tree(frozen); !ok) return std::unexpected(ok.error());
   }
   return frozen;
 }
@@ -125,31 +163,28 @@ Result<Frozen> freeze_parent(const ServerOptions& options, const std::optional<G
   if (stop) return fail(ECANCELED, "the parent is frozen and nothing more");
   parent->descriptor.server = server;
   if (key) parent->descriptor.group_key.assign(key->bytes().begin(), key->bytes().end());
-  if (auto ok = write_descriptor(parent->descriptor, options.descriptor_file); !ok)
+  Frozen frozen;
+  frozen.names = {name_of_parent(options)};
+  Result<std::uint64_t> descriptor_ms;
+  const auto describe = [&] {
+    return descriptor_ms = add_descriptor(frozen, *parent, options.descriptor_file);
+  };
+  if (!options.hash_tree && !describe()) return std::unexpected(descriptor_ms.error());
+  if (auto ok = add_image(frozen, *parent, options.hash_tree, stop); !ok)
     return std::unexpected(ok.error());
-  UnservedDescriptor descriptor{options.descriptor_file};
-  const std::uint64_t descriptor_ms = since(parent->since);
-  spdlog::info("frozen by {}: paused for {:.1f} ms, descriptor {} written after {} ms",
-               to_string(parent->kind), static_cast<double>(parent->pause.count()) / 1000,
-               options.descriptor_file, descriptor_ms);
-  auto image = parent->open_image(STDERR_FILENO, stop);
-  if (!image) return std::unexpected(image.error());
+  if (options.hash_tree && !describe()) return std::unexpected(descriptor_ms.error());
   if (options.detach && parent->live)  // if it is stopped, nobody will ask for the rest
-    parent->live->detach([&](Gfn page) { return stop || image->is_zero(page); });
+    parent->live->detach([&](Gfn page) { return stop || frozen.images.front().is_zero(page); });
   const std::uint64_t total_ms = since(parent->since);
   spdlog::info("image complete after {} ms, {} pages avoided of {} free ones", total_ms,
                parent->nb_avoided_pages, parent->nb_free_pages);
-  Frozen frozen{.images = {},
-                .names = {name_of_parent(options)},
-                .freeze = {{"by_shim", parent->kind == FreezeKind::kShim ? 1 : 0},
-                           {"pause_us", static_cast<std::uint64_t>(parent->pause.count())},
-                           {"descriptor_ms", descriptor_ms},
-                           {"total_ms", total_ms},
-                           {"avoided_pages", parent->nb_avoided_pages},
-                           {"free_pages", parent->nb_free_pages}},
-                .descriptor = std::move(descriptor)};
+  frozen.freeze = {{"by_shim", parent->kind == FreezeKind::kShim ? 1 : 0},
+                   {"pause_us", static_cast<std::uint64_t>(parent->pause.count())},
+                   {"descriptor_ms", *descriptor_ms},
+                   {"total_ms", total_ms},
+                   {"avoided_pages", parent->nb_avoided_pages},
+                   {"free_pages", parent->nb_free_pages}};
   frozen.freeze.insert(frozen.freeze.end(), parent->details.begin(), parent->details.end());
-  frozen.images.push_back(std::move(*image));
   return frozen;
 }
 

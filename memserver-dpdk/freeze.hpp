@@ -11,6 +11,7 @@
 #include "fabric/base/result.hpp"
 #include "fabric/seal.hpp"
 #include "memserver-dpdk/control.hpp"
+#include "memserver-dpdk/hashed_image.hpp"
 #include "memserver-dpdk/image.hpp"
 #include "pmd-config/cpu_mask.hpp"
 #include "pmd-config/telemetry.hpp"
@@ -41,8 +42,9 @@ class UnservedDescriptor {
 struct Frozen {
   std::vector<Image> images;
   std::vector<std::string> names;  ///< of the images, for people
+  std::vector<ServedTree> trees;   ///< of the images, or none
   Snapshot freeze;                 ///< how long what took, if a parent was frozen
-  UnservedDescriptor descriptor{};
+  UnservedDescriptor descriptor;
 };
 
 /// @return EINVAL: the options name nothing to serve, or what cannot go together
@@ -52,7 +54,8 @@ struct Frozen {
 [[nodiscard]] Result<Frozen> open_files(const ServerOptions& options);
 
 /// Freezes the parent that the options name, writes its descriptor, then scans its memory: memtaps
-/// and clones start meanwhile and wait. After EAL init. If it fails there is no descriptor.
+/// and clones start meanwhile and wait; with a hash tree it is scanned first, for its root is in
+/// the descriptor. After EAL init. If it fails there is no descriptor.
 /// @param key     of the group, for the descriptor; none: frames go in the clear
 /// @param server  where memtaps find this memserver
 /// @param cpus    for the scan and for the thread that sets pages aside

@@ -24,10 +24,11 @@ std::shared_ptr<const AsideMemory> pages_of(const FrozenParent& parent) {
 
 }  // namespace
 
-Result<Image> FrozenParent::open_image(std::optional<int> progress_fd,
+Result<Image> FrozenParent::open_image(bool hash_pages, std::optional<int> progress_fd,
                                        const std::atomic<bool>& stop) const {
   return Image::open(memory.path(), {.image_id = descriptor.image_id,
                                      .epoch = descriptor.epoch,
+                                     .hash_pages = hash_pages,
                                      .progress_fd = progress_fd,
                                      .live = pages_of(*this),
                                      .zeros = zeros,

@@ -46,8 +46,9 @@ struct FrozenParent {
   std::string why_none_avoided{};  ///< empty, or why the guest could not be asked
 
   /// Scans the memory: as Image::open. Nothing can change the image, nor does the parent's death.
+  /// @param hash_pages  as ImageOptions
   /// @param stop  ends the scan once it is set
-  [[nodiscard]] Result<Image> open_image(std::optional<int> progress_fd,
+  [[nodiscard]] Result<Image> open_image(bool hash_pages, std::optional<int> progress_fd,
                                          const std::atomic<bool>& stop) const;
 };
 

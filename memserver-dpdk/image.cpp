@@ -98,6 +98,7 @@ Result<Image> Image::open(const std::filesystem::path& path, const ImageOptions&
     Image image{std::move(*mapping)};
     image.live_ = options.live;
     image.crcs_.resize(image.bytes().size() / kPageSize);
+    if (options.hash_pages) image.hashes_.resize(image.nb_pages());
     image.zero_words_.resize((image.crcs_.size() + kPagesPerWord - 1) / kPagesPerWord);
     for (const PageRange& pages : options.zeros)
       if (!image.mark_zero(pages))
@@ -112,6 +113,7 @@ Result<Image> Image::open(const std::filesystem::path& path, const ImageOptions&
     if (!readable)
       return fail(EIO, fmt::format("read image {}: its disk fails or it shrinks", path.string()));
     image.epoch_ = options.epoch;
+    image.space_ = options.space;
     image.image_id_ = options.image_id ? *options.image_id : image.content_id();
     return image;
   } catch (const std::bad_alloc&) {
@@ -156,14 +158,17 @@ bool Image::scan_words(std::size_t begin, std::size_t end) noexcept {
   if (!is_live() && ::madvise(base, (last - first) * kPageSize, MADV_POPULATE_READ) != 0 &&
       errno != EINVAL)
     return false;
-  static const std::uint32_t kZeroCrc = crc32c(std::array<std::byte, kPageSize>{});
+  static const std::uint32_t kZeroCrc = crc32c(kZeroPage);
+  static const Hash kZeroHash = hash_page(kZeroPage, 0);
   std::array<std::byte, kPageSize> room;
   for (std::size_t i = first; i < last; ++i) {
     crcs_[i] = kZeroCrc;
+    if (!hashes_.empty()) hashes_[i] = kZeroHash;
     if (is_zero(Gfn{i})) continue;  // known before
     const auto page = look_at(Gfn{i}, room);
     const bool zero = all_zero(page);
     if (!zero) crcs_[i] = crc32c(page);
+    if (!zero && !hashes_.empty()) hashes_[i] = hash_page(page, 0);
     zero_words_[i / kPagesPerWord] |= std::uint64_t{zero} << (i % kPagesPerWord);
   }
   return true;

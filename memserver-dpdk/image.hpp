@@ -12,6 +12,7 @@
 
 #include "fabric/base/frame_number.hpp"
 #include "fabric/base/result.hpp"
+#include "fabric/hash_tree.hpp"
 
 namespace snowfabric {
 
@@ -21,6 +22,8 @@ class Progress;
 struct ImageOptions {
   std::optional<std::uint64_t> image_id{};  ///< not 0; without it, derived from the content
   std::uint32_t epoch = 1;                  ///< of this freeze of the image
+  std::uint8_t space = 0;                   ///< page space that it is
+  bool hash_pages = false;                  ///< for hash_tree_of()
   std::optional<int> progress_fd{};         ///< where to show the scan's progress, e.g. stderr
   /// RAM of a running parent: it is the first pages, and the file holds the others at their places.
   std::shared_ptr<const AsideMemory> live{};
@@ -63,6 +66,7 @@ class Image {
 
   [[nodiscard]] std::uint64_t image_id() const noexcept { return image_id_; }
   [[nodiscard]] std::uint32_t epoch() const noexcept { return epoch_; }
+  [[nodiscard]] std::uint8_t space() const noexcept { return space_; }
   [[nodiscard]] std::uint64_t nb_pages() const noexcept { return crcs_.size(); }
   [[nodiscard]] std::uint64_t nb_zero_pages() const noexcept { return nb_zero_pages_; }
   /// Whether some pages are still a parent's own: they can only be copied, never mapped.
@@ -82,6 +86,8 @@ class Image {
   [[nodiscard]] std::span<const std::byte, kPageSize> page(Gfn gfn) const noexcept {
     return std::span<const std::byte, kPageSize>{bytes().data() + gfn.value * kPageSize, kPageSize};
   }
+  /// Of every page, if that was asked for. The caller may take them away.
+  [[nodiscard]] std::vector<Hash>& page_hashes() noexcept { return hashes_; }
   [[nodiscard]] std::uint32_t crc(Gfn gfn) const noexcept { return crcs_[gfn.value]; }
   [[nodiscard]] bool is_zero(Gfn gfn) const noexcept {
     return (zero_words_[gfn.value / 64] >> (gfn.value % 64) & 1U) != 0;
@@ -101,9 +107,11 @@ class Image {
   std::shared_ptr<const AsideMemory> live_;
   std::vector<std::uint32_t> crcs_;        // one a page
   std::vector<std::uint64_t> zero_words_;  // one bit a page
+  std::vector<Hash> hashes_;               // one a page, or none
   std::uint64_t nb_zero_pages_ = 0;
   std::uint64_t image_id_ = 0;
   std::uint32_t epoch_ = 0;
+  std::uint8_t space_ = 0;
 };
 
 /// Exit status after a SIGBUS: EX_IOERR of sysexits.h.

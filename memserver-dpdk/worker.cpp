@@ -15,6 +15,7 @@ constexpr std::size_t kTailFrames = 2 * kBurst;
 ImageView view_of(const Image& image) {
   return {.image_id = image.image_id(),
           .epoch = image.epoch(),
+          .space = image.space(),
           .nb_pages = image.nb_pages(),
           .crc32c = image.crcs(),
           .zero_words = image.zero_words()};
@@ -75,15 +76,25 @@ void ServerWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
       seal_ == nullptr ? wire::Drop::kNone : seal_->open(eth, payload, opened_, payload, now);
   if (why == wire::Drop::kNone) why = wire::parse(payload, frame);
   if (why == wire::Drop::kNone) {
-    const auto it = std::ranges::find_if(
-        served_, [&](const auto& s) { return s->image.image_id() == frame.image_id; });
-    why = it == served_.end() ? wire::Drop::kForeignImage
-                              : (*it)->engine.on_frame(frame, eth.src, now);
+    Served* const served = served_by(frame);
+    why = served == nullptr ? wire::Drop::kForeignImage
+                            : served->engine.on_frame(frame, eth.src, now);
   }
   if (why != wire::Drop::kNone) [[unlikely]]
     drops_.count(why);
   else if (seal_ != nullptr)
     seal_->remember_sender(now);
+}
+
+/// Of a page space that the image has not, the engine of another says so.
+Served* ServerWorker::served_by(const wire::Frame& frame) const noexcept {
+  Served* found = nullptr;
+  for (const auto& served : served_) {
+    if (served->image.image_id() != frame.image_id) continue;
+    found = served.get();
+    if (served->image.space() == frame.space) break;
+  }
+  return found;
 }
 
 // --- send ------------------------------------------------------------------------------------

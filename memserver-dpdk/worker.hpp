@@ -49,6 +49,7 @@ class ServerWorker {
  private:
   unsigned receive(Nanos now) noexcept;
   void on_frame(const rte_mbuf& mbuf, Nanos now) noexcept;
+  [[nodiscard]] Served* served_by(const wire::Frame& frame) const noexcept;
   unsigned send(Nanos now) noexcept;
   [[nodiscard]] bool send_one(Served& served, Nanos now) noexcept;
   [[nodiscard]] bool have_mbufs() noexcept;

@@ -8,6 +8,7 @@
 #include <spdlog/spdlog.h>
 
 #include "fabric/base/parse_number.hpp"
+#include "memtap-dpdk/tree_fetch.hpp"
 
 namespace snowfabric {
 namespace {
@@ -40,8 +41,6 @@ Snapshot snapshot_of(const ClientWorker& worker, const ClientStats& engine,
   return out;
 }
 
-constexpr Nanos kWaitLog{std::chrono::seconds{3}};  // HELLO goes on ten times a second
-
 /// From the join to the first request for the working set, unless a clone comes sooner: memtaps
 /// that are there when the first of them asks share its answer. On 2 busy CPUs four that were
 /// started at once joined within 0.8 s.
@@ -50,15 +49,15 @@ constexpr Nanos kGatherTime{std::chrono::seconds{2}};
 /// Whose sealed frames are remembered: the server's, and those of some of its former lives.
 constexpr std::size_t kMaxServers = 64;
 
-/// How long a memserver that wrote a descriptor may scan before it answers: 5 s a GiB; 1.4 s were
-/// measured beside a busy guest. 0 without a descriptor: such a memserver has scanned already.
-double scan_time_s(const TapImage& image) { return static_cast<double>(image.nb_pages) * 20e-6; }
-
 }  // namespace
 
 GuestControl::GuestControl(const TapOptions& options, const TapImage& image, ClientEngine& engine,
                            ClientWorker& worker)
-    : options_{options}, image_{image}, engine_{engine}, worker_{worker} {}
+    : options_{options},
+      image_{image},
+      engine_{engine},
+      worker_{worker},
+      server_{options, image, engine, name_of(image)} {}
 
 void GuestControl::shut_down() {
   if (!listener_) return;
@@ -74,7 +73,7 @@ void GuestControl::shut_down() {
 }
 
 void GuestControl::step(Nanos now) {
-  if (!waits_for_welcome(now)) look_at_server();
+  if (auto ok = server_.look(listener_ != nullptr, now); !ok) stop_with(std::move(ok.error()));
   if (!listener_ && engine_.state() == ClientState::kJoined) open_listener(now);
   if (listener_) look_at_guests(now);
   if (now >= next_second_) {
@@ -84,76 +83,17 @@ void GuestControl::step(Nanos now) {
   sum_counters();
 }
 
-void GuestControl::stop_with(int errnum, std::string what) {
-  if (verdict_) verdict_ = fail(errnum, std::move(what));
+void GuestControl::stop_with(Error error) {
+  if (verdict_) verdict_ = std::unexpected(std::move(error));
   request_stop();
-}
-
-std::string GuestControl::image_name() const { return fmt::format("{:016x}", image_.image_id); }
-
-/// Before the first answer. A memserver writes a descriptor first and then scans the memory.
-bool GuestControl::waits_for_welcome(Nanos now) {
-  const ClientState state = engine_.state();
-  if (listener_ || engine_.refused()) return false;
-  if (state != ClientState::kJoining && state != ClientState::kServerDead) return false;
-  if (join_began_ == kNever) {
-    join_began_ = now;
-    next_wait_log_ = now + kWaitLog;
-  }
-  const std::chrono::duration<double> waited = now - join_began_;
-  const double patience_s = options_.give_up_s + scan_time_s(image_);
-  if (now >= next_wait_log_) {
-    next_wait_log_ = now + kWaitLog;
-    spdlog::warn("no answer from the memserver of image {} for {:.0f} s; {}waiting up to {:.3g} s",
-                 image_name(), waited.count(),
-                 image_.nb_pages != 0 ? "it may be scanning the memory still; " : "", patience_s);
-  }
-  return waited.count() < patience_s;
-}
-
-void GuestControl::look_at_server() {
-  if (std::exchange(was_refused_, engine_.refused()) != engine_.refused() && engine_.refused())
-    spdlog::error("the memserver has no room for another client; raise its --max-clients");
-  const ClientState state = engine_.state();
-  if (state == last_state_) return;
-  switch (state) {
-    case ClientState::kJoined:
-      spdlog::info("joined image {} epoch {}: {} pages, server {}, MTU {}", image_name(),
-                   image_.epoch, engine_.nb_pages(), to_string(engine_.server()),
-                   engine_.server_mtu_bytes());
-      break;
-    case ClientState::kServerDead:
-      if (!listener_ && engine_.refused())
-        return stop_with(ENOSPC, fmt::format("the memserver of image {} has no room for another "
-                                             "client; raise its --max-clients",
-                                             image_name()));
-      if (!listener_)
-        return stop_with(
-            ETIMEDOUT,
-            fmt::format("no memserver answered for image {} epoch {} on {} within {:.3g} s; "
-                        "is it running, with this image, on the same segment, and is the image "
-                        "no larger than --max-image-gib?",
-                        image_name(), image_.epoch, options_.device,
-                        options_.give_up_s + scan_time_s(image_)));
-      spdlog::error("the memserver is silent for {} s: faults fail until it is back",
-                    options_.give_up_s);
-      break;
-    case ClientState::kMtuTooSmall:
-      return stop_with(EMSGSIZE,
-                       fmt::format("the memserver sends frames for MTU {}, this port has less; "
-                                   "raise the MTU here or start the memserver with --mtu",
-                                   engine_.server_mtu_bytes()));
-    case ClientState::kJoining: break;
-  }
-  last_state_ = state;
 }
 
 void GuestControl::open_listener(Nanos now) {
   if (image_.nb_pages != 0 && image_.nb_pages != engine_.nb_pages())
-    return stop_with(EINVAL,
-                     fmt::format("the memserver's image has {} pages, the descriptor {} says "
-                                 "{}: are they of one freeze?",
-                                 engine_.nb_pages(), options_.descriptor, image_.nb_pages));
+    return stop_with(
+        {EINVAL, fmt::format("the memserver's image has {} pages, the descriptor {} says "
+                             "{}: are they of one freeze?",
+                             engine_.nb_pages(), options_.descriptor, image_.nb_pages)});
   const ImageGeometry geometry{
       .image_id = image_.image_id, .nb_pages = engine_.nb_pages(), .epoch = image_.epoch};
   keep_pages(geometry);
@@ -166,7 +106,7 @@ void GuestControl::open_listener(Nanos now) {
                              .xen = image_.xen ? &*image_.xen : nullptr,
                              .kept = kept_.get(),
                              .max_guests = options_.max_guests});
-  if (!listener) return stop_with(listener.error().errnum, listener.error().what);
+  if (!listener) return stop_with(std::move(listener.error()));
   listener_ = std::move(*listener);
   if (kept_)  // not before: the socket, and so the name beside it, might be another memtap's
     if (auto ok = kept_->publish(options_.socket + ".image"); !ok)
@@ -318,6 +258,14 @@ Result<void> tap(const TapOptions& options) {
   config.mac = port.mac();
   config.mtu_bytes = *mtu;
   spdlog::info("{}{}", port.describe(), *seal ? ", frames sealed" : "");
+  const std::atomic<bool>& stop = stop_on_signals();
+  std::optional<HashTree> tree;
+  if (image->root) {
+    auto fetched = fetch_hash_tree(options, *image, config, *datapath, seal->get(), stop);
+    if (!fetched && !stop) return std::unexpected(fetched.error());
+    if (fetched) tree = std::move(*fetched);
+    config.tree = tree ? &*tree : nullptr;  // stopped: nothing is fetched any more
+  }
   ClientStats stats;
   Result<void> verdict;
   Snapshot last;
@@ -332,7 +280,7 @@ Result<void> tap(const TapOptions& options) {
                       [&](std::string_view) { return control.guest_pids(); });
     telemetry.publish("/memtap/guest", "Counters of one guest. Parameter: its id",
                       [&](std::string_view id) { return control.guest_counters(id); });
-    worker.run(stop_on_signals(), datapath->profile.idle, [&](Nanos now) { control.step(now); });
+    worker.run(stop, datapath->profile.idle, [&](Nanos now) { control.step(now); });
     control.shut_down();
     verdict = control.verdict();
     last = snapshot_of(worker, stats, control, port);

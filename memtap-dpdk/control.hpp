@@ -15,6 +15,7 @@
 #include "memtap-dpdk/housekeeping.hpp"
 #include "memtap-dpdk/kept_image.hpp"
 #include "memtap-dpdk/options.hpp"
+#include "memtap-dpdk/server_watch.hpp"
 #include "memtap-dpdk/worker.hpp"
 
 namespace snowfabric {
@@ -42,22 +43,20 @@ class GuestControl {
   [[nodiscard]] const Result<void>& verdict() const noexcept { return verdict_; }
 
  private:
-  [[nodiscard]] std::string image_name() const;
   void open_listener(Nanos now);
-  void look_at_server();
-  [[nodiscard]] bool waits_for_welcome(Nanos now);
   void look_at_guests(Nanos now);
   void keep_pages(const ImageGeometry& geometry);
   void keep_house();
   void greet(ProcessGuest& guest);
   void bury(const ProcessGuest& guest);
-  void stop_with(int errnum, std::string what);
+  void stop_with(Error error);
   void sum_counters() noexcept;
 
   const TapOptions& options_;
   const TapImage& image_;
   ClientEngine& engine_;
   ClientWorker& worker_;
+  ServerWatch server_;
   HostStats host_stats_;
   GuestCounters totals_, of_gone_;
   std::unique_ptr<KeptImage> kept_;
@@ -71,9 +70,6 @@ class GuestControl {
   Nanos next_second_{0};
   mutable std::mutex by_id_mutex_;  // taken when a guest comes or goes, and by telemetry
   std::map<std::uint32_t, const ProcessGuest*> by_id_;
-  ClientState last_state_ = ClientState::kJoining;
-  Nanos join_began_ = kNever, next_wait_log_ = kNever;
-  bool was_refused_ = false;
   std::uint64_t last_failed_ = 0, last_overwrote_ = 0;
   Nanos next_failed_log_ = kNever;
   Nanos quiet_until_ = kNever;  // a refusal that repeats is logged once a second

@@ -34,7 +34,12 @@ void HostLoop::on_page(const wire::Frame& frame, Nanos now) noexcept {
 
 void HostLoop::on_ranges(const wire::Frame& frame, Nanos now) noexcept {
   for (std::size_t i = 0; i < frame.nb_ranges(); ++i) {
-    const PageRange range = frame.range(i);
+    PageRange range = frame.range(i);
+    if (const auto nb = engine_.nb_believed(frame.type, range); nb != range.nb_pages) [[unlikely]] {
+      drops_.count(Drop::kBadHash);
+      range.nb_pages = nb;
+      if (nb == 0) continue;
+    }
     const bool demanded = engine_.take_range(frame.type, range, now);
     if (host_ == nullptr) continue;
     if (frame.type == FrameType::kZeros) host_->on_zeros(range, now);

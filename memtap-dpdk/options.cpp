@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memtap-dpdk/options.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -9,6 +10,7 @@
 
 #include "descriptor/descriptor.hpp"
 #include "descriptor/page_list.hpp"
+#include "fabric/base/hex.hpp"
 #include "fabric/base/parse_number.hpp"
 
 namespace snowfabric {
@@ -29,6 +31,10 @@ Result<TapImage> image_of_descriptor(const std::string& path) {
   static_assert(kGroupKeyBytes == GroupKey::kBytes);
   if (!descriptor->group_key.empty())
     image.key.emplace(std::span{descriptor->group_key}.first<GroupKey::kBytes>());
+  if (Hash root; descriptor->hash_root.size() == root.size()) {
+    std::ranges::copy(descriptor->hash_root, root.begin());
+    image.root = root;
+  }
   if (descriptor->find(SectionType::kQemuDevices) != nullptr) {
     auto seed = QemuSeed::from(*descriptor);
     if (!seed) return std::unexpected(seed.error());
@@ -52,6 +58,10 @@ void add_tap_options(CLI::App& cli, TapOptions& options) {
       ->excludes(descriptor);
   cli.add_option("--epoch", options.epoch, "epoch of the image")->capture_default_str();
   cli.add_option("--server", options.server, "memserver's MAC address; default: ask by broadcast");
+  cli.add_option(
+      "--hash-root", options.hash_root,
+      "root of the image's hash tree, hexadecimal: pages that do not fit it are refused; "
+      "default: the descriptor's");
   cli.add_option("--socket", options.socket, "unix socket where guests hand over userfaultfds")
       ->required();
   cli.add_option("--presence-dir", options.presence_dir,
@@ -87,6 +97,10 @@ void add_tap_options(CLI::App& cli, TapOptions& options) {
       ->capture_default_str();
 }
 
+std::string name_of(const TapImage& image) {
+  return fmt::format("image {:016x} epoch {}", image.image_id, image.epoch);
+}
+
 Result<TapImage> image_of(const TapOptions& options) {
   TapImage image{.image_id = 0, .epoch = options.epoch, .server = std::nullopt};
   if (!options.descriptor.empty()) {
@@ -111,6 +125,12 @@ Result<TapImage> image_of(const TapOptions& options) {
   const auto key = read_key(options);
   if (!key) return std::unexpected(key.error());
   if (*key) image.key = *key;
+  if (!options.hash_root.empty()) {
+    image.root = from_hex<sizeof(Hash)>(options.hash_root);
+    if (!image.root)
+      return fail(EINVAL, fmt::format("--hash-root {}: not {} hexadecimal digits",
+                                      options.hash_root, 2 * sizeof(Hash)));
+  }
   if (!options.server.empty()) {
     image.server = parse_mac(options.server);
     if (!image.server)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -30,6 +31,7 @@ class Play {
         image_{scenario.nb_pages, scenario.zero_share, scenario.seed},
         lab_{image_, {.mtu_bytes = scenario.mtu_bytes, .push = scenario.push}, scenario.seed},
         prng_{scenario.seed ^ 0xf00dU} {
+    if (scenario.hash_tree) tree_ = image_.hash_tree();
     lab_.trace = trace;
     lab_.unanswered_end = true;
     lab_.after_turn = [this](const Party& party) { check_bounds(party); };
@@ -64,6 +66,7 @@ class Play {
     const auto tune = [this](ClientConfig& config) {
       config.max_inflight = scenario_.max_inflight;
       config.partial_pages = scenario_.max_inflight;
+      config.tree = tree_ ? &*tree_ : nullptr;
     };
     const bool is_late = std::ranges::any_of(scenario_.faults, [&](const Fault& fault) {
       return fault.kind == FaultKind::kLateJoin && fault.party == number + 1;
@@ -175,13 +178,15 @@ class Play {
     if (fault.party != 0) return lab_.start_memtap(memtap(fault));
     if (!server_is_dead_) lab_.start_server(static_cast<std::uint32_t>(prng_.next()) | 1U);
   }
-  /// A page as it is in another snapshot of the parent, or of another parent.
+  /// A page as it is in another snapshot of the parent, or of another parent; or one that an
+  /// insider made, where memtaps can tell.
   void send_stranger(Memtap& to) {
     wire::Identity who{image_.view().image_id, image_.view().epoch, 1, 0};
-    if (prng_.next() % 2 == 0)
-      ++who.epoch;
-    else
-      ++who.image_id;
+    switch (prng_.next() % (tree_ ? 3 : 2)) {
+      case 0: ++who.epoch; break;
+      case 1: ++who.image_id; break;
+      default: break;
+    }
     Bytes frame(wire::kMaxFrameBytes, static_cast<std::byte>(prng_.next()));
     const auto data = std::span{frame}.subspan(wire::kPageHeaderBytes);
     wire::write_page_header(frame, who, to.mac, kServerMac, Gfn{prng_.next() % image_.nb_pages},
@@ -249,6 +254,7 @@ class Play {
 
   const Scenario& scenario_;
   TestImage image_;
+  std::optional<HashTree> tree_;
   Lab lab_;
   Prng prng_;
   std::map<const Party*, unsigned> nb_down_;  // faults that hold it down now

@@ -24,7 +24,8 @@ enum class FaultKind : std::uint8_t {
   kLateJoin,     ///< the memtap starts only when the time is over
   kBusyGuest,    ///< a guest puts off what it is given, `amount` times
   kGivenBack,    ///< a guest gives `amount` pages back
-  kStrangers,    ///< `amount` page frames of another epoch or image come to a memtap
+  kStrangers,    ///< `amount` page frames of another epoch or image, or by an insider, come to a
+                 ///< memtap
   kServerDeath,  ///< the server dies for good
   kCount
 };
@@ -59,7 +60,8 @@ struct Scenario {
   double bytes_per_s = 1.25e9;        ///< of each link
   bool push = false;
   double zero_share = 0.3;
-  double overlap = 0.5;  ///< share of the clones that touch pages in the same order
+  double overlap = 0.5;    ///< share of the clones that touch pages in the same order
+  bool hash_tree = false;  ///< memtaps have it: strangers may be of the group as well
   std::vector<Fault> faults{};
 
   /// Four clones or more, 2,000 pages or more, three kinds of fault or more.

@@ -36,6 +36,13 @@ ImageView TestImage::view() const {
   return {.image_id = 0x5eed, .epoch = 1, .nb_pages = nb_pages, .crc32c = crc, .zero_words = zeros};
 }
 
+HashTree TestImage::hash_tree() const {
+  std::vector<Hash> hashes;
+  for (std::uint64_t p = 0; p < nb_pages; ++p)
+    hashes.push_back(hash_page(page(Gfn{p}).first<kPageSize>(), 0));
+  return HashTree::over(hashes);
+}
+
 std::vector<std::uint64_t> sequential(std::uint64_t nb_pages) {
   std::vector<std::uint64_t> order(nb_pages);
   std::iota(order.begin(), order.end(), 0);

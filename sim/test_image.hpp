@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "fabric/hash_tree.hpp"
 #include "fabric/server_engine.hpp"
 
 namespace snowfabric::sim {
@@ -14,6 +15,7 @@ using Bytes = std::vector<std::byte>;
 struct TestImage {
   TestImage(std::uint64_t nb_pages, double zero_share, std::uint64_t seed);
   [[nodiscard]] ImageView view() const;
+  [[nodiscard]] HashTree hash_tree() const;
   [[nodiscard]] std::span<const std::byte> page(Gfn p) const {
     return std::span{bytes}.subspan(p.value * kPageSize, kPageSize);
   }

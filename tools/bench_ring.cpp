@@ -94,6 +94,8 @@ class RingBed {
       : options_{options},
         profile_{profile},
         image_{std::move(image)},
+        tree_{options.hash_tree ? std::optional{HashTree::over(image_.page_hashes())}
+                                : std::nullopt},
         arena_{std::move(arena)},
         server_{std::move(server)},
         client_{std::move(client)},
@@ -114,6 +116,7 @@ class RingBed {
   const RingOptions& options_;
   const Profile& profile_;
   Image image_;
+  std::optional<HashTree> tree_;
   Arena arena_;
   Port server_, client_;
   const std::atomic<bool>& interrupted_;
@@ -186,6 +189,7 @@ FetchConfig RingBed::fetch_config(Seal* seal) const {
   config.engine.client_id = 1;
   config.engine.image_id = image_.image_id();
   config.engine.epoch = image_.epoch();
+  config.engine.tree = tree_ ? &*tree_ : nullptr;
   config.engine.mac = client_.mac();
   config.engine.mtu_bytes = static_cast<std::uint16_t>(client_.mtu_bytes() - seal_bytes());
   config.engine.seed = options_.seed;

@@ -20,7 +20,8 @@ struct RingOptions {
   Mode mode = Mode::kList;
   double max_rate_gbps = 0;  ///< 0: the profile's
   bool no_huge = false;
-  bool sealed = false;  ///< the fabric's frames; the bare ones go in the clear
+  bool sealed = false;     ///< the fabric's frames; the bare ones go in the clear
+  bool hash_tree = false;  ///< the fabric's client holds each page to it
   std::vector<std::string> eal_args;
 };
 

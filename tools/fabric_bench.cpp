@@ -51,12 +51,13 @@ Result<void> write_image(int fd, std::uint64_t nb_pages, std::uint64_t seed) {
 }
 
 /// A random image that lives in memory and has no name.
-Result<Image> anonymous_image(std::uint64_t nb_pages, std::uint64_t seed) {
+Result<Image> anonymous_image(std::uint64_t nb_pages, std::uint64_t seed, bool hash_pages) {
   const int fd = memfd_create("fabric-bench", MFD_CLOEXEC);
   if (fd < 0) return fail(errno, "memfd_create");
   auto written = write_image(fd, nb_pages, seed);
-  auto image = written ? Image::open(fmt::format("/proc/self/fd/{}", fd))
-                       : Result<Image>{std::unexpected(written.error())};
+  auto image = written
+                   ? Image::open(fmt::format("/proc/self/fd/{}", fd), {.hash_pages = hash_pages})
+                   : Result<Image>{std::unexpected(written.error())};
   close(fd);  // the mapping stays
   return image;
 }
@@ -90,7 +91,7 @@ Result<void> complete_mode(Options& options) {
 
 Result<void> ring(const Options& options) {
   const std::size_t nb_fragments = wire::fragments_for_mtu(options.ring.mtu);
-  auto image = anonymous_image(options.nb_pages, options.seed);
+  auto image = anonymous_image(options.nb_pages, options.seed, options.ring.hash_tree);
   if (!image) return std::unexpected(image.error());
   const auto result = run_ring(options.ring, std::move(*image), stop_on_signals());
   if (!result) return std::unexpected(result.error());
@@ -202,6 +203,8 @@ void add_ring(CLI::App& app, Options& options) {
                  "flow control's rate, from the start; default: the profile's highest");
   app.add_flag("--sealed", options.ring.sealed,
                "the fabric seals its frames, the bare loop does not");
+  app.add_flag("--hash-tree", options.ring.hash_tree,
+               "the fabric's client holds each page to a hash tree, the bare loop does not");
   app.add_flag("--no-huge", options.ring.no_huge, "without hugepages: slower, both sides");
   app.add_option("--seed", options.seed, "of the image")->capture_default_str();
   app.add_option("--json", options.json_path, "write the result there");

@@ -200,6 +200,7 @@ class Fleet:
         else:
             image = self.info["images"][image_index]
             what = ["--image-id", image["image_id"], "--epoch", image["epoch"], "--server", self.info["server_mac"]]
+            what += ["--hash-root", image["hash_root"]] if "hash_root" in image else []
         args = [self.opt.build / MEMTAP, *self._port_args(), *what, "--socket", path,
                 "--presence-dir", presence, "--stats", self.dir / f"memtap{host}-stats.json",
                 *self._loss_args(host), *self.opt.memtap_args, *extra,

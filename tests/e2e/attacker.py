@@ -4,7 +4,8 @@ namespace.
 
 usage: attacker.py record IFACE FILE COUNT                 that many PAGE frames, as they come by
        attacker.py send IFACE FILE KIND COUNT SEED DST IMAGE_ID EPOCH    made of those of the file
-KIND: replayed, flipped, forged, clear. DST, IMAGE_ID, EPOCH: of the last two
+KIND: replayed, flipped, forged, clear; FILE may be /dev/null for those that need no frame: clear, zeros, absent, nodes.
+DST, IMAGE_ID, EPOCH: of the frames that are not replayed
 """
 import json
 import pathlib
@@ -19,6 +20,9 @@ import junk
 ETHERNET_BYTES, SEAL_BYTES, TAG_BYTES = 14, 32, 16
 PAGE_BYTES = 4096
 NB_CLEAR_PAGES = 1024  # forged pages that fit their checksum lie before
+NB_NODES = 33  # of the hash tree over 16 MiB
+HASH_TREE_SPACE = 1
+SOMEBODY = "02534600ee02"
 
 
 def record(iface, path, count):
@@ -53,13 +57,14 @@ EVIL = b"\x66" * PAGE_BYTES
 EVIL_CRC = crc32c(EVIL)
 
 
-def page_of(image_id, epoch, gfn):
+def page_of(image_id, epoch, gfn, space=0):
     """A PAGE frame in the clear, all of it right but its bytes: they fit the checksum and not the image."""
-    return junk.header(junk.page(gfn, EVIL, EVIL_CRC), image_id, epoch, junk.PAGE)
+    return junk.header(junk.page(gfn, EVIL, EVIL_CRC), image_id, epoch, junk.PAGE, space=space)
 
 
 def made(kind, frame, rng, dst, image_id, epoch):
-    ethernet = bytes.fromhex(dst.replace(":", "")) + frame[6:ETHERNET_BYTES]  # the server's own address as its source
+    source = frame[6:12] or bytes.fromhex(SOMEBODY)  # the server's own address, if one of its frames is at hand
+    ethernet = bytes.fromhex(dst.replace(":", "")) + source + struct.pack(">H", junk.ETHER_TYPE)
     match kind:
         case "replayed":
             return frame
@@ -71,11 +76,17 @@ def made(kind, frame, rng, dst, image_id, epoch):
             return ethernet + head + page_of(image_id, epoch, rng.randrange(NB_CLEAR_PAGES)) + rng.randbytes(TAG_BYTES)
         case "clear":
             return ethernet + page_of(image_id, epoch, rng.randrange(NB_CLEAR_PAGES))
+        case "nodes":
+            return ethernet + page_of(image_id, epoch, rng.randrange(NB_NODES), HASH_TREE_SPACE)
+        case "zeros" | "absent":
+            body = struct.pack(">QI", rng.randrange(NB_CLEAR_PAGES), 1)
+            return ethernet + junk.header(body, image_id, epoch, junk.ZEROS if kind == "zeros" else junk.ABSENT)
     raise ValueError(f"unknown kind {kind}")
 
 
 def send(iface, path, kind, count, seed, dst, image_id, epoch):
-    frames = [bytes.fromhex(text) for text in json.loads(pathlib.Path(path).read_text())]
+    text = pathlib.Path(path).read_text()
+    frames = [bytes.fromhex(line) for line in json.loads(text)] if text else [b""]
     rng = random.Random(f"{seed} {kind}")
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind((iface, 0))

@@ -62,12 +62,14 @@ def check_churn(vm):
 
 @case(240)
 def fork_clones_answer_as_themselves(context):
-    """With frames lost, pages in fragments, and sealed by a key that is in the descriptor: each clone has the parent's
-    memory and counter, and its own id. The descriptor is small."""
-    with family(context, mb=SMALL_VM_MB, mtu=1500, loss=3.0, server_args=("--key", key_file(context))) as vms:
+    """With frames lost, pages in fragments, sealed by a key and checked by a hash tree, both of the descriptor: each clone
+    has the parent's memory and counter, and its own id. The descriptor is small."""
+    args = ("--key", key_file(context), "--hash-tree")
+    with family(context, mb=SMALL_VM_MB, mtu=1500, loss=3.0, server_args=args) as vms:
         counter = vms.ask_web(vms.identity(0))["counter"]
         clones = fork(vms, 3)
-        check("frames sealed" in vms.fleet.memtaps[1].tail(1000), "memtap goes in the clear")
+        for says in ("frames sealed", "nodes fetched and checked"):
+            check(says in vms.fleet.memtaps[1].tail(1000), f"memtap does not say: {says}")
         nb_bytes = forklib.descriptor_bytes(vms.descriptor)
         check(nb_bytes * 500 <= SMALL_VM_MB << 20, f"a descriptor of {nb_bytes} bytes for {SMALL_VM_MB} MiB")
         for clone in clones:

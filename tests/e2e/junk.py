@@ -11,15 +11,15 @@ import time
 
 ETHER_TYPE = 0x88B5
 MAGIC, VERSION = 0x5346, 1
-REQUEST, PAGE = 3, 4
+REQUEST, PAGE, ZEROS, ABSENT = 3, 4, 5, 6
 PAGE_FIRST = 1000  # kind "page": behind what a test lets its guest touch
 PACE_S = 0.0005  # a burst would overrun the receiver's ring, and what is lost there is counted nowhere
 
 
-def header(payload, image_id, epoch, frame_type, version=VERSION, payload_len=None):
+def header(payload, image_id, epoch, frame_type, version=VERSION, payload_len=None, space=0):
     """docs/wire-format.md, common header."""
     length = len(payload) if payload_len is None else payload_len
-    return struct.pack(">HBBBBHQIII", MAGIC, version, frame_type, 0, 0, length, image_id, epoch, 0, 0) + payload
+    return struct.pack(">HBBBBHQIII", MAGIC, version, frame_type, 0, space, length, image_id, epoch, 0, 0) + payload
 
 
 def request(first, nb_pages, client_id=0x6A756E6B):

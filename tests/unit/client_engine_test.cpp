@@ -223,6 +223,58 @@ TEST(ClientEngine, APageThatFailsItsChecksumIsRefusedAndAskedForWholeAgain) {
   EXPECT_EQ(wants[0].fragments, 0);
 }
 
+/// The tree of an image of page_bytes() and, behind them, four zero pages.
+HashTree tree_of_pages(std::uint64_t nb_pages) {
+  std::vector<Hash> hashes;
+  for (std::uint64_t gfn = 0; gfn < nb_pages; ++gfn) {
+    const test::Bytes bytes = test::page_bytes(gfn);
+    hashes.push_back(hash_page(std::span<const std::byte, kPageSize>{bytes}, 0));
+  }
+  hashes.insert(hashes.end(), 4, hash_page(std::array<std::byte, kPageSize>{}, 0));
+  return HashTree::over(hashes);
+}
+
+TEST(ClientEngine, APageThatDoesNotFitTheHashTreeIsRefusedAndAskedForAgain) {
+  const HashTree tree = tree_of_pages(11);  // of page 11 it says that it is zero
+  ClientConfig config = TestClient::defaults();
+  config.tree = &tree;
+  TestClient client{config};
+  client.join(15);
+  client.demand(10);
+  client.demand(11);
+  EXPECT_THAT(client.send_wants(), SizeIs(1));
+  EXPECT_FALSE(client.page(11));  // its checksum is right
+  EXPECT_EQ(client.drop, Drop::kBadHash);
+  EXPECT_TRUE(client.engine.demanded(Gfn{11}));
+  EXPECT_TRUE(client.page(10));
+  client.now += 1s;
+  const auto again = client.send_wants();
+  ASSERT_THAT(again, SizeIs(1));
+  EXPECT_EQ(again[0].first.host(), 11U);
+}
+
+TEST(ClientEngine, OfZerosAndAbsentPagesOnlyThoseAreBelievedThatFitTheHashTree) {
+  const HashTree tree = tree_of_pages(11);
+  ClientConfig config = TestClient::defaults();
+  config.tree = &tree;
+  TestClient client{config};
+  client.join(15);
+  EXPECT_EQ(client.engine.nb_believed(FrameType::kZeros, {Gfn{11}, 4}), 4U);
+  EXPECT_EQ(client.engine.nb_believed(FrameType::kZeros, {Gfn{10}, 4}), 0U);
+  EXPECT_EQ(client.engine.nb_believed(FrameType::kAbsent, {Gfn{11}, 1}), 0U);
+  EXPECT_EQ(client.engine.nb_believed(FrameType::kAbsent, {Gfn{15}, 3}), 3U);
+}
+
+TEST(ClientEngine, AServerWhoseImageIsNotTheHashTreesIsNotJoined) {
+  const HashTree tree = tree_of_pages(11);
+  ClientConfig config = TestClient::defaults();
+  config.tree = &tree;
+  TestClient client{config};
+  client.send();
+  EXPECT_EQ(client.welcome(129), Drop::kBadHash);
+  EXPECT_EQ(client.engine.state(), ClientState::kJoining);
+}
+
 TEST(ClientEngine, PagesAndZerosOutsideTheImageAreRefused) {
   TestClient client;
   client.join(100);

@@ -59,9 +59,10 @@ struct WriterCase {
   int errnum = EINVAL;
 };
 
-TEST(Descriptor, AGroupsKeyComesBack) {
+TEST(Descriptor, AGroupsKeyAndTheRootOfAHashTreeComeBack) {
   Descriptor d = sample_descriptor();
   for (int i = 0; i < 32; ++i) d.group_key.push_back(static_cast<std::byte>(200 + i));
+  for (int i = 0; i < 32; ++i) d.hash_root.push_back(static_cast<std::byte>(i));
   EXPECT_EQ(decode(encode(d).value()), d);
 }
 
@@ -72,6 +73,7 @@ TEST(Descriptor, TheWriterRefusesAFieldOutsideItsBoundsAndNamesIt) {
       {"group: 02:", [](auto& d) { d.group = d.server; }},
       {"server: 03:", [](auto& d) { d.server = d.group; }},
       {"group_key: 31 bytes", [](auto& d) { d.group_key.resize(31); }},
+      {"hash_root: 33 bytes", [](auto& d) { d.hash_root.resize(33); }},
       {"spaces: the first", [](auto& d) { d.spaces.clear(); }},
       {"spaces: the first", [](auto& d) { d.spaces = {{1, 100}}; }},
       {"spaces: 17 entries", [](auto& d) { d.spaces.resize(kMaxSpaces + 1); }},
@@ -138,6 +140,7 @@ TEST(Descriptor, TheReaderRefusesAFieldOutsideItsBoundsAndNamesIt) {
       {"server: 7 bytes", bytes_field(7, "\2abcdef")},
       {"server: 03:", bytes_field(7, "\3abcde")},
       {"group_key: 33 bytes", bytes_field(16, std::string(33, 'k'))},
+      {"hash_root: 31 bytes", bytes_field(17, std::string(31, 'h'))},
       {"parent_uuid: 0 bytes", bytes_field(11, "")},
       {"parent_name: control", bytes_field(10, "\x7f")},
       {"spaces: space 256", bytes_field(3, number_field(1, 256) + number_field(2, 1))},

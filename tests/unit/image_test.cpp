@@ -21,11 +21,14 @@
 #include <sys/stat.h>
 
 #include "fabric/crc32c.hpp"
+#include "fabric/hash_tree.hpp"
+#include "memserver-dpdk/hashed_image.hpp"
 
 namespace snowfabric {
 namespace {
 
 using testing::HasSubstr;
+using testing::IsEmpty;
 using Bytes = std::vector<char>;
 
 /// A directory of one test, removed with everything in it.
@@ -175,6 +178,24 @@ TEST_F(ImageTest, MapsAMemfd) {
   ASSERT_TRUE(image) << image.error().what;
   EXPECT_EQ(image->nb_zero_pages(), 1U);
   ::close(fd);
+}
+
+TEST_F(ImageTest, ItsHashTreeIsAnImageOfItsOwnSpaceOverAllPagesAlsoThoseLeftOut) {
+  auto image = Image::open(file(pages("a.bc")),
+                           {.image_id = 5, .epoch = 3, .hash_pages = true, .zeros = {{Gfn{2}, 1}}});
+  ASSERT_TRUE(image) << image.error().what;
+  const auto tree = hash_tree_of(*image);
+  ASSERT_TRUE(tree) << tree.error().what;
+  EXPECT_EQ(tree->nodes.image_id(), 5U);
+  EXPECT_EQ(tree->nodes.epoch(), 3U);
+  EXPECT_EQ(tree->nodes.space(), kHashTreeSpace);
+  auto copy = HashTree::with_room_for(tree->nodes.nb_pages());
+  ASSERT_TRUE(copy);
+  std::ranges::copy(tree->nodes.page(Gfn{0}), copy->node(Gfn{0}).begin());
+  EXPECT_THAT(copy->misfits(tree->root), IsEmpty());
+  EXPECT_TRUE(copy->fits(Gfn{0}, image->page(Gfn{0})));
+  EXPECT_TRUE(copy->fits(Gfn{3}, image->page(Gfn{3})));
+  EXPECT_EQ(copy->nb_zero({Gfn{1}, 3}), 2U) << "zero, and read as such whatever it holds";
 }
 
 TEST_F(ImageTest, TellsWhyAFileIsNoImage) {

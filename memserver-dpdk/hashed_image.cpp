@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memserver-dpdk/hashed_image.hpp"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <new>
+#include <utility>
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include "fabric/base/unique_fd.hpp"
+
+namespace snowfabric {
+namespace {
+
+/// @return errno of write(2)
+Result<void> write_all(int fd, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t nb = ::write(fd, bytes.data(), bytes.size());
+    if (nb < 0) return fail(errno, fmt::format("{} bytes of a hash tree", bytes.size()));
+    bytes = bytes.subspan(static_cast<std::size_t>(nb));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<ServedTree> hash_tree_of(Image& image) {
+  const UniqueFd file{memfd_create("snowfabric-hash-tree", MFD_CLOEXEC)};
+  if (!file) return fail(errno, "memfd_create for a hash tree");
+  Hash root{};
+  try {
+    const HashTree tree = HashTree::over(std::exchange(image.page_hashes(), {}));
+    if (auto ok = write_all(file.get(), tree.bytes()); !ok) return std::unexpected(ok.error());
+    root = tree.root();
+  } catch (const std::bad_alloc&) {
+    return fail(ENOMEM, fmt::format("hash tree over {} pages", image.nb_pages()));
+  }
+  auto nodes =
+      Image::open(fmt::format("/proc/self/fd/{}", file.get()),
+                  {.image_id = image.image_id(), .epoch = image.epoch(), .space = kHashTreeSpace});
+  if (!nodes) return std::unexpected(nodes.error());
+  return ServedTree{std::move(*nodes), root};
+}
+
+}  // namespace snowfabric
