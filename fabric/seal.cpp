@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <list>
 #include <new>
 #include <string_view>
 #include <unordered_map>
@@ -77,10 +78,11 @@ struct alignas(64) SessionKey {
 
 /// A sender that is remembered.
 struct Sender {
+  Session session;
   SessionKey key;
   ReplayWindow window{};
-  Nanos heard{};
 };
+using Senders = std::list<Sender>;
 
 using Iv = std::array<std::byte, 12>;
 
@@ -173,7 +175,8 @@ struct Seal::Impl {
         max_senders{most},
         session{drawn},
         own{manager.get(), group, session},
-        stranger{own} {}
+        stranger{own},
+        strangers_session{session} {}
 
   [[nodiscard]] bool is_right(const SessionKey& key, std::span<const std::byte> head,
                               std::span<const std::byte> sealed, const Be64& counter,
@@ -185,12 +188,12 @@ struct Seal::Impl {
   Session session;
   SessionKey own;
   std::uint64_t nb_sealed = 0;
-  std::unordered_map<Session, Sender, SessionHash> senders{};
+  Senders senders{};  // who was silent longest is first
+  std::unordered_map<Session, Senders::iterator, SessionHash> by_session{};
 
-  // Of the frame opened last, if nobody knows its sender.
-  SessionKey stranger;
-  Session strangers_session{};
-  std::uint64_t strangers_counter = 0;  // 0: there is none
+  SessionKey stranger;  // of strangers_session: a key costs more than opening a short frame
+  Session strangers_session;
+  std::uint64_t strangers_counter = 0;  // of the frame opened last; 0: nobody to remember
 };
 
 Seal::Seal(std::unique_ptr<Impl> impl) noexcept : impl_{std::move(impl)} {}
@@ -247,7 +250,7 @@ bool Seal::Impl::is_right(const SessionKey& key, std::span<const std::byte> head
 }
 
 Drop Seal::open(const wire::EthHdr& eth, std::span<const std::byte> payload, OpenBuffer& out,
-                std::span<const std::byte>& inner, Nanos now) noexcept {
+                std::span<const std::byte>& inner) noexcept {
   Impl& own = *impl_;
   own.strangers_counter = 0;
   SealHeader header;
@@ -265,33 +268,38 @@ Drop Seal::open(const wire::EthHdr& eth, std::span<const std::byte> payload, Ope
   std::memcpy(head.data(), &eth, sizeof eth);
   std::memcpy(head.data() + sizeof eth, &header, sizeof header);
 
-  const auto found = own.senders.find(header.session);
-  const bool is_known = found != own.senders.end();
-  if (!is_known) own.stranger = SessionKey{own.manager.get(), own.group, header.session};
-  const SessionKey& key = is_known ? found->second.key : own.stranger;
+  const auto found = own.by_session.find(header.session);
+  const bool is_known = found != own.by_session.end();
+  if (!is_known && header.session != own.strangers_session) {
+    own.stranger = SessionKey{own.manager.get(), own.group, header.session};
+    own.strangers_session = header.session;
+  }
+  const SessionKey& key = is_known ? found->second->key : own.stranger;
   if (!own.is_right(key, head, sealed, header.counter, out.data())) return Drop::kBadSeal;
   if (is_known) {
-    if (!found->second.window.accept(counter)) return Drop::kReplayed;
-    found->second.heard = now;
+    if (!found->second->window.accept(counter)) return Drop::kReplayed;
+    own.senders.splice(own.senders.end(), own.senders, found->second);
   } else {
-    own.strangers_session = header.session;
     own.strangers_counter = counter;
   }
   inner = std::span{out}.first(header.length.host());
   return Drop::kNone;
 }
 
-void Seal::remember_sender(Nanos now) noexcept {
+void Seal::remember_sender() noexcept {
   Impl& own = *impl_;
   const std::uint64_t counter = std::exchange(own.strangers_counter, 0);
   if (counter == 0) return;
   try {
-    if (own.senders.size() >= own.max_senders)
-      own.senders.erase(std::ranges::min_element(
-          own.senders, {}, [](const auto& sender) { return sender.second.heard; }));
-    auto& sender =
-        own.senders.emplace(own.strangers_session, Sender{own.stranger, {}, now}).first->second;
-    (void)sender.window.accept(counter);
+    if (own.senders.size() >= own.max_senders) {
+      own.by_session.erase(own.senders.front().session);
+      own.senders.pop_front();
+    }
+    Senders made;
+    made.emplace_back(own.strangers_session, own.stranger);
+    (void)made.front().window.accept(counter);
+    own.by_session.emplace(own.strangers_session, made.begin());
+    own.senders.splice(own.senders.end(), made);
   } catch (const std::bad_alloc&) {
     return;  // it stays a stranger, whose replays are not told
   }

@@ -10,7 +10,6 @@
 
 #include "fabric/base/endian.hpp"
 #include "fabric/base/result.hpp"
-#include "fabric/base/time.hpp"
 #include "fabric/wire.hpp"
 
 /// Frames that only the holders of a group's key can read, and make. The engines know nothing of
@@ -87,7 +86,9 @@ using OpenBuffer = std::array<std::byte, wire::kMaxFrameBytes>;
 /// restart meets a key again, and the nonce is a frame's counter. One thread.
 class Seal {
  public:
-  /// @param max_senders  to remember at once; then the one that was silent longest is forgotten
+  /// @param max_senders  to remember at once; then the one that was silent longest is forgotten. It
+  ///                     is a stranger again: its frames of before are taken once more
+  /// @pre max_senders is not 0
   /// @return ENOMEM; errno of getrandom(2); ENOTSUP: no AES instructions
   [[nodiscard]] static Result<std::unique_ptr<Seal>> make(const GroupKey& key,
                                                           std::size_t max_senders);
@@ -110,12 +111,11 @@ class Seal {
   /// @return kNone, or why the frame is to be dropped: kUnsealed, kTruncated, kBadVersion,
   ///         kBadLength, kBadSeal, kReplayed
   [[nodiscard]] wire::Drop open(const wire::EthHdr& eth, std::span<const std::byte> payload,
-                                OpenBuffer& out, std::span<const std::byte>& inner,
-                                Nanos now) noexcept;
+                                OpenBuffer& out, std::span<const std::byte>& inner) noexcept;
   /// The frame opened last was one to act on: its sender is remembered, if it was unknown. Others
   /// are not, or whoever is heard by all would fill the table. Until then a replay of a stranger's
   /// frame is not told from it.
-  void remember_sender(Nanos now) noexcept;
+  void remember_sender() noexcept;
 
   [[nodiscard]] const wire::Session& session() const noexcept;
 

@@ -73,7 +73,7 @@ void ServerWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
   std::span<const std::byte> payload = gather(mbuf, gather_);
   wire::Frame frame;
   wire::Drop why =
-      seal_ == nullptr ? wire::Drop::kNone : seal_->open(eth, payload, opened_, payload, now);
+      seal_ == nullptr ? wire::Drop::kNone : seal_->open(eth, payload, opened_, payload);
   if (why == wire::Drop::kNone) why = wire::parse(payload, frame);
   if (why == wire::Drop::kNone) {
     Served* const served = served_by(frame);
@@ -83,7 +83,7 @@ void ServerWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
   if (why != wire::Drop::kNone) [[unlikely]]
     drops_.count(why);
   else if (seal_ != nullptr)
-    seal_->remember_sender(now);
+    seal_->remember_sender();
 }
 
 /// Of a page space that the image has not, the engine of another says so.

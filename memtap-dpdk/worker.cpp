@@ -92,13 +92,12 @@ void ClientWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
   stats_.rx_bytes.add(mbuf.pkt_len);
   std::span<const std::byte> payload = gather(mbuf, gather_);
   if (seal_ != nullptr)
-    if (const auto why = seal_->open(eth, payload, opened_, payload, now);
-        why != wire::Drop::kNone) {
+    if (const auto why = seal_->open(eth, payload, opened_, payload); why != wire::Drop::kNone) {
       loop_.drop(why);
       return;
     }
   const bool is_good = loop_.on_frame(eth.src, payload, mbuf.pkt_len, now);
-  if (seal_ != nullptr && is_good) seal_->remember_sender(now);
+  if (seal_ != nullptr && is_good) seal_->remember_sender();
 }
 
 // --- send ------------------------------------------------------------------------------------

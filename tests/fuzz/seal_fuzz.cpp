@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Any bytes where a sealed frame is expected, and sealed frames with a byte changed or an end cut
-// off: none is opened. What was not touched is, once.
+// off: none is opened. What was not touched is, once. The receiver knows one of its two senders.
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -25,33 +26,36 @@ void check(bool holds) {
 
 struct Bed {
   GroupKey key{GroupKey::Bytes{}};
-  std::unique_ptr<Seal> sender = std::move(Seal::make(key, 1).value());
-  std::unique_ptr<Seal> receiver = std::move(Seal::make(key, 1).value());
+  std::array<std::unique_ptr<Seal>, 2> senders{made(), made()};
+  std::unique_ptr<Seal> receiver = made();
   OpenBuffer out{};
   std::span<const std::byte> inner{};
+
+  std::unique_ptr<Seal> made() const { return std::move(Seal::make(key, 1).value()); }
 
   Drop open(std::span<const std::byte> frame) {
     wire::EthHdr eth;
     std::memcpy(&eth, frame.data(), sizeof eth);
-    return receiver->open(eth, frame.subspan(kEth), out, inner, Nanos{});
+    return receiver->open(eth, frame.subspan(kEth), out, inner);
   }
 };
 
-/// @param change  where, by what, and how many bytes are left
+/// @param change  where, by what, and how many bytes are left; whose frame
 void check_changed(Bed& bed, std::span<const std::byte> text, std::span<const std::byte> change) {
   std::vector<std::byte> frame(kEth + text.size() + wire::kSealBytes);
   std::ranges::copy(text, frame.begin() + kEth + Seal::kHeadroom);
-  check(bed.sender->seal(frame, kEth + text.size()) == frame.size());
+  const unsigned end = std::to_integer<unsigned>(change[3]);
+  check(bed.senders[end >> 7U]->seal(frame, kEth + text.size()) == frame.size());
   std::uint16_t where;
   std::memcpy(&where, change.data(), sizeof where);
   std::vector<std::byte> changed = frame;
   changed[where % changed.size()] ^= change[2];
-  const std::size_t left = std::to_integer<std::size_t>(change[3]);
+  const std::size_t left = end & 0x7fU;
   if (left != 0) changed.resize(std::max(kEth, changed.size() - std::min(changed.size(), left)));
   check((bed.open(changed) == Drop::kNone) == (changed == frame));
   if (changed != frame) check(bed.open(frame) == Drop::kNone);
   check(bed.inner.size() == text.size() && std::ranges::equal(bed.inner, text));
-  bed.receiver->remember_sender({});
+  bed.receiver->remember_sender();
   check(bed.open(frame) == Drop::kReplayed);
 }
 

@@ -22,7 +22,6 @@
 namespace snowfabric {
 namespace {
 
-using namespace std::chrono_literals;
 using ::testing::HasSubstr;
 using wire::Drop;
 
@@ -37,8 +36,8 @@ GroupKey key_of(int first) {
   return GroupKey{bytes};
 }
 
-std::unique_ptr<Seal> seal_of(const GroupKey& key, std::size_t max_sessions = 4) {
-  auto made = Seal::make(key, max_sessions);
+std::unique_ptr<Seal> seal_of(const GroupKey& key, std::size_t max_senders = 4) {
+  auto made = Seal::make(key, max_senders);
   EXPECT_TRUE(made) << made.error().what;
   return std::move(*made);
 }
@@ -66,15 +65,15 @@ struct Receiver {
   OpenBuffer out{};
   std::span<const std::byte> inner{};
 
-  Drop open(const Frame& frame, Nanos now = {}) {
+  Drop open(const Frame& frame) {
     wire::EthHdr eth;
     std::memcpy(&eth, frame.data(), sizeof eth);
     inner = {};
-    return seal->open(eth, std::span{frame}.subspan(kEth), out, inner, now);
+    return seal->open(eth, std::span{frame}.subspan(kEth), out, inner);
   }
-  Drop open_and_remember(const Frame& frame, Nanos now = {}) {
-    const Drop why = open(frame, now);
-    if (why == Drop::kNone) seal->remember_sender(now);
+  Drop open_and_remember(const Frame& frame) {
+    const Drop why = open(frame);
+    if (why == Drop::kNone) seal->remember_sender();
     return why;
   }
 };
@@ -117,6 +116,7 @@ TEST_F(SealTest, AFrameIsTheOneOfTheStandards) {
 }
 
 TEST_F(SealTest, AFlippedBitAnywhereIsRefused) {
+  ASSERT_EQ(receiver.open_and_remember(sealed(*sender, frame_of(44))), Drop::kNone);
   const Frame wired = sealed(*sender, frame_of(44));
   for (std::size_t bit = 0; bit < 8 * wired.size(); ++bit) {
     Frame flipped = wired;
@@ -201,12 +201,24 @@ TEST_F(SealTest, WhoIsSilentLongestIsForgottenFirstAndReplaysKeepNobody) {
   receiver.seal = seal_of(key, 2);
   const auto second = seal_of(key), third = seal_of(key);
   const Frame first_of = sealed(*sender, frame_of(44)), second_of = sealed(*second, frame_of(44));
-  EXPECT_EQ(receiver.open_and_remember(first_of, 1s), Drop::kNone);
-  EXPECT_EQ(receiver.open_and_remember(second_of, 2s), Drop::kNone);
-  EXPECT_EQ(receiver.open_and_remember(first_of, 3s), Drop::kReplayed);
-  EXPECT_EQ(receiver.open_and_remember(sealed(*third, frame_of(44)), 4s), Drop::kNone);
-  EXPECT_EQ(receiver.open(second_of, 5s), Drop::kReplayed);
-  EXPECT_EQ(receiver.open(first_of, 5s), Drop::kNone);  // a stranger again
+  EXPECT_EQ(receiver.open_and_remember(first_of), Drop::kNone);
+  EXPECT_EQ(receiver.open_and_remember(second_of), Drop::kNone);
+  EXPECT_EQ(receiver.open_and_remember(first_of), Drop::kReplayed);
+  EXPECT_EQ(receiver.open_and_remember(sealed(*third, frame_of(44))), Drop::kNone);
+  EXPECT_EQ(receiver.open(second_of), Drop::kReplayed);
+  EXPECT_EQ(receiver.open(first_of), Drop::kNone);  // a stranger again
+}
+
+TEST_F(SealTest, WhoIsHeardAgainIsNotForgottenNext) {
+  receiver.seal = seal_of(key, 2);
+  const auto second = seal_of(key), third = seal_of(key);
+  const Frame first_of = sealed(*sender, frame_of(44)), second_of = sealed(*second, frame_of(44));
+  EXPECT_EQ(receiver.open_and_remember(first_of), Drop::kNone);
+  EXPECT_EQ(receiver.open_and_remember(second_of), Drop::kNone);
+  EXPECT_EQ(receiver.open(sealed(*sender, frame_of(44))), Drop::kNone);
+  EXPECT_EQ(receiver.open_and_remember(sealed(*third, frame_of(44))), Drop::kNone);
+  EXPECT_EQ(receiver.open(first_of), Drop::kReplayed);
+  EXPECT_EQ(receiver.open(second_of), Drop::kNone);  // a stranger again
 }
 
 TEST(Replays, EachFrameIsAcceptedOnceWhateverTheOrder) {
