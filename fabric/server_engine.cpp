@@ -46,8 +46,8 @@ Drop ServerEngine::on_frame(const wire::Frame& frame, const MacAddr& src, Nanos 
   if (frame.epoch != image_.epoch) return Drop::kStaleEpoch;
   if (frame.space != image_.space) return Drop::kOutOfRange;
   switch (frame.type) {
-    case FrameType::kHello: on_hello(frame, src, now); return Drop::kNone;
-    case FrameType::kRequest: on_request(frame, src, now); return Drop::kNone;
+    case FrameType::kHello: return on_hello(frame, src, now);
+    case FrameType::kRequest: return on_request(frame, src, now);
     case FrameType::kBye: {
       const auto who = clients_.find(frame.bye.client_id.host());
       if (who == ClientTable::kNone) return Drop::kUnexpectedType;
@@ -84,19 +84,21 @@ ClientTable::Index ServerEngine::join(std::uint64_t client_id, const MacAddr& sr
   return who;
 }
 
-void ServerEngine::on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
+Drop ServerEngine::on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
   stats_.rx_hellos.add(1);
-  join(frame.hello.client_id.host(), src, now);
+  const auto who = join(frame.hello.client_id.host(), src, now);
+  return who == ClientTable::kNone ? Drop::kUnexpectedType : Drop::kNone;
 }
 
-void ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
+Drop ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
   const std::uint64_t id = frame.request.client_id.host();
+  const bool to_us = frame.incarnation == identity_.incarnation;
   auto who = clients_.find(id);
-  // A client that does not know this incarnation gets WELCOME again, and its pages all the same.
-  if (who == ClientTable::kNone || frame.incarnation != identity_.incarnation)
-    who = join(id, src, now);
-  if (who == ClientTable::kNone) return;
+  if (who == ClientTable::kNone || !to_us) who = join(id, src, now);
+  if (who == ClientTable::kNone) return Drop::kUnexpectedType;
   stats_.rx_requests.add(1);
+  // What an earlier life of ours was asked may be a replay; with WELCOME a client asks again.
+  if (!to_us) return Drop::kNone;
   Client& client = clients_[who];
   client.last_heard = now;
   take_report(client, frame.request.report);
@@ -119,6 +121,7 @@ void ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nano
     if (inside < nb_pages)
       answer_absent(src, {Gfn{first + inside}, static_cast<std::uint32_t>(nb_pages - inside)});
   }
+  return Drop::kNone;
 }
 
 /// Also of reports too young to say anything of the rate.

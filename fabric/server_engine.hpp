@@ -107,8 +107,8 @@ class ServerEngine {
     MacAddr dst{};
   };
 
-  void on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
-  void on_request(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
+  wire::Drop on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
+  wire::Drop on_request(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
   void take_report(Client& client, const wire::ReportBody& report) noexcept;
   static void take_loss(Client& client, const wire::ReportBody& report) noexcept;
   void on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry, Nanos now) noexcept;

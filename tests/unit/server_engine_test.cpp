@@ -45,14 +45,12 @@ TEST(ServerEngine, ARequestFromAnUnknownClientJoinsItAndIsAnsweredAllTheSame) {
   EXPECT_EQ(server.stats.joins.read(), 1U);
 }
 
-TEST(ServerEngine, AClientOfAnEarlierIncarnationIsWelcomedAgainAndGetsItsPage) {
+TEST(ServerEngine, WhatAnEarlierIncarnationWasAskedIsAnsweredByWelcomeAlone) {
   Joined server{100};
   server.who.incarnation = 99;
-  server.request(1, {want(5, 1)});
-  const auto sent = server.drain();
-  ASSERT_EQ(sent.size(), 2U);
-  EXPECT_EQ(sent[0].type, FrameType::kWelcome);
-  EXPECT_EQ(sent[1].type, FrameType::kPage);
+  EXPECT_EQ(server.request(1, {want(5, 1)}, test::report(1, 0, 0, 2000, 500)), Drop::kNone);
+  EXPECT_EQ(server.only().type, FrameType::kWelcome);
+  EXPECT_EQ(server.stats.wants.read(), 0U);
   EXPECT_EQ(server.stats.joins.read(), 3U);  // it was a member already
 }
 
@@ -60,8 +58,8 @@ TEST(ServerEngine, AFullTableRefusesTheNextClientUntilOneLeaves) {
   ServerConfig config = test::unlimited();
   config.max_clients = 2;
   Joined server{100, config, {}, 2};
-  server.hello(3);
-  server.request(4, {want(5, 1)});
+  EXPECT_EQ(server.hello(3), Drop::kUnexpectedType);
+  EXPECT_EQ(server.request(4, {want(5, 1)}), Drop::kUnexpectedType);
   const auto sent = server.drain();
   ASSERT_EQ(sent.size(), 2U);  // and no page
   for (std::uint64_t i = 0; i < 2; ++i) {
