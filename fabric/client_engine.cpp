@@ -27,7 +27,8 @@ ClientEngine::ClientEngine(const ClientConfig& config, ClientStats& stats)
                    RingBuffer<std::uint32_t>{std::size_t{2} * config.max_inflight}},
       timers_{config.max_inflight, kTimerTick},
       rto_{RtoEstimator{config.rto}, RtoEstimator{config.rto}},
-      prng_{config.seed} {
+      prng_{config.seed},
+      broadcast_phase_{1 + static_cast<unsigned>(prng_.next() % (kHellosABroadcast - 1))} {
   free_.reserve(config.max_inflight);
   for (std::uint32_t id = config.max_inflight; id-- > 0;) free_.push_back(id);
 }
@@ -85,7 +86,6 @@ Drop ClientEngine::on_bye(const wire::Frame& frame, Nanos now) noexcept {
 Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
   const wire::WelcomeBody& body = frame.welcome;
   if (body.client_id.host() != config_.client_id) return Drop::kUnexpectedType;
-  if (config_.server && src != *config_.server) return Drop::kUnexpectedType;  // HELLO went to all
   const std::uint64_t nb_pages = body.nb_pages.host();
   const std::size_t nb_fragments = body.nb_fragments;
   if (!slot_of_.empty() && nb_pages != slot_of_.size()) return Drop::kBadField;

@@ -136,6 +136,9 @@ class ClientEngine {
   [[nodiscard]] const MacAddr& server() const noexcept { return server_; }
 
  private:
+  /// Of the HELLOs that are repeated one in so many goes to all: docs/wire-format.md, section 1.
+  static constexpr unsigned kHellosABroadcast = 8;
+
   struct Flight {
     Gfn page{};
     Nanos first_asked{0};
@@ -196,8 +199,8 @@ class ClientEngine {
   Nanos last_heard_ = kNever;     // any frame of our image
   Nanos waiting_since_ = kNever;  // something has been asked since then
   Nanos next_hello_ = kNever;
-  unsigned nb_hellos_ = 0;        // of this round of greeting
-  unsigned broadcast_phase_ = 1;  // which of them go to all: not the same of all clients
+  unsigned nb_hellos_ = 0;    // of this round of greeting
+  unsigned broadcast_phase_;  // which of them go to all: not the same of all clients
   Nanos next_report_ = kNever;
 };
 

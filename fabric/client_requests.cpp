@@ -7,9 +7,6 @@
 namespace snowfabric {
 namespace {
 
-/// Of the HELLOs that are repeated one in so many goes to all: docs/wire-format.md, "Destination".
-constexpr unsigned kHellosABroadcast = 8;
-
 /// Whether `next` is the page behind `run` and otherwise alike.
 bool extends(const wire::WantEntry& run, const wire::WantEntry& next) noexcept {
   return run.nb_pages.host() < wire::kMaxWantPages &&
@@ -54,7 +51,6 @@ void ClientEngine::greet(Nanos now) noexcept {
   if (next_hello_ != Nanos::max()) return;  // HELLO is being repeated already
   next_hello_ = now;
   nb_hellos_ = 0;
-  broadcast_phase_ = 1 + static_cast<unsigned>(prng_.next() % (kHellosABroadcast - 1));
 }
 
 std::size_t ClientEngine::write_hello(std::span<std::byte> out, Nanos now) noexcept {

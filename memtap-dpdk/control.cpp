@@ -20,7 +20,7 @@ ClientConfig engine_config(const TapOptions& options, const TapImage& image) {
   config.image_id = image.image_id;
   config.epoch = image.epoch;
   config.server = image.server;
-  config.seed = options.seed;
+  config.seed = options.seed ^ config.client_id;  // memtaps of one seed do not act as one
   config.max_pages = image.nb_pages != 0 ? image.nb_pages : options.max_image_gib << 18U;
   config.give_up = Nanos{static_cast<std::int64_t>(options.give_up_s * 1e9)};
   config.page_give_up = 3 * config.give_up;  // a live server may be slow: this kills the guest

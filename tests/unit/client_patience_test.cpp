@@ -2,6 +2,7 @@
 // What the client does when no answer comes: retries, restarted and dead servers.
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -110,30 +111,48 @@ TEST(ClientPatience, ANewIncarnationIsAskedForEverythingAgainAndIsNotLoss) {
   EXPECT_EQ(client.stats.server_restarts.read(), 1U);
 }
 
-TEST(ClientPatience, AServerThatDoesNotAnswerIsGreetedByBroadcastNowAndThen) {
+/// Of a client that knows an address of its server.
+ClientConfig with_server(std::uint64_t seed = 1) {
   ClientConfig config = TestClient::defaults();
   config.server = MacAddr{{2, 0, 0, 0, 0, 9}};
+  config.seed = seed;
+  return config;
+}
+
+/// Whom the HELLOs of two seconds go to: '1' that server, 'A' all.
+std::string greeted_by(const ClientConfig& config) {
   TestClient client{config};
-  std::string to;  // whom: one of us, or all
+  std::string to;
   for (; client.now < 2s; client.now += 5ms)
     for (const Parsed& sent : client.send()) {
       wire::EthHdr eth;
       std::memcpy(&eth, sent.bytes.data(), sizeof eth);
       to += eth.dst == kBroadcast ? 'A' : eth.dst == *config.server ? '1' : '?';
     }
+  return to;
+}
+
+TEST(ClientPatience, AServerThatDoesNotAnswerIsGreetedByBroadcastNowAndThen) {
+  const std::string to = greeted_by(with_server());
   ASSERT_GE(to.size(), 16U);
   EXPECT_EQ(to[0], '1');
   for (std::size_t i = 0; i < 8; ++i) EXPECT_EQ(to[i], to[i + 8]);
   EXPECT_EQ(std::ranges::count(std::string_view{to}.substr(0, 8), 'A'), 1);
 }
 
-TEST(ClientPatience, AWelcomeFromAnotherThanTheServerThatWasNamedIsNotTaken) {
-  ClientConfig config = TestClient::defaults();
-  config.server = MacAddr{{2, 0, 0, 0, 0, 9}};
-  TestClient client{config};
+TEST(ClientPatience, ClientsDoNotAllGreetByBroadcastAtOnce) {
+  std::set<std::size_t> firsts;
+  for (std::uint64_t seed = 1; seed <= 8; ++seed)
+    firsts.insert(greeted_by(with_server(seed)).find('A'));
+  EXPECT_GE(firsts.size(), 4U);
+}
+
+TEST(ClientPatience, AServerThatComesBackAtAnotherAddressIsJoinedThere) {
+  TestClient client{with_server()};
   client.send();
-  EXPECT_EQ(client.welcome(), wire::Drop::kUnexpectedType);
-  EXPECT_EQ(client.engine.state(), ClientState::kJoining);
+  EXPECT_EQ(client.welcome(), wire::Drop::kNone);
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  EXPECT_EQ(client.engine.server(), test::kServerMac);
 }
 
 TEST(ClientPatience, AServerSilentForTheConfiguredTimeIsDeadAndAliveAgainWithItsNextFrame) {
