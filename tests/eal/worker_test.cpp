@@ -14,6 +14,7 @@
 
 #include "fabric/base/prng.hpp"
 #include "fabric/base/unique_fd.hpp"
+#include "fabric/seal_mbuf.hpp"
 #include "memtap-dpdk/worker.hpp"
 #include "tests/eal/mbufs.hpp"
 #include "tests/unit/fake_guest.hpp"
@@ -57,6 +58,15 @@ Port open_port(const std::string& name, rte_ring* rx, rte_ring* tx, unsigned mtu
   return Port::open(config).value();
 }
 
+/// One that is in the group of every sealed Bed, with room to remember one sender.
+std::unique_ptr<Seal> group_seal() {
+  return std::move(Seal::make(GroupKey{GroupKey::Bytes{}}, 1).value());
+}
+
+std::uint64_t nb_dropped(const DropCounters& drops, wire::Drop why) {
+  return drops.by_reason[static_cast<std::size_t>(why)].read();
+}
+
 /// A memserver and a memtap with one guest. Time passes by turns.
 class Bed {
  public:
@@ -69,9 +79,8 @@ class Bed {
             open_port(fmt::format("cli{}", nb_), to_client_.get(), to_server_.get(), mtu)} {
     const UniqueFd file = image_file();
     if (sealed) {
-      const GroupKey key{GroupKey::Bytes{}};
-      server_seal = std::move(Seal::make(key, 1).value());
-      client_seal = std::move(Seal::make(key, 1).value());
+      server_seal = group_seal();
+      client_seal = group_seal();
       mtu -= static_cast<unsigned>(wire::kSealBytes);
     }
     ServerConfig config{.mtu_bytes = static_cast<std::uint16_t>(mtu), .burst_bytes = 1U << 20U};
@@ -126,11 +135,9 @@ class Bed {
     EXPECT_FALSE(guest.anybody_waits());
   }
   /// The next frame on its way to the client, taken away from it.
-  rte_mbuf* intercept() {
-    void* frame = nullptr;
-    return rte_ring_dequeue(to_client_.get(), &frame) == 0 ? static_cast<rte_mbuf*>(frame)
-                                                           : nullptr;
-  }
+  rte_mbuf* intercept() { return take_from(*to_client_); }
+  /// The next frame on its way to the server.
+  rte_mbuf* intercept_request() { return take_from(*to_server_); }
   void deliver(rte_mbuf* frame) { ASSERT_EQ(rte_ring_enqueue(to_client_.get(), frame), 0); }
   void inject(rte_mbuf* frame) { ASSERT_EQ(rte_ring_enqueue(to_server_.get(), frame), 0); }
   [[nodiscard]] const Port& client_port() const { return client_port_; }
@@ -148,6 +155,10 @@ class Bed {
   std::optional<ClientWorker> client;
 
  private:
+  static rte_mbuf* take_from(rte_ring& ring) {
+    void* frame = nullptr;
+    return rte_ring_dequeue(&ring, &frame) == 0 ? static_cast<rte_mbuf*>(frame) : nullptr;
+  }
   RingPtr make_ring(const char* name) const {
     return RingPtr{
         rte_ring_create(fmt::format("{}{}", name, nb_).c_str(), kRingFrames, SOCKET_ID_ANY, 0)};
@@ -239,6 +250,62 @@ TEST(Worker, SealedFramesCarryEveryPageAndAChangedOneIsDropped) {
   }
 }
 
+/// HELLO of one more client.
+rte_mbuf* hello_of_sibling(const Bed& bed, std::uint64_t image_id) {
+  rte_mbuf* hello = rte_pktmbuf_alloc(bed.client_port().pool());
+  const std::size_t size =
+      wire::write_hello({rte_pktmbuf_mtod(hello, std::byte*), rte_pktmbuf_tailroom(hello)},
+                        {image_id, 1, 0, 0}, kBroadcast, bed.client_port().mac(),
+                        {.client_id = 2U, .mtu_bytes = std::uint16_t{4200}, .reserved = {}});
+  rte_pktmbuf_append(hello, static_cast<std::uint16_t>(size));
+  return hello;
+}
+
+/// The same, sealed.
+rte_mbuf* sealed_hello_of_sibling(const Bed& bed, std::uint64_t image_id) {
+  rte_mbuf* hello = hello_of_sibling(bed, image_id);
+  seal_mbuf(*group_seal(), *hello);
+  return hello;
+}
+
+rte_mbuf* copy_of(const Bed& bed, const rte_mbuf& frame) {
+  return rte_pktmbuf_copy(&frame, bed.client_port().pool(), 0, UINT32_MAX);
+}
+
+TEST(Worker, ARequestThatCameBeforeIsRefusedThoughAnotherWasHeardThatIsNotActedUpon) {
+  Bed bed{4200, TxMode::kCopy, 0, 1, true};
+  bed.join();
+  bed.guest.touch(5);
+  bed.client->turn(bed.now);
+  rte_mbuf* request = bed.intercept_request();
+  ASSERT_NE(request, nullptr);
+  rte_mbuf* again = copy_of(bed, *request);
+  bed.inject(request);
+  bed.inject(sealed_hello_of_sibling(bed, kImageId + 1));
+  bed.inject(again);
+  bed.server->turn(bed.now);
+  EXPECT_EQ(nb_dropped(bed.server->drops(), wire::Drop::kForeignImage), 1U);
+  EXPECT_EQ(nb_dropped(bed.server->drops(), wire::Drop::kReplayed), 1U);
+  EXPECT_EQ(bed.server_stats().wants.read(), 1U);
+}
+
+TEST(Worker, APageThatCameBeforeIsRefusedThoughASiblingWasHeard) {
+  Bed bed{4200, TxMode::kCopy, 0, 1, true};
+  bed.join();
+  bed.guest.touch(5);
+  bed.turn();
+  rte_mbuf* page = bed.intercept();
+  ASSERT_NE(page, nullptr);
+  rte_mbuf* again = copy_of(bed, *page);
+  bed.deliver(page);
+  bed.deliver(sealed_hello_of_sibling(bed, kImageId));
+  bed.deliver(again);
+  bed.client->turn(bed.now);
+  EXPECT_TRUE(bed.guest.has(5));
+  EXPECT_EQ(nb_dropped(bed.client->drops(), wire::Drop::kUnexpectedType), 1U);
+  EXPECT_EQ(nb_dropped(bed.client->drops(), wire::Drop::kReplayed), 1U);
+}
+
 TEST(Worker, AStoppedClientSaysByeAndAStoppedServerToo) {
   Bed bed{4200, TxMode::kCopy};
   bed.join();
@@ -256,14 +323,7 @@ TEST(Worker, AStoppedClientSaysByeAndAStoppedServerToo) {
 /// HELLO of one more client to every image; the server takes them, the client takes nothing.
 void greet_every_image(Bed& bed) {
   for (std::size_t i = 0; i < bed.served.size(); ++i) {
-    rte_mbuf* hello = rte_pktmbuf_alloc(bed.client_port().pool());
-    ASSERT_NE(hello, nullptr);
-    const std::size_t size =
-        wire::write_hello({rte_pktmbuf_mtod(hello, std::byte*), rte_pktmbuf_tailroom(hello)},
-                          {kImageId + i, 1, 0, 0}, kBroadcast, bed.client_port().mac(),
-                          {.client_id = 2U, .mtu_bytes = std::uint16_t{4200}, .reserved = {}});
-    rte_pktmbuf_append(hello, static_cast<std::uint16_t>(size));
-    bed.inject(hello);
+    bed.inject(hello_of_sibling(bed, kImageId + i));
     if (i % kBurst == kBurst - 1) bed.server->turn(bed.now);
   }
 }
