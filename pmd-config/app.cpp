@@ -102,8 +102,9 @@ Result<std::optional<GroupKey>> read_key(const AppOptions& options) {
 Result<std::uint16_t> engine_mtu(const Port& port, const Seal* seal) {
   const std::size_t mtu = port.mtu_bytes() - (seal != nullptr ? wire::kSealBytes : 0);
   if (wire::fragments_for_mtu(mtu) == 0)
-    return fail(EMSGSIZE, fmt::format("MTU {} of {} has no room for sealed pages", port.mtu_bytes(),
-                                      port.name()));
+    return fail(EMSGSIZE,
+                fmt::format("MTU {} of {} has no room for {}fragments of pages", port.mtu_bytes(),
+                            port.name(), seal != nullptr ? "sealed " : ""));
   return static_cast<std::uint16_t>(mtu);
 }
 

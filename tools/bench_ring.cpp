@@ -178,6 +178,7 @@ ServerConfig RingBed::server_config() const {
   const double gbps = options_.max_rate_gbps > 0 ? options_.max_rate_gbps : profile_.rate_max_gbps;
   ServerConfig config;
   config.mtu_bytes = static_cast<std::uint16_t>(server_.mtu_bytes() - seal_bytes());
+  config.frame_overhead_bytes = seal_bytes();
   config.push = options_.mode == Mode::kPush;
   config.flow.max_bytes_per_s = gbps * kBytesPerGbit;
   config.flow.initial_bytes_per_s = config.flow.max_bytes_per_s;

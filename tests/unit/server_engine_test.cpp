@@ -154,6 +154,18 @@ TEST(ServerEngine, TheBucketPacesPagesButNotControlFrames) {
   EXPECT_LE(nb_pages, 21U);
 }
 
+TEST(ServerEngine, TheBucketCountsWhatAFrameHasBeyondTheEnginesBytes) {
+  constexpr std::size_t kOverhead = 48;  // of a sealed frame
+  ServerConfig config = test::unlimited();
+  config.burst_bytes = 10 * (wire::kMaxFrameBytes + kOverhead);
+  for (const std::size_t overhead_bytes : {std::size_t{0}, kOverhead}) {
+    config.frame_overhead_bytes = overhead_bytes;
+    Joined server{100, config};
+    server.request(1, {want(0, 50)});
+    EXPECT_EQ(server.drain_pages().size(), overhead_bytes == 0 ? 11U : 10U);
+  }
+}
+
 TEST(ServerEngine, WithNothingToSendTheDeadlineIsTheNextHousekeeping) {
   Joined server{100};
   server.drain();
