@@ -133,36 +133,34 @@ bool Lab::settled() const {
 
 void Lab::at(Nanos when, std::function<void()> what) {
   scripts_.push_back(std::move(what));
-  events_.push({.when = std::max(when, now_),
-                .order = next_order_++,
-                .party = nullptr,
-                .frame = nullptr,
-                .script = scripts_.size() - 1});
+  add(std::max(when, now_), {.party = nullptr, .frame = nullptr, .script = scripts_.size() - 1});
 }
 
 bool Lab::run(Nanos limit) {
-  while (!settled() && !events_.empty() && events_.top().when <= limit) step();
+  while (!settled() && !moments_.empty() && moments_.begin()->first <= limit) step();
   return settled();
 }
 
 void Lab::run_until(Nanos when) {
-  while (!events_.empty() && events_.top().when <= when) step();
+  while (!moments_.empty() && moments_.begin()->first <= when) step();
   now_ = std::max(now_, when);
 }
 
 void Lab::step() {
-  const Event event = events_.top();
-  events_.pop();
-  now_ = std::max(now_, event.when);
-  on_event(event);
+  const auto first = moments_.begin();
+  auto& [when, events] = *first;
+  now_ = std::max(now_, when);
+  for (std::size_t i = 0; i < events.size(); ++i)
+    on_event(when, Event{std::move(events[i])});  // which may add to them
+  moments_.erase(first);
 }
 
-void Lab::on_event(const Event& event) {
+void Lab::on_event(Nanos when, const Event& event) {
   if (event.party == nullptr) return scripts_[event.script]();
   Party& party = *event.party;
   if (event.at_switch) return switch_frame(party, event.frame);
   if (event.frame == nullptr) {
-    if (event.when != party.turn_at) return;  // another turn was due before
+    if (when != party.turn_at) return;  // another turn was due before
     party.turn_at = Nanos::max();
     return turn(party);
   }
@@ -193,7 +191,7 @@ void Lab::schedule(Party& party, Nanos when) {
   when = std::max({when, now_, party.busy_until, party.paused_until});
   if (when >= party.turn_at) return;
   party.turn_at = when;
-  events_.push({.when = when, .order = next_order_++, .party = &party, .frame = nullptr});
+  add(when, {.party = &party, .frame = nullptr});
 }
 
 void Lab::turn(Party& party) {
@@ -288,13 +286,9 @@ Nanos Lab::turn_memtap(Memtap& memtap) {
 }
 
 void Lab::send_requests(Memtap& memtap) {
-  for (;;) {
-    auto frame = std::make_shared<Bytes>(sizeof(wire::ControlBuffer));
-    const std::size_t size = memtap.engine().next(*frame, now_);
-    if (size == 0) return;
-    frame->resize(size);
-    send(memtap, std::move(frame));
-  }
+  wire::ControlBuffer buffer;
+  while (const std::size_t size = memtap.engine().next(buffer, now_))
+    send(memtap, std::make_shared<Bytes>(buffer.data(), buffer.data() + size));
 }
 
 // --- the wire --------------------------------------------------------------------------------
@@ -313,11 +307,7 @@ void Lab::send(Party& from, FramePtr frame) {
       return;
     }
     ++from.nb_to_switch;
-    events_.push({.when = arrives,
-                  .order = next_order_++,
-                  .party = &from,
-                  .frame = std::move(received),
-                  .at_switch = true});
+    add(arrives, {.party = &from, .frame = std::move(received), .at_switch = true});
   });
 }
 
@@ -341,8 +331,7 @@ void Lab::carry(Party& to, const FramePtr& frame) {
       return;
     }
     ++to.nb_under_way;
-    events_.push(
-        {.when = arrives, .order = next_order_++, .party = &to, .frame = std::move(received)});
+    add(arrives, {.party = &to, .frame = std::move(received)});
   });
 }
 

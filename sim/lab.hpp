@@ -3,10 +3,11 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
-#include <queue>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fabric/base/prng.hpp"
@@ -131,19 +132,14 @@ class Lab {
 
  private:
   struct Event {
-    Nanos when;
-    std::uint64_t order;
     Party* party;    // a frame of it or for it, or a turn of it; nullptr: a script
     FramePtr frame;  // nullptr: a turn, or a script
     bool at_switch = false;
     std::size_t script = 0;
-    bool operator<(const Event& other) const {
-      return when != other.when ? when > other.when : order > other.order;
-    }
   };
-
   void step();
-  void on_event(const Event& event);
+  void on_event(Nanos when, const Event& event);
+  void add(Nanos when, Event event) { moments_[when].push_back(std::move(event)); }
   void schedule(Party& party, Nanos when);
   void turn(Party& party);
   static void serve_guests(Memtap& memtap);
@@ -167,8 +163,10 @@ class Lab {
   ServerParty server_;
   std::vector<std::unique_ptr<Memtap>> memtaps_;
   Nanos now_{0};
-  std::uint64_t wire_bytes_ = 0, next_order_ = 0;
-  std::priority_queue<Event> events_;
+  std::uint64_t wire_bytes_ = 0;
+  /// What is to come, by time; of one time in the order in which it was added. A frame to all is as
+  /// many events of one time: no search for each.
+  std::map<Nanos, std::vector<Event>> moments_;
   std::deque<std::function<void()>> scripts_;
 };
 
