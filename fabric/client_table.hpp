@@ -36,7 +36,7 @@ class ClientTable {
   static constexpr Index kNone = 0xffff;
 
   explicit ClientTable(std::size_t capacity) : capacity_{std::min<std::size_t>(capacity, kNone)} {
-    ids_.reserve(capacity_);
+    by_id_.reserve(capacity_);
     clients_.reserve(capacity_);
   }
 
@@ -48,27 +48,37 @@ class ClientTable {
   [[nodiscard]] auto end() noexcept { return clients_.end(); }
 
   [[nodiscard]] Index find(std::uint64_t id) const noexcept {
-    const auto it = std::find(ids_.begin(), ids_.end(), id);
-    return it == ids_.end() ? kNone : static_cast<Index>(it - ids_.begin());
+    const auto entry = std::ranges::lower_bound(by_id_, id, {}, &Entry::id);
+    return entry == by_id_.end() || entry->id != id ? kNone : entry->index;
   }
-  /// @pre not full
+  /// @pre not full, and no member has this id
   Index insert(const Client& client) noexcept {
-    ids_.push_back(client.id);  // within the reserved capacity: no allocation
+    const auto index = static_cast<Index>(clients_.size());
+    by_id_.insert(entry_of(client), {client.id, index});  // within the capacity: no allocation
     clients_.push_back(client);
-    return static_cast<Index>(clients_.size() - 1);
+    return index;
   }
   /// The last member takes the index of the erased one: an index kept elsewhere may then name
   /// another member, which costs that member one unasked frame.
   void erase(Index i) noexcept {
-    ids_[i] = ids_.back();
-    ids_.pop_back();
+    entry_of(clients_.back())->index = i;
+    by_id_.erase(entry_of(clients_[i]));
     clients_[i] = clients_.back();
     clients_.pop_back();
   }
 
  private:
+  struct Entry {
+    std::uint64_t id;
+    Index index;
+  };
+  /// Where its entry is, or belongs.
+  [[nodiscard]] std::vector<Entry>::iterator entry_of(const Client& client) noexcept {
+    return std::ranges::lower_bound(by_id_, client.id, {}, &Entry::id);
+  }
+
   std::size_t capacity_;
-  std::vector<std::uint64_t> ids_;  // apart, so that find() reads few cache lines
+  std::vector<Entry> by_id_;  // ascending: each request is a search, a join or leave is rare
   std::vector<Client> clients_;
 };
 

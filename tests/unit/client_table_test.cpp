@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "fabric/client_table.hpp"
 
+#include <set>
+
 #include <gtest/gtest.h>
+
+#include "fabric/base/prng.hpp"
 
 namespace snowfabric {
 namespace {
@@ -32,6 +36,25 @@ TEST(ClientTable, TheLastMemberTakesThePlaceOfAnErasedOneAndIsStillFound) {
   EXPECT_EQ(table.find(30), first);
   EXPECT_EQ(table[table.find(20)].id, 20U);
   EXPECT_FALSE(table.valid(2));
+}
+
+TEST(ClientTable, ManyThatComeAndGoInAnyOrderAreFound) {
+  ClientTable table{64};
+  std::set<std::uint64_t> members;
+  Prng prng{1};
+  for (int i = 0; i < 10'000; ++i) {
+    const std::uint64_t id = prng.next() % 100;
+    const auto index = table.find(id);
+    ASSERT_EQ(index != ClientTable::kNone, members.contains(id));
+    if (index != ClientTable::kNone) {
+      ASSERT_EQ(table[index].id, id);
+      table.erase(index);
+      members.erase(id);
+    } else if (!table.full()) {
+      ASSERT_EQ(table.insert(client(id)), members.size());
+      members.insert(id);
+    }
+  }
 }
 
 TEST(ClientTable, TheLastMemberItselfCanBeErased) {
