@@ -1,12 +1,23 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "fabric/base/time.hpp"
 
 namespace snowfabric {
 
+/// How the group's rate follows from what its members can take:
+/// docs/adr/0015-the-rate-stays-a-weighted-mean.md.
+enum class FlowRule : std::uint8_t {
+  kMean,  ///< of all, by their recent demand
+  kMin,   ///< the slowest member's
+  kMax,   ///< the fastest member's
+};
+
 struct FlowConfig {
+  FlowRule rule = FlowRule::kMean;
   double initial_bytes_per_s = 125e6;  ///< before any client has reported
   double floor_bytes_per_s = 1.25e6;   ///< no estimate falls below this
   double max_bytes_per_s = 12.5e9;     ///< nor rises above: the port's speed
@@ -48,6 +59,29 @@ class FlowEstimate {
   double background_ = 0;
   double congested_loss_ = 0, congested_rate_ = 0;  // at the last back-off
   bool slow_start_ = true;
+};
+
+/// The group's rate, in bytes per second, from what its members can take.
+class GroupRate {
+ public:
+  void add(double bytes_per_s, double demand) noexcept {
+    ++nb_members_;
+    sum_ += bytes_per_s;
+    weighted_ += demand * bytes_per_s;
+    demand_ += demand;
+    least_ = std::min(least_, bytes_per_s);
+    most_ = std::max(most_, bytes_per_s);
+  }
+  /// @pre somebody was added
+  [[nodiscard]] double by(FlowRule rule) const noexcept {
+    if (rule == FlowRule::kMin) return least_;
+    if (rule == FlowRule::kMax) return most_;
+    return demand_ >= 1 ? weighted_ / demand_ : sum_ / nb_members_;  // all alike if nobody asks
+  }
+
+ private:
+  double nb_members_ = 0, sum_ = 0, weighted_ = 0, demand_ = 0;
+  double least_ = std::numeric_limits<double>::max(), most_ = 0;
 };
 
 }  // namespace snowfabric

@@ -375,7 +375,8 @@ Nanos ServerEngine::deadline(Nanos now) const noexcept {
 
 void ServerEngine::tick(Nanos now) noexcept {
   next_tick_ = now + kTick;
-  double rate = 0, weights = 0, plain = 0, lost = 0, known = 0;
+  GroupRate rate;
+  double lost = 0, known = 0;
   double srtt = 0, window = 0, measured = 0;
   for (std::size_t i = clients_.size(); i-- > 0;) {
     const auto who = static_cast<ClientTable::Index>(i);
@@ -385,9 +386,7 @@ void ServerEngine::tick(Nanos now) noexcept {
       stats_.clients_timed_out.add(1);
       continue;
     }
-    rate += client.recent_demand * client.flow.bytes_per_s();
-    weights += client.recent_demand;
-    plain += client.flow.bytes_per_s();
+    rate.add(client.flow.bytes_per_s(), client.recent_demand);
     if (const double sent = client.frames_received + client.frames_missed;
         sent >= config_.flow.min_frames) {
       lost += client.frames_missed / sent;
@@ -402,7 +401,7 @@ void ServerEngine::tick(Nanos now) noexcept {
   }
   const auto members = static_cast<double>(clients_.size());
   nb_lacking_ = known > 0 ? lost / known * members : 0;
-  if (members > 0) bucket_.set_rate(weights >= 1 ? rate / weights : plain / members);
+  if (members > 0) bucket_.set_rate(rate.by(config_.flow.rule));
   if (measured > 0) {
     window_ = std::clamp(Nanos{static_cast<std::int64_t>(window / measured)}, config_.min_window,
                          config_.max_window);

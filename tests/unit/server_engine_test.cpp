@@ -191,6 +191,20 @@ TEST(ServerEngine, ReportsOfLossLowerTheRate) {
   EXPECT_LT(rate_after_losses(server, 0), 15'000'000U);
 }
 
+TEST(ServerEngine, TheRateIsTheSlowestMembersTheFastestsOrBetweenThem) {
+  const auto rate = [](FlowRule rule) {
+    ServerConfig config;
+    config.flow.rule = rule;
+    config.flow.initial_bytes_per_s = 20e6;
+    Joined server{65536, config, {}, 2};  // of which the second loses nothing
+    server.request(2, {want(0, 256)});
+    return rate_after_losses(server, 0);
+  };
+  EXPECT_EQ(rate(FlowRule::kMax), 20'000'000U);
+  EXPECT_LT(rate(FlowRule::kMean), 20'000'000U);
+  EXPECT_LT(rate(FlowRule::kMin), 15'000'000U);
+}
+
 TEST(ServerEngine, AnAbsurdClockInAReportIsANewBaseLineAndNotTheEndOfReports) {
   for (const std::uint64_t absurd : {~std::uint64_t{0}, std::uint64_t{1} << 62U}) {
     ServerConfig config;
