@@ -167,7 +167,8 @@ void ServerEngine::on_want(ClientTable::Index who, Gfn page, const wire::WantEnt
   PageSlot& slot = pages_[page.value];
   const bool retry = (entry.flags & wire::kWantRetry) != 0;
   // A retry passes the window, but not an answer so young that its sender cannot have missed it.
-  if (now - slot.last_multicast < (retry ? retry_guard_ : window_)) {
+  // Who joined after the answer has missed it.
+  if (now - slot.last_multicast < (retry ? retry_guard_ : window_) && !is_late(who, slot)) {
     stats_.lockstep_hits.add(1);
     return;
   }

@@ -33,6 +33,18 @@ TEST(ServerAnswers, ManyAskersOfOnePageWithinTheWindowGetOneMulticast) {
   EXPECT_THAT(server.drain_pages(), ElementsAre(5));
 }
 
+TEST(ServerAnswers, WhoJoinedAfterTheMulticastIsAnsweredWithinTheWindow) {
+  Joined server{100};
+  server.request(1, {want(5, 1)});
+  EXPECT_THAT(server.drain_pages(), ElementsAre(5));
+  server.now += 100us;
+  server.hello(9);
+  server.drain();
+  server.request(9, {want(5, 1)});  // which it has not seen
+  EXPECT_THAT(server.drain_pages(), ElementsAre(5));
+  EXPECT_EQ(server.stats.lockstep_hits.read(), 0U);
+}
+
 TEST(ServerAnswers, ARetryPassesTheWindowButNotTheGuard) {
   Joined server{100};
   server.settle_window();
