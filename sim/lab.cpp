@@ -218,13 +218,15 @@ Nanos Lab::turn_server() {
       why = server.engine->on_frame(parsed, header_of(*frame).src, now_);
     if (why != wire::Drop::kNone) server.drops.count(why);
   }
+  // The card sends on while it deals with the next frames.
+  const Nanos until = now_ + nb_frames * server.speed.frame;
   ServerTx tx;
-  while (server.up.free_at() <= now_ && server.engine->next(tx, now_)) {
+  while (server.up.free_at() <= until && server.engine->next(tx, now_)) {
     FramePtr frame = made_by_server(tx);
     wire_bytes_ += frame->size();
     send(server, std::move(frame));
   }
-  server.busy_until = now_ + server.speed.turn + nb_frames * server.speed.frame;
+  server.busy_until = until + server.speed.turn;
   if (!server.rx.empty()) return server.busy_until;
   return std::max(server.engine->deadline(now_), server.up.free_at());
 }

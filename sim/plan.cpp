@@ -51,8 +51,10 @@ class Orders {
 };
 
 ServerConfig server_of(const PlanConfig& config) {
-  ServerConfig server{
-      .mtu_bytes = config.mtu_bytes, .push = config.push, .max_clients = config.nb_clones};
+  ServerConfig server = config.server;
+  server.mtu_bytes = config.mtu_bytes;
+  server.push = config.push;
+  server.max_clients = config.nb_clones;
   server.flow.initial_bytes_per_s = server.flow.max_bytes_per_s = config.bytes_per_s;
   return server;
 }
@@ -63,15 +65,18 @@ class Run {
       : config_{config},
         image_{config.nb_pages, config.zero_share, config.seed},
         lab_{image_, server_of(config), config.seed} {
-    const LinkConfig link{.delay = config.link_delay,
-                          .bytes_per_s = config.bytes_per_s,
-                          .burst_bytes = config.burst_bytes};
+    LinkConfig link{.delay = config.link_delay,
+                    .bytes_per_s = config.bytes_per_s,
+                    .burst_bytes = config.burst_bytes};
     lab_.server().up.config = lab_.server().down.config = link;
     // A turn is one frame at most: it must not be what limits the rate.
     lab_.server().speed.turn = std::min<Nanos>(1us, lab_.server().up.time_on_wire(kPageSize) / 8);
+    lab_.server().speed.frame = config.per_frame;
     const Orders orders{config};
     for (std::uint64_t i = 0; i < config.nb_clones; ++i) {
-      Memtap& memtap = lab_.add_memtap(link);
+      if (is_slow(i)) link.bytes_per_s = config.slow_bytes_per_s;
+      Memtap& memtap =
+          lab_.add_memtap(link, [&](ClientConfig& client) { client.rto = config.rto; });
       memtap.up.config = link;
       memtap.speed.frame = config.per_frame;
       memtap.prefetch = config.prefetch;
@@ -88,6 +93,9 @@ class Run {
   }
 
  private:
+  [[nodiscard]] bool is_slow(std::uint64_t clone) const {
+    return clone + config_.nb_slow >= config_.nb_clones;
+  }
   /// Once all have joined. Who says HELLO twice is late, which is not what is asked for here.
   void lose() {
     loses_ = std::ranges::all_of(
@@ -120,11 +128,16 @@ class Run {
     result.lockstep_hits = read(stats.lockstep_hits);
     result.retries = read(stats.wants_retried);
     result.request_bytes = static_cast<double>(lab_.server().rx_bytes);
+    result.request_frames = static_cast<double>(lab_.server().rx_taken);
+    result.server_ring_drops = static_cast<double>(lab_.server().rx_ring_full);
     result.queue_drops = static_cast<double>(lab_.server().down.counters.queue_full);
-    result.ring_drops = static_cast<double>(lab_.server().rx_ring_full);
-    for (const auto& memtap : lab_.memtaps()) {
+    for (std::uint64_t i = 0; i < config_.nb_clones; ++i) {
+      const auto& memtap = lab_.memtaps()[i];
       const Guest& guest = *memtap->guests.front();
+      result.longest_wait_s =
+          std::max(result.longest_wait_s, seconds(guest.longest_wait(lab_.now())));
       if (guest.done_at() != kNever) result.done_s.push_back(seconds(guest.done_at()));
+      if (is_slow(i)) result.slow_done_s = std::max(result.slow_done_s, seconds(guest.done_at()));
       result.ring_drops += static_cast<double>(memtap->rx_ring_full);
       result.queue_drops += static_cast<double>(memtap->down.counters.queue_full);
     }
@@ -145,10 +158,12 @@ PlanResult extrapolated(const PlanResult& small, PlanResult large, std::uint64_t
   // By the median clone: what the last one waits for once more is the same in an image of any size.
   const double more_s = std::max(0.0, large.done_at(0.5) - small.done_at(0.5)) * steps;
   for (double& done : large.done_s) done += more_s;
+  if (large.slow_done_s > 0) large.slow_done_s += more_s;
   for (const auto figure :
-       {&PlanResult::wire_bytes, &PlanResult::request_bytes, &PlanResult::pages_multicast,
-        &PlanResult::pages_unicast, &PlanResult::wants, &PlanResult::lockstep_hits,
-        &PlanResult::retries, &PlanResult::ring_drops, &PlanResult::queue_drops})
+       {&PlanResult::wire_bytes, &PlanResult::request_bytes, &PlanResult::request_frames,
+        &PlanResult::server_ring_drops, &PlanResult::pages_multicast, &PlanResult::pages_unicast,
+        &PlanResult::wants, &PlanResult::lockstep_hits, &PlanResult::retries,
+        &PlanResult::ring_drops, &PlanResult::queue_drops})
     large.*figure += std::max(0.0, large.*figure - small.*figure) * steps;
   large.nb_pages = nb_pages;
   return large;

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "fabric/base/time.hpp"
+#include "fabric/rto.hpp"
+#include "fabric/server_engine.hpp"
 
 /// The capacity question: so many clones, this image, this link: how long, and how many bytes?
 namespace snowfabric::sim {
@@ -23,6 +25,8 @@ struct PlanConfig {
   std::uint64_t nb_pages = 0;   ///< of the image; at least 1
   double zero_share = 0;        ///< of them
   double bytes_per_s = 1.25e9;  ///< of every link
+  std::uint64_t nb_slow = 0;    ///< so many clones, the last ones, have links of slow_bytes_per_s
+  double slow_bytes_per_s = 0;
   std::size_t burst_bytes = 0;  ///< of every link: LinkConfig
   double loss = 0;              ///< share of the frames, once all hosts have joined
   LossAt loss_at = LossAt::kReceivers;
@@ -33,9 +37,11 @@ struct PlanConfig {
   unsigned prefetch = 16;  ///< neighbours that a memtap asks for with a fault, at most
   Nanos think{std::chrono::microseconds{10}};     ///< between a touch and the next
   Nanos fault{0};                                 ///< more after one that had to wait
-  Nanos per_frame{std::chrono::microseconds{1}};  ///< a memtap's time for a frame that it receives
+  Nanos per_frame{std::chrono::microseconds{1}};  ///< a party's time for a frame that it receives
   Nanos link_delay{std::chrono::microseconds{10}};
   std::uint64_t seed = 1;
+  ServerConfig server{};  ///< MTU, push, members and rates are by the above
+  RtoConfig rto{};        ///< of every memtap
   std::uint64_t most_receptions = kMostReceptions;
 };
 
@@ -45,11 +51,14 @@ struct PlanResult {
   std::uint64_t nb_pages = 0;      ///< of the image that the figures are for
   std::uint64_t nb_pages_run = 0;  ///< of the one that was run
   std::vector<double>
-      done_s{};           ///< when a clone had touched its last page; of those that have; ascending
-  double wire_bytes = 0;  ///< that the server sent
-  double request_bytes = 0;  ///< that it received
+      done_s{};  ///< when a clone had touched its last page; of those that have; ascending
+  double slow_done_s = 0;                        ///< when the last of the slow clones had
+  double longest_wait_s = 0;                     ///< of any clone, for a page
+  double wire_bytes = 0;                         ///< that the server sent
+  double request_bytes = 0, request_frames = 0;  ///< that it received
+  double server_ring_drops = 0;                  ///< that it had no room for
   double pages_multicast = 0, pages_unicast = 0, wants = 0, lockstep_hits = 0, retries = 0;
-  double ring_drops = 0, queue_drops = 0;  ///< frames for which a receiver, or a link, had no room
+  double ring_drops = 0, queue_drops = 0;  ///< frames for which a memtap, or a link, had no room
 
   [[nodiscard]] bool finished() const noexcept { return done_s.size() == nb_clones; }
   [[nodiscard]] bool is_extrapolated() const noexcept { return nb_pages != nb_pages_run; }

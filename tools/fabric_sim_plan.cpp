@@ -23,6 +23,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
+const std::map<std::string, FlowRule> kFlowRules{
+    {"mean", FlowRule::kMean}, {"min", FlowRule::kMin}, {"max", FlowRule::kMax}};
+
 /// One answer.
 struct Row {
   std::uint64_t nb_clones;
@@ -32,23 +35,40 @@ struct Row {
 
 Nanos micros(double us) { return Nanos{static_cast<std::int64_t>(us * 1000)}; }
 
+/// What of the server is asked for.
+ServerConfig server_of(const PlanOptions& options) {
+  ServerConfig server;
+  server.report_interval = micros(options.report_ms * 1000);
+  if (options.window_us > 0)
+    server.initial_window = server.min_window = server.max_window = micros(options.window_us);
+  server.flow.rule = kFlowRules.at(options.flow_rule);
+  server.end_game = {.enter = options.end_game,
+                     .leave = std::min(server.end_game.leave, options.end_game)};
+  return server;
+}
+
 PlanConfig config_of(const PlanOptions& options, std::uint64_t nb_clones) {
-  return {.nb_clones = nb_clones,
-          .nb_pages = options.image_bytes / kPageSize,
-          .zero_share = options.zero_percent / 100,
-          .bytes_per_s = options.gbps * 1e9 / 8,
-          .burst_bytes = options.burst_bytes,
-          .loss = options.loss_percent / 100,
-          .loss_at = options.loss_at,
-          .push = !options.no_push,
-          .mtu_bytes = static_cast<std::uint16_t>(options.mtu_bytes),
-          .touched = options.touched_percent / 100,
-          .overlap = options.overlap_percent / 100,
-          .prefetch = options.prefetch,
-          .think = micros(options.think_us),
-          .fault = micros(options.fault_us),
-          .per_frame = micros(options.frame_us),
-          .seed = options.seed};
+  return {
+      .nb_clones = nb_clones,
+      .nb_pages = options.image_bytes / kPageSize,
+      .zero_share = options.zero_percent / 100,
+      .bytes_per_s = options.gbps * 1e9 / 8,
+      .nb_slow = std::min(options.nb_slow, nb_clones),
+      .slow_bytes_per_s = options.slow_gbps * 1e9 / 8,
+      .burst_bytes = options.burst_bytes,
+      .loss = options.loss_percent / 100,
+      .loss_at = options.loss_at,
+      .push = !options.no_push,
+      .mtu_bytes = static_cast<std::uint16_t>(options.mtu_bytes),
+      .touched = options.touched_percent / 100,
+      .overlap = options.overlap_percent / 100,
+      .prefetch = options.prefetch,
+      .think = micros(options.think_us),
+      .fault = micros(options.fault_us),
+      .per_frame = micros(options.frame_us),
+      .seed = options.seed,
+      .server = server_of(options),
+      .rto = {.initial = micros(options.rto_ms * 1000), .min = micros(options.rto_min_ms * 1000)}};
 }
 
 Row answer(const PlanOptions& options, std::uint64_t nb_clones, const std::atomic<bool>& stop) {
@@ -77,6 +97,8 @@ Json to_json(const PlanOptions& options, const Row& row) {
   return {{"clones", row.nb_clones},
           {"image_bytes", options.image_bytes},
           {"gbps", options.gbps},
+          {"slow", options.nb_slow},
+          {"slow_gbps", options.slow_gbps},
           {"burst_bytes", options.burst_bytes},
           {"loss_percent", options.loss_percent},
           {"loss_at", options.loss_at == LossAt::kUplink ? "uplink" : "receivers"},
@@ -89,14 +111,24 @@ Json to_json(const PlanOptions& options, const Row& row) {
           {"frame_us", options.frame_us},
           {"mtu", options.mtu_bytes},
           {"push", !options.no_push},
+          {"flow_rule", options.flow_rule},
+          {"window_us", options.window_us},
+          {"rto_ms", options.rto_ms},
+          {"rto_min_ms", options.rto_min_ms},
+          {"report_ms", options.report_ms},
+          {"end_game", options.end_game},
           {"seed", options.seed},
           {"finished", result.finished()},
           {"seconds", result.done_at(1)},
           {"seconds_p50", result.done_at(0.5)},
           {"seconds_p99", result.done_at(0.99)},
+          {"seconds_slow", result.slow_done_s},
+          {"longest_wait_s", result.longest_wait_s},
           {"wire_bytes", result.wire_bytes},
           {"wire_to_image_ratio", image_ratio(row)},
           {"request_bytes", result.request_bytes},
+          {"request_frames", result.request_frames},
+          {"server_ring_drops", result.server_ring_drops},
           {"pages_multicast", result.pages_multicast},
           {"pages_unicast", result.pages_unicast},
           {"wants", result.wants},
@@ -206,6 +238,31 @@ CLI::App* add_plan_command(CLI::App& cli, PlanOptions& options) {
       ->capture_default_str();
   plan->add_option("--mtu", options.mtu_bytes, "of the links")
       ->check(CLI::Range(1500, 9000))
+      ->capture_default_str();
+  plan->add_option("--slow", options.nb_slow, "so many of the clones have slower links")
+      ->capture_default_str();
+  plan->add_option("--slow-gbps", options.slow_gbps, "of those")
+      ->check(CLI::Range(0.001, 800.0))
+      ->capture_default_str();
+  plan->add_option("--flow-rule", options.flow_rule,
+                   "how the server's rate follows what the receivers can take")
+      ->check(CLI::IsMember(kFlowRules))
+      ->capture_default_str();
+  plan->add_option("--window-us", options.window_us, "the lockstep window; 0: as it is measured")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  plan->add_option("--rto-ms", options.rto_ms, "a memtap's time-out before the first answer")
+      ->check(CLI::Range(0.1, 500.0))
+      ->capture_default_str();
+  plan->add_option("--rto-min-ms", options.rto_min_ms, "the least of its time-outs")
+      ->check(CLI::Range(0.01, 500.0))
+      ->capture_default_str();
+  plan->add_option("--report-ms", options.report_ms, "between two reports of a memtap")
+      ->check(CLI::Range(1.0, 5000.0))
+      ->capture_default_str();
+  plan->add_option("--end-game", options.end_game,
+                   "share of the image after which answers go by unicast; above 1: never")
+      ->check(CLI::Range(0.0, 2.0))
       ->capture_default_str();
   plan->add_option("--seed", options.seed, "of all that is random")->capture_default_str();
   plan->add_flag("--no-push", options.no_push, "the server sends only what is asked for");

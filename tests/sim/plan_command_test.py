@@ -51,6 +51,11 @@ class PlanCommandTest(unittest.TestCase):
         fast, slow = (self.answer("--clones", 2, "--gbps", gbps)["seconds"] for gbps in (0.2, 0.1))
         self.assertAlmostEqual(slow / fast, 2, delta=0.3)
 
+    def test_a_clone_with_a_slow_link_is_done_later(self):
+        row = self.answer("--clones", 3, "--gbps", 0.2, "--slow", 1, "--slow-gbps", 0.02)
+        self.assertEqual(row["seconds_slow"], row["seconds"])
+        self.assertGreater(row["seconds_slow"], 3 * row["seconds_p50"])
+
     def test_the_plot_has_a_dot_for_each_figure(self):
         file = self.folder / "plot.svg"
         done = self.plan("--clones", "1,2,4", "--svg", file)
@@ -65,6 +70,7 @@ class PlanCommandTest(unittest.TestCase):
 
     def test_what_makes_no_sense_is_refused(self):
         for options in (("--clones", 0), ("--clones", 5000), ("--gbps", "fast"), ("--loss", 60), ("--loss-at", "home"),
+                        ("--flow-rule", "median"), ("--end-game", -1),
                         ("--image-bytes", 4097)):
             done = self.plan(*options)
             self.assertNotIn(done.returncode, (0, 1), options)

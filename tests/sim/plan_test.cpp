@@ -67,6 +67,29 @@ TEST(Plan, TheSameQuestionHasTheSameAnswer) {
   EXPECT_EQ(plan(config).done_s, plan(config).done_s);
 }
 
+TEST(Plan, ASlowClonesLinkIsItsOwn) {
+  PlanConfig config = small(4);
+  const double alike = plan(config).done_at(0.75);
+  config.nb_slow = 1;
+  config.slow_bytes_per_s = config.bytes_per_s / 8;
+  const PlanResult result = plan(config);
+  ASSERT_TRUE(result.finished());
+  EXPECT_LT(result.done_at(0.75), 1.5 * alike);
+  EXPECT_GT(result.slow_done_s, 6 * alike);
+  EXPECT_EQ(result.slow_done_s, result.done_at(1));
+}
+
+TEST(Plan, ClonesThatTouchTogetherAllAskAndAreHeard) {
+  PlanConfig config = small(1);
+  config.push = false;
+  config.overlap = 1;
+  const double alone = plan(config).request_frames;
+  config.nb_clones = 16;
+  const PlanResult result = plan(config);
+  EXPECT_GT(result.request_frames, 8 * alone);
+  EXPECT_EQ(result.server_ring_drops, 0);
+}
+
 TEST(Plan, AFastLinkIsUsed) {
   const double bytes = 8192.0 * 4096;
   const PlanResult result =
