@@ -93,7 +93,9 @@ std::uint64_t HashTree::nb_nodes_over(std::uint64_t nb_pages) noexcept {
 }
 
 bool HashTree::is_over(std::uint64_t nb_pages) const noexcept {
-  return nb_pages != 0 && nb_nodes_over(nb_pages) == nb_nodes();
+  if (nb_pages == 0 || nb_nodes_over(nb_pages) != nb_nodes()) return false;
+  const std::uint64_t bottom = *(begins_.end() - 2);
+  return child(bottom, nb_pages - 1) != Hash{} && ends_after(bottom, nb_pages);
 }
 
 /// The i-th hash in the nodes of a level.
@@ -101,6 +103,11 @@ Hash HashTree::child(std::uint64_t level_begin, std::uint64_t i) const noexcept 
   Hash hash;
   std::memcpy(hash.data(), bytes_.data() + level_begin * kPageSize + i * sizeof hash, sizeof hash);
   return hash;
+}
+
+/// Whether there are no more hashes in the nodes of a level than `nb`.
+bool HashTree::ends_after(std::uint64_t level_begin, std::uint64_t nb) const noexcept {
+  return nb % kHashesPerNode == 0 || child(level_begin, nb) == Hash{};
 }
 
 Hash HashTree::root() const noexcept { return hash_page(node(std::uint64_t{0}), level_of(0)); }
@@ -111,8 +118,10 @@ std::vector<Gfn> HashTree::misfits(const Hash& root) const {
   std::vector<bool> is_good(nb_nodes());
   is_good[0] = true;
   for (std::size_t depth = 1; depth + 1 < begins_.size(); ++depth) {
-    const std::uint64_t above = begins_[depth - 1];
-    for (std::uint64_t i = 0; i < begins_[depth + 1] - begins_[depth]; ++i) {
+    const std::uint64_t above = begins_[depth - 1], nb = begins_[depth + 1] - begins_[depth];
+    if (is_good[begins_[depth] - 1] && !ends_after(above, nb))
+      bad.push_back(Gfn{begins_[depth] - 1});
+    for (std::uint64_t i = 0; i < nb; ++i) {
       if (!is_good[above + i / kHashesPerNode]) continue;
       const std::uint64_t n = begins_[depth] + i;
       is_good[n] = hash_page(node(n), level_of(depth)) == child(above, i);

@@ -33,7 +33,7 @@ class HashTree {
   [[nodiscard]] static std::optional<HashTree> with_room_for(std::uint64_t nb_nodes);
 
   [[nodiscard]] std::uint64_t nb_nodes() const noexcept { return bytes_.size() / kPageSize; }
-  /// Whether it is one over so many pages.
+  /// Whether it is one over so many pages. @pre no misfits
   [[nodiscard]] bool is_over(std::uint64_t nb_pages) const noexcept;
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
   [[nodiscard]] std::span<std::byte, kPageSize> node(Gfn node) noexcept {
@@ -41,7 +41,8 @@ class HashTree {
   }
   [[nodiscard]] Hash root() const noexcept;
 
-  /// Nodes that are not what the hashes above them say. What is below one of them is not looked at.
+  /// Nodes that are not what the hashes above them say, or have more hashes than there are nodes
+  /// below. What is below one of them is not looked at.
   /// @return empty: this is the tree of that root
   [[nodiscard]] std::vector<Gfn> misfits(const Hash& root) const;
 
@@ -56,6 +57,7 @@ class HashTree {
     return std::span<const std::byte, kPageSize>{bytes_.data() + i * kPageSize, kPageSize};
   }
   [[nodiscard]] Hash child(std::uint64_t level_begin, std::uint64_t i) const noexcept;
+  [[nodiscard]] bool ends_after(std::uint64_t level_begin, std::uint64_t nb) const noexcept;
   [[nodiscard]] unsigned level_of(std::size_t depth) const noexcept {
     return static_cast<unsigned>(begins_.size() - 1 - depth);
   }

@@ -48,7 +48,7 @@ std::string info_json(const ServerOptions& options, const Frozen& frozen, const 
                       TxMode mode, std::span<const std::unique_ptr<Served>> served) {
   nlohmann::ordered_json json;
   json["images"] = nlohmann::ordered_json::array();
-  for (std::size_t i = 0; i < frozen.images.size(); ++i) {  // hash trees are behind them
+  for (std::size_t i = 0; i < served.size(); ++i) {
     const Image& image = served[i]->image;
     json["images"].push_back({{"path", frozen.names[i]},
                               {"image_id", fmt::format("{:016x}", image.image_id())},
@@ -124,8 +124,7 @@ void publish(Telemetry& telemetry, const ServerWorker& worker, const Port& port,
       "/memserver/images", "Images served: pages by image id", [served](std::string_view) {
         Snapshot out;
         for (const auto& s : served)
-          if (s->image.space() == 0)
-            out.emplace_back(fmt::format("{:016x}", s->image.image_id()), s->image.nb_pages());
+          out.emplace_back(fmt::format("{:016x}", s->image.image_id()), s->image.nb_pages());
         return out;
       });
 }
@@ -148,8 +147,9 @@ Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, Tx
                       const std::atomic<bool>& stop) {
   const Port& port = datapath.port;
   ServerWorker worker{served, port, mode, options.rx_loss_percent / 100, options.seed, seal};
+  const auto images = served.first(frozen.images.size());  // hash trees are behind them
   Telemetry telemetry;
-  publish(telemetry, worker, port, served);
+  publish(telemetry, worker, port, images);
   spdlog::info("{}", port.describe());
   for (const auto& s : served)
     spdlog::info("serving {} epoch {}: {} pages, {} zero, group {}, TX {}{}", name_of(s->image),
@@ -157,14 +157,14 @@ Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, Tx
                  to_string(group_address(s->image.image_id())), to_string(mode),
                  seal != nullptr ? ", sealed" : "");
   if (!options.info_file.empty())
-    if (auto ok = write_file(options.info_file, info_json(options, frozen, port, mode, served));
+    if (auto ok = write_file(options.info_file, info_json(options, frozen, port, mode, images));
         !ok)
       return std::unexpected(ok.error());
   EventLog log{served};
   const Watcher watcher{[&log] { log.look(); }};
   if (!stop) frozen.descriptor.keep();
   worker.run(stop, datapath.profile.idle);
-  return snapshot_of(worker, port, served);
+  return snapshot_of(worker, port, images);
 }
 
 /// Of a parent that is frozen.

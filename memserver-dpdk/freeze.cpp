@@ -172,9 +172,9 @@ Result<Frozen> freeze_parent(const ServerOptions& options, const std::optional<G
   if (!options.hash_tree && !describe()) return std::unexpected(descriptor_ms.error());
   if (auto ok = add_image(frozen, *parent, options.hash_tree, stop); !ok)
     return std::unexpected(ok.error());
-  if (options.hash_tree && !describe()) return std::unexpected(descriptor_ms.error());
   if (options.detach && parent->live)  // if it is stopped, nobody will ask for the rest
     parent->live->detach([&](Gfn page) { return stop || frozen.images.front().is_zero(page); });
+  if (options.hash_tree && !describe()) return std::unexpected(descriptor_ms.error());
   const std::uint64_t total_ms = since(parent->since);
   spdlog::info("image complete after {} ms, {} pages avoided of {} free ones", total_ms,
                parent->nb_avoided_pages, parent->nb_free_pages);

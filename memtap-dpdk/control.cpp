@@ -243,6 +243,39 @@ void GuestControl::sum_counters() noexcept {
   }
 }
 
+namespace {
+
+/// Until a signal. @param last  gets the last counters
+Result<void> fetch(const TapOptions& options, const TapImage& image, ClientConfig config,
+                   const Datapath& datapath, Seal* seal, Snapshot& last) {
+  const std::atomic<bool>& stop = stop_on_signals();
+  std::optional<HashTree> tree;
+  if (image.root) {
+    auto fetched = fetch_hash_tree(options, image, config, datapath, seal, stop);
+    if (!fetched && stop) return {};
+    if (!fetched) return std::unexpected(fetched.error());
+    config.tree = &tree.emplace(std::move(*fetched));
+  }
+  const Port& port = datapath.port;
+  ClientStats stats;
+  ClientEngine engine{config, stats};
+  ClientWorker worker{engine, port, options.rx_loss_percent / 100, options.seed, seal};
+  GuestControl control{options, image, engine, worker};
+  Telemetry telemetry;
+  telemetry.publish("/memtap/stats", "Counters of port, engine, host and guests",
+                    [&](std::string_view) { return snapshot_of(worker, stats, control, port); });
+  telemetry.publish("/memtap/guests", "Guests attached: process by guest id",
+                    [&](std::string_view) { return control.guest_pids(); });
+  telemetry.publish("/memtap/guest", "Counters of one guest. Parameter: its id",
+                    [&](std::string_view id) { return control.guest_counters(id); });
+  worker.run(stop, datapath.profile.idle, [&](Nanos now) { control.step(now); });
+  control.shut_down();
+  last = snapshot_of(worker, stats, control, port);
+  return control.verdict();
+}
+
+}  // namespace
+
 Result<void> tap(const TapOptions& options) {
   const auto image = image_of(options);
   if (!image) return std::unexpected(image.error());
@@ -258,37 +291,12 @@ Result<void> tap(const TapOptions& options) {
   config.mac = port.mac();
   config.mtu_bytes = *mtu;
   spdlog::info("{}{}", port.describe(), *seal ? ", frames sealed" : "");
-  const std::atomic<bool>& stop = stop_on_signals();
-  std::optional<HashTree> tree;
-  if (image->root) {
-    auto fetched = fetch_hash_tree(options, *image, config, *datapath, seal->get(), stop);
-    if (!fetched && !stop) return std::unexpected(fetched.error());
-    if (fetched) tree = std::move(*fetched);
-    config.tree = tree ? &*tree : nullptr;  // stopped: nothing is fetched any more
-  }
-  ClientStats stats;
-  Result<void> verdict;
   Snapshot last;
-  {
-    ClientEngine engine{config, stats};
-    ClientWorker worker{engine, port, options.rx_loss_percent / 100, options.seed, seal->get()};
-    GuestControl control{options, *image, engine, worker};
-    Telemetry telemetry;
-    telemetry.publish("/memtap/stats", "Counters of port, engine, host and guests",
-                      [&](std::string_view) { return snapshot_of(worker, stats, control, port); });
-    telemetry.publish("/memtap/guests", "Guests attached: process by guest id",
-                      [&](std::string_view) { return control.guest_pids(); });
-    telemetry.publish("/memtap/guest", "Counters of one guest. Parameter: its id",
-                      [&](std::string_view id) { return control.guest_counters(id); });
-    worker.run(stop, datapath->profile.idle, [&](Nanos now) { control.step(now); });
-    control.shut_down();
-    verdict = control.verdict();
-    last = snapshot_of(worker, stats, control, port);
-  }
+  auto verdict = fetch(options, *image, config, *datapath, seal->get(), last);
   if (const unsigned leaked = port.close(); leaked != 0)
     spdlog::error("{} mbufs did not come back to the pool", leaked);
   spdlog::info("stopped");
-  if (!options.stats_file.empty())
+  if (!options.stats_file.empty() && !last.empty())
     if (auto ok = write_file(options.stats_file, to_json(last)); !ok) return ok;
   return verdict;
 }

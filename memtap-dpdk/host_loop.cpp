@@ -33,18 +33,20 @@ void HostLoop::on_page(const wire::Frame& frame, Nanos now) noexcept {
 }
 
 void HostLoop::on_ranges(const wire::Frame& frame, Nanos now) noexcept {
+  bool is_false = false;
   for (std::size_t i = 0; i < frame.nb_ranges(); ++i) {
     PageRange range = frame.range(i);
-    if (const auto nb = engine_.nb_believed(frame.type, range); nb != range.nb_pages) [[unlikely]] {
-      drops_.count(Drop::kBadHash);
-      range.nb_pages = nb;
-      if (nb == 0) continue;
-    }
+    const std::uint32_t nb_believed = engine_.nb_believed(frame.type, range);
+    is_false |= nb_believed != range.nb_pages;
+    range.nb_pages = nb_believed;
+    if (nb_believed == 0) continue;
     const bool demanded = engine_.take_range(frame.type, range, now);
     if (host_ == nullptr) continue;
     if (frame.type == FrameType::kZeros) host_->on_zeros(range, now);
     if (frame.type == FrameType::kAbsent && demanded) host_->fail(range, now);
   }
+  if (is_false) [[unlikely]]
+    drops_.count(Drop::kBadHash);
 }
 
 unsigned HostLoop::ask(Nanos now) noexcept {

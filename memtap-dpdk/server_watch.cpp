@@ -14,7 +14,10 @@ constexpr Nanos kWaitLog{std::chrono::seconds{3}};  // HELLO goes on ten times a
 
 /// How long a memserver that wrote a descriptor may scan before it answers: 5 s a GiB; 1.4 s were
 /// measured beside a busy guest. 0 without a descriptor: such a memserver has scanned already.
-double scan_time_s(const TapImage& image) { return static_cast<double>(image.nb_pages) * 20e-6; }
+/// With a hash tree it is written after the scan.
+double scan_time_s(const TapImage& image) {
+  return image.root ? 0 : static_cast<double>(image.nb_pages) * 20e-6;
+}
 
 }  // namespace
 
@@ -38,7 +41,8 @@ bool ServerWatch::waits_for_welcome(Nanos now) {
     next_wait_log_ = now + kWaitLog;
     spdlog::warn("no answer from the memserver of {} for {:.0f} s; {}waiting up to {:.3g} s", name_,
                  waited.count(),
-                 image_.nb_pages != 0 ? "it may be scanning the memory still; " : "", patience_s());
+                 scan_time_s(image_) > 0 ? "it may be scanning the memory still; " : "",
+                 patience_s());
   }
   return waited.count() < patience_s();
 }
@@ -76,9 +80,10 @@ Result<void> ServerWatch::on_silence(bool serves) const {
                                     "--max-clients",
                                     name_));
   return fail(ETIMEDOUT, fmt::format("no memserver answered for {} on {} within {:.3g} s; is it "
-                                     "running, with this image, on the same segment, and is the "
+                                     "running, with this image{}, on the same segment, and is the "
                                      "image no larger than --max-image-gib?",
-                                     name_, options_.device, patience_s()));
+                                     name_, options_.device, patience_s(),
+                                     image_.root ? " and --hash-tree" : ""));
 }
 
 }  // namespace snowfabric

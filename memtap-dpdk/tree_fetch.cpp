@@ -17,14 +17,16 @@ namespace snowfabric {
 namespace {
 
 constexpr std::size_t kBufferPages = 64;
+constexpr Nanos kRetryPause =
+    std::chrono::milliseconds{10};  // between looks at nodes that do not fit
 
 /// Called by the worker between turns.
 class TreeFetch {
  public:
   TreeFetch(const TapOptions& options, const TapImage& image, ClientEngine& engine,
             ClientWorker& worker, const std::atomic<bool>& stop)
-      : options_{options},
-        image_{image},
+      : image_{image},
+        give_up_{static_cast<std::int64_t>(options.give_up_s * 1e9)},
         root_{image.root.value_or(Hash{})},
         engine_{engine},
         worker_{worker},
@@ -36,7 +38,10 @@ class TreeFetch {
     if (auto ok = server_.look(false, now); !ok) return end(std::move(ok));
     if (engine_.state() != ClientState::kJoined) return;
     if (!host_ && !begin(now)) return;
-    if (!host_->completing(*guest_)) check(now);
+    if (host_->completing(*guest_))
+      watch_progress(now);
+    else if (now >= retry_at_)
+      check(now);
   }
   [[nodiscard]] const std::atomic<bool>& ended() const noexcept { return ended_; }
   Result<HashTree> take() {
@@ -46,11 +51,12 @@ class TreeFetch {
 
  private:
   bool begin(Nanos now) {
-    began_ = now;
+    began_ = progress_at_ = now;
     try {
       if (auto tree = HashTree::with_room_for(engine_.nb_pages()))
         tree_ = std::make_unique<HashTree>(std::move(*tree));
-      if (!tree_ || (image_.nb_pages != 0 && !tree_->is_over(image_.nb_pages))) {
+      const std::uint64_t right = HashTree::nb_nodes_over(image_.nb_pages);
+      if (!tree_ || (image_.nb_pages != 0 && engine_.nb_pages() != right)) {
         end(fail(EBADMSG, fmt::format("the memserver's hash tree of {} has {} nodes: it is that of "
                                       "no such image",
                                       name_of(image_), engine_.nb_pages())));
@@ -68,24 +74,36 @@ class TreeFetch {
     return true;
   }
 
+  /// Nodes that nobody has are answered by ABSENT, for ever.
+  void watch_progress(Nanos now) {
+    const std::uint64_t nb_installed = guest_->counters().installed_pages.read();
+    if (std::exchange(nb_installed_, nb_installed) != nb_installed) progress_at_ = now;
+    if (now - progress_at_ >= give_up_)
+      end(fail(EBADMSG,
+               fmt::format("the hash tree of {} lacks some of its {} nodes, and none comes",
+                           name_of(image_), engine_.nb_pages())));
+  }
+
   /// All of it is there. Whoever sent nodes that do not fit may go on doing so, or the root is of
   /// another image: that looks the same.
   void check(Nanos now) {
     const std::size_t nb_bad = guest_->check(root_);
-    const std::chrono::duration<double> took = now - began_;
     if (nb_bad == 0) {
       spdlog::info("hash tree of {}: {} nodes fetched and checked in {:.1f} ms, {} once more",
-                   name_of(image_), tree_->nb_nodes(), took.count() * 1000, nb_refetched_);
-      end({});
-    } else if (took.count() >= options_.give_up_s) {
-      end(fail(EBADMSG,
-               fmt::format("{} nodes of the hash tree of {} do not fit its root after {:.3g} s: is "
-                           "the root that of this image? If it is, somebody sends wrong ones",
-                           nb_bad, name_of(image_), took.count())));
-    } else {
-      nb_refetched_ += nb_bad;
-      host_->complete(*guest_);
+                   name_of(image_), engine_.nb_pages(),
+                   static_cast<double>(to_micros(now - began_)) / 1000, nb_refetched_);
+      return end({});
     }
+    if (misfit_since_ == kNever) misfit_since_ = now;
+    if (now - misfit_since_ >= give_up_)
+      return end(fail(EBADMSG,
+                      fmt::format("{} nodes of the hash tree of {} do not fit its root, again and "
+                                  "again: is the root that of this image? If it is, somebody "
+                                  "sends wrong ones",
+                                  nb_bad, name_of(image_))));
+    nb_refetched_ += nb_bad;
+    retry_at_ = now + kRetryPause;
+    host_->complete(*guest_);
   }
 
   void end(Result<void> verdict) {
@@ -93,8 +111,8 @@ class TreeFetch {
     ended_ = true;
   }
 
-  const TapOptions& options_;
   const TapImage& image_;
+  const Nanos give_up_;
   const Hash root_;
   ClientEngine& engine_;
   ClientWorker& worker_;
@@ -104,8 +122,9 @@ class TreeFetch {
   std::unique_ptr<HashTree> tree_;
   std::unique_ptr<TreeGuest> guest_;
   std::unique_ptr<Host> host_;
-  Nanos began_{0};
-  std::uint64_t nb_refetched_ = 0;
+  Nanos began_{0}, progress_at_{0}, retry_at_{0};
+  Nanos misfit_since_ = kNever;
+  std::uint64_t nb_installed_ = 0, nb_refetched_ = 0;
   Result<void> verdict_;
   std::atomic<bool> ended_{false};
 };

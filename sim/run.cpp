@@ -187,11 +187,20 @@ class Play {
       case 1: ++who.image_id; break;
       default: break;
     }
+    lab_.inject(to, made_up(who, to.mac));
+  }
+  /// A page, or that one is zero or absent; the latter two only where memtaps can tell.
+  Bytes made_up(const wire::Identity& who, const MacAddr& to) {
+    const PageRange page{Gfn{prng_.next() % image_.nb_pages}, 1};
     Bytes frame(wire::kMaxFrameBytes, static_cast<std::byte>(prng_.next()));
+    if (const auto kind = tree_ ? prng_.next() % 3 : 0; kind != 0) {
+      const auto type = kind == 1 ? wire::FrameType::kZeros : wire::FrameType::kAbsent;
+      frame.resize(wire::write_ranges(frame, type, who, to, kServerMac, std::span{&page, 1}, 0, 0));
+      return frame;
+    }
     const auto data = std::span{frame}.subspan(wire::kPageHeaderBytes);
-    wire::write_page_header(frame, who, to.mac, kServerMac, Gfn{prng_.next() % image_.nb_pages},
-                            crc32c(data), 0, 1, 0, 0);
-    lab_.inject(to, std::move(frame));
+    wire::write_page_header(frame, who, to, kServerMac, page.first, crc32c(data), 0, 1, 0, 0);
+    return frame;
   }
   void say(const Fault& fault, const char* what) const {
     if (lab_.trace)

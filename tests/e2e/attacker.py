@@ -20,7 +20,7 @@ import junk
 ETHERNET_BYTES, SEAL_BYTES, TAG_BYTES = 14, 32, 16
 PAGE_BYTES = 4096
 NB_CLEAR_PAGES = 1024  # forged pages that fit their checksum lie before
-NB_NODES = 33  # of the hash tree over 16 MiB
+NB_NODES = 65  # of the hash tree over 32 MiB
 HASH_TREE_SPACE = 1
 SOMEBODY = "02534600ee02"
 

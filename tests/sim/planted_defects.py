@@ -21,6 +21,7 @@ DEFECTS = {
     "a foreign image is taken": ("fabric/client_engine.cpp", "if (frame.image_id != identity_.image_id) return Drop::kForeignImage;", ""),
     "a page's checksum is not looked at": ("fabric/client_engine.cpp", "crc32c(bytes) != frame.page.crc32c.host()", "false"),
     "a page's hash is not looked at": ("fabric/client_engine.cpp", "config_.tree != nullptr && !config_.tree->fits(", "false && !config_.tree->fits("),
+    "a zero page need not be zero by its hash": ("fabric/client_engine.cpp", "return config_.tree->nb_zero(range);", "return range.nb_pages;"),
     "a timed-out page is not asked for again": ("fabric/client_engine.cpp", "flight.timed_out = flight.attempts > 0;\n  queue(id, now);", ""),
     "a fragment goes to the wrong place": ("fabric/reassembler.hpp", "body.fragment * wire::fragment_stride",
                                            "(body.fragment ^ 1U) % body.nb_fragments * wire::fragment_stride"),

@@ -8,9 +8,10 @@
 #include <utility>
 #include <vector>
 
-#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "fabric/base/hex.hpp"
 
 namespace snowfabric {
 namespace {
@@ -18,12 +19,6 @@ namespace {
 using testing::ElementsAre;
 using testing::IsEmpty;
 using Page = std::array<std::byte, kPageSize>;
-
-std::string hex(const Hash& hash) {
-  std::string text;
-  for (const std::byte b : hash) text += fmt::format("{:02x}", std::to_integer<unsigned>(b));
-  return text;
-}
 
 /// Page 0 is zero; no two others are the same.
 Page page_of(std::uint64_t gfn) {
@@ -49,16 +44,16 @@ HashTree copy_of(const HashTree& tree) {
 
 // Both made by sha256sum(1).
 TEST(HashTree, HashesAreSha256OfTheBytesAndTheLevel) {
-  EXPECT_EQ(hex(hash_page(Page{}, 0)),
+  EXPECT_EQ(to_hex(hash_page(Page{}, 0)),
             "b587fa297299ce9c602e58292b51379402bf7b1074f6b18679c2fb871c917ca8");
-  EXPECT_EQ(hex(tree_over(1).root()),
+  EXPECT_EQ(to_hex(tree_over(1).root()),
             "c0cf69ef18ab160821ca8d3159dc31f826b8f7b99d9177e60597189215d71af6");
 }
 
 TEST(HashTree, HasOneHashForEachPageAndOneForEachNodeBelowTheTop) {
   for (const auto& [nb_pages, nb_nodes] :
        {std::pair{1U, 1U}, {128U, 1U}, {129U, 3U}, {16384U, 129U}, {16385U, 132U}}) {
-    const HashTree tree = HashTree::over(std::vector<Hash>(nb_pages));
+    const HashTree tree = HashTree::over(std::vector<Hash>(nb_pages, Hash{std::byte{1}}));
     EXPECT_EQ(tree.nb_nodes(), nb_nodes) << nb_pages;
     EXPECT_TRUE(tree.is_over(nb_pages));
   }
@@ -85,7 +80,9 @@ TEST(HashTree, OnlyAPagesOwnBytesFit) {
 
 TEST(HashTree, APageBehindTheLastHasNoBytesThatFit) {
   const HashTree tree = tree_over(300);
-  EXPECT_TRUE(tree.is_over(301)) << "so that it can be asked for";
+  EXPECT_TRUE(tree.is_over(300));
+  EXPECT_FALSE(tree.is_over(301)) << "though it has room for it";
+  EXPECT_FALSE(tree.is_over(299)) << "though a page is behind";
   EXPECT_FALSE(tree.fits(Gfn{300}, page_of(300)));
   EXPECT_EQ(tree.nb_zero({Gfn{300}, 1}), 0U);
 }
@@ -107,6 +104,14 @@ TEST(HashTree, AChangedNodeIsFoundAndWhatIsBelowItIsNotLookedAt) {
   EXPECT_THAT(copy.misfits(tree.root()), ElementsAre(Gfn{2}, Gfn{3}));
   copy.node(Gfn{0}).back() ^= std::byte{1};
   EXPECT_THAT(copy.misfits(tree.root()), ElementsAre(Gfn{0}));
+}
+
+TEST(HashTree, ATreeThatIsCutShortIsNotTheRoots) {
+  const HashTree tree = tree_over(600);  // 1 above 5
+  HashTree cut = *HashTree::with_room_for(3);
+  for (std::uint64_t i = 0; i < 3; ++i)
+    std::ranges::copy(tree.bytes().subspan(i * kPageSize, kPageSize), cut.node(Gfn{i}).begin());
+  EXPECT_THAT(cut.misfits(tree.root()), ElementsAre(Gfn{0}));
 }
 
 TEST(HashTree, ANodeDoesNotPassForOneOfAnotherLevel) {
