@@ -308,12 +308,28 @@ Result<Descriptor> from_message(const pb::Descriptor& in) {
   return d;
 }
 
-Result<std::vector<std::byte>> seal(const pb::Descriptor& message) {
+/// Wipes a message's key at the end.
+class KeyWiper {
+ public:
+  explicit KeyWiper(pb::Descriptor& message) noexcept : message_{message} {}
+  KeyWiper(const KeyWiper&) = delete;
+  KeyWiper& operator=(const KeyWiper&) = delete;
+  ~KeyWiper() {
+    if (message_.group_key().empty()) return;
+    std::string& key = *message_.mutable_group_key();
+    explicit_bzero(key.data(), key.size());
+  }
+
+ private:
+  pb::Descriptor& message_;
+};
+
+Result<SecretBytes> seal(const pb::Descriptor& message) {
   const std::size_t body_bytes = message.ByteSizeLong();
   if (body_bytes > kMaxDescriptorBodyBytes)
     return fail(EFBIG, fmt::format("descriptor: body of {} bytes, at most {}", body_bytes,
                                    kMaxDescriptorBodyBytes));
-  std::vector<std::byte> file(sizeof(Header) + body_bytes);
+  SecretBytes file(sizeof(Header) + body_bytes);
   const auto body = std::span{file}.subspan(sizeof(Header));
   if (!message.SerializeToArray(body.data(), static_cast<int>(body.size())))
     return fail(EINVAL, "descriptor: the body cannot be serialised");
@@ -339,9 +355,11 @@ std::string image_name(std::uint64_t image_id, std::uint32_t epoch) {
   return fmt::format("{:016x}-{}", image_id, epoch);
 }
 
-Result<std::vector<std::byte>> encode(const Descriptor& descriptor) try {
+Result<SecretBytes> encode(const Descriptor& descriptor) try {
   if (auto ok = check_bounds(descriptor, EINVAL); !ok) return std::unexpected(ok.error());
-  return seal(to_message(descriptor));
+  pb::Descriptor message = to_message(descriptor);
+  const KeyWiper wiper{message};
+  return seal(message);
 } catch (const std::bad_alloc&) {
   return fail(ENOMEM, "descriptor: encode");
 }
@@ -351,6 +369,7 @@ Result<Descriptor> decode(std::span<const std::byte> file) try {
   if (!body) return std::unexpected(body.error());
   if (auto ok = check_cost(*body); !ok) return std::unexpected(ok.error());
   pb::Descriptor message;
+  const KeyWiper wiper{message};
   if (!message.ParseFromArray(body->data(), static_cast<int>(body->size())))
     return corrupt("body: not a Descriptor message");
   return from_message(message);

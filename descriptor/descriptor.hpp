@@ -10,6 +10,7 @@
 #include "fabric/base/frame_number.hpp"
 #include "fabric/base/mac.hpp"
 #include "fabric/base/result.hpp"
+#include "fabric/base/secret_bytes.hpp"
 
 /// The VM descriptor: everything a clone needs besides the pages of the image.
 /// docs/descriptor-format.md is the specification of the file.
@@ -76,7 +77,7 @@ struct Descriptor {
   MacAddr server{};               ///< of the memserver; unicast, all zero: unknown, ask by HELLO
   /// Of the frames between memserver and memtaps; empty: they go in the clear. Whoever reads it may
   /// read all of the guest's memory, and send pages for it.
-  std::vector<std::byte> group_key;
+  SecretBytes group_key;
   std::vector<std::byte> hash_root;  ///< of the hash tree, which is space 1; empty: there is none
   std::uint64_t frozen_at_ns = 0;    ///< wall clock of the freeze, UNIX time
   std::string parent_name;           ///< at most 255 bytes, no control characters
@@ -102,7 +103,7 @@ struct Descriptor {
 
 /// @return the bytes of the file; EINVAL: the named field is outside the bounds above; EFBIG: the
 ///         whole is; ENOTSUP: a section of unknown type that is not optional; ENOMEM
-[[nodiscard]] Result<std::vector<std::byte>> encode(const Descriptor& descriptor);
+[[nodiscard]] Result<SecretBytes> encode(const Descriptor& descriptor);
 
 /// Survives any bytes, and allocates in proportion to them. What it returns keeps all the bounds
 /// above. Fields that a later writer of the same version added are ignored, sections of unknown

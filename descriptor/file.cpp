@@ -25,8 +25,8 @@ std::unexpected<Error> failed(const char* call, const std::string& path) {
   return fail(errnum, fmt::format("descriptor: {}({})", call, path));
 }
 
-Result<std::vector<std::byte>> read_all(int fd, std::size_t file_bytes, const std::string& path) {
-  std::vector<std::byte> bytes(file_bytes);
+Result<SecretBytes> read_all(int fd, std::size_t file_bytes, const std::string& path) {
+  SecretBytes bytes(file_bytes);
   std::size_t done = 0;
   while (done < bytes.size()) {
     const ssize_t n = ::read(fd, bytes.data() + done, bytes.size() - done);
@@ -49,7 +49,7 @@ Result<void> write_all(int fd, std::span<const std::byte> bytes, const std::stri
   return {};
 }
 
-Result<std::vector<std::byte>> read_file(const std::string& path) {
+Result<SecretBytes> read_file(const std::string& path) {
   const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};  // a FIFO: no wait
   if (!fd) return failed("open", path);
   struct stat st{};

@@ -16,6 +16,7 @@ Result<std::unique_ptr<AsideMemory>> AsideMemory::make(std::span<const std::byte
     return fail(errno,
                 fmt::format("reserve {} bytes of addresses for the parent's RAM", live.size()));
   madvise(base, live.size(), MADV_NOHUGEPAGE);  // a page aside costs a page
+  madvise(base, live.size(), MADV_DONTDUMP);    // as FileMapping
   return std::unique_ptr<AsideMemory>{
       new AsideMemory{live, {static_cast<std::byte*>(base), live.size()}}};
 }

@@ -70,6 +70,7 @@ Result<void> CowMemory::map() {
     if (mmap(live_.data() + region.offset, region.size, PROT_READ, MAP_SHARED | MAP_FIXED,
              region.file.get(), static_cast<off_t>(region.file_offset)) == MAP_FAILED)
       return fail(errno, fmt::format("mmap {} bytes of the parent's RAM", region.size));
+  madvise(live_.data(), live_.size(), MADV_DONTDUMP);  // as FileMapping
   return {};
 }
 

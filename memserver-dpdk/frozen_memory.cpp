@@ -37,6 +37,7 @@ class Arena {
     void* base = mmap(nullptr, nb_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
     if (base == MAP_FAILED)
       return fail(errno, fmt::format("mmap {} bytes for the parent's memory", nb_bytes_));
+    madvise(base, nb_bytes_, MADV_DONTDUMP);  // as FileMapping
     base_ = static_cast<std::byte*>(base);
     std::vector<std::span<std::byte>> places;
     for (const RamBlock& block : blocks)

@@ -87,6 +87,7 @@ Result<FileMapping> FileMapping::open(const std::filesystem::path& path) {
   void* base = ::mmap(nullptr, *nb_bytes, PROT_READ, MAP_SHARED, fd.get(), 0);
   if (base == MAP_FAILED)
     return fail(errno, fmt::format("mmap image {}, {} bytes", path.string(), *nb_bytes));
+  ::madvise(base, *nb_bytes, MADV_DONTDUMP);  // a core is for others' eyes than a guest's memory
   return FileMapping{std::span{static_cast<const std::byte*>(base), *nb_bytes}};
 }
 

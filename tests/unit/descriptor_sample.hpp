@@ -43,9 +43,10 @@ inline Descriptor sample_descriptor() {
 inline constexpr std::size_t kHeaderBytes = 32;
 
 /// A header around any body, its checksums right. docs/descriptor-format.md, "Header".
-inline std::vector<std::byte> sealed(std::span<const std::byte> body, std::uint32_t version = 1,
-                                     std::uint32_t flags = 0) {
-  std::vector<std::byte> file = bytes_of("SFVMDESC");
+inline SecretBytes sealed(std::span<const std::byte> body, std::uint32_t version = 1,
+                          std::uint32_t flags = 0) {
+  const auto magic = bytes_of("SFVMDESC");
+  SecretBytes file(magic.begin(), magic.end());
   const auto put = [&file](auto big_endian) {
     const auto bytes = std::as_bytes(std::span{&big_endian, 1});
     file.insert(file.end(), bytes.begin(), bytes.end());
@@ -79,7 +80,7 @@ inline std::string fixed64_field(unsigned field, std::uint64_t value) {
 
 /// The sample's body with more fields behind it: a later value replaces a single one and is added
 /// to a repeated one.
-inline std::vector<std::byte> sample_with(std::string_view fields) {
+inline SecretBytes sample_with(std::string_view fields) {
   const auto good = encode(sample_descriptor()).value();
   std::vector<std::byte> body(good.begin() + kHeaderBytes, good.end());
   const auto more = bytes_of(fields);

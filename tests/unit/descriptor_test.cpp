@@ -13,7 +13,7 @@ namespace {
 
 using namespace test;
 using ::testing::HasSubstr;
-using Bytes = std::vector<std::byte>;
+using Bytes = SecretBytes;  // as encode() has them
 
 TEST(Descriptor, ReadsBackAsItWasWritten) {
   const Descriptor written = sample_descriptor();
