@@ -105,6 +105,7 @@ void GuestControl::open_listener(Nanos now) {
                              .qemu = image_.qemu ? &*image_.qemu : nullptr,
                              .xen = image_.xen ? &*image_.xen : nullptr,
                              .kept = kept_.get(),
+                             .guest_uids = options_.guest_uids,
                              .max_guests = options_.max_guests});
   if (!listener) return stop_with(std::move(listener.error()));
   listener_ = std::move(*listener);
@@ -185,6 +186,7 @@ void GuestControl::look_at_guests(Nanos now) {
   }
   completions_.step(*host_, engine_.state() != ClientState::kServerDead, now);
   for (const auto& guest : events.gone) bury(*guest);
+  host_stats_.guests_of_others.add(events.nb_of_others);
   for (const Error& error : events.rejected) {
     host_stats_.guests_rejected.add(1);
     if (now < quiet_until_) continue;

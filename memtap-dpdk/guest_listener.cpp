@@ -102,6 +102,9 @@ Result<void> GuestListener::listen() {
   if (bind(socket_.get(), address->get(), UnixAddress::size()) != 0)
     return fail(errno, fmt::format("bind {}", path));
   bound_ = true;
+  // The umask has no say in it; admits() has.
+  if (!config_.guest_uids.empty() && chmod(path.c_str(), 0666) != 0)
+    return fail(errno, fmt::format("chmod {}", path));
   if (::listen(socket_.get(), kBacklog) != 0) return fail(errno, fmt::format("listen {}", path));
   return {};
 }
@@ -160,6 +163,14 @@ void GuestListener::accept_some(Nanos now, ListenerEvents& events) {
       continue;
     }
     auto handshake = PendingHandshake::begin(std::move(fd));
+    if (handshake && !admits(handshake->uid())) {
+      ++events.nb_of_others;
+      events.rejected.push_back(
+          {EACCES,
+           fmt::format("process {} of user {} may not connect to {}: --guest-uid {} lets it",
+                       handshake->pid(), handshake->uid(), config_.socket_path, handshake->uid())});
+      continue;
+    }
     Result<void> added;
     if (handshake) added = add(control_.get(), handshake->fd(), EPOLLIN);
     if (!handshake || !added) {
@@ -168,6 +179,12 @@ void GuestListener::accept_some(Nanos now, ListenerEvents& events) {
     }
     pending_.push_back({std::move(*handshake), now + config_.handshake_timeout});
   }
+}
+
+/// Whatever the modes of the socket and its folder are.
+bool GuestListener::admits(uid_t uid) const noexcept {
+  const auto& named = config_.guest_uids;
+  return uid == 0 || uid == geteuid() || std::ranges::find(named, uid) != named.end();
 }
 
 /// Takes what arrived on a handshake's socket; it leaves pending_ as a guest or as an error.

@@ -28,6 +28,7 @@ struct ListenerConfig {
       nullptr;                   ///< for clones that are QEMUs; borrowed; without it none can come
   const XenSeed* xen = nullptr;  ///< for clones that are Xen domains; likewise
   const KeptImage* kept = nullptr;  ///< that guests may map; borrowed
+  std::vector<uid_t> guest_uids{};  ///< who may connect beside our user and root
   std::size_t max_guests = 64;      ///< without the loaders of QEMUs
   Nanos handshake_timeout = std::chrono::seconds{5};
 };
@@ -37,15 +38,17 @@ struct ListenerEvents {
   std::vector<ProcessGuest*> attached;  ///< owned by the listener until gone
   std::vector<CompletionRequest> to_complete;
   std::vector<std::unique_ptr<ProcessGuest>>
-      gone;                     ///< to read the last counters of, then to destroy
-  std::vector<Error> rejected;  ///< connections that did not become a guest
+      gone;                        ///< to read the last counters of, then to destroy
+  std::vector<Error> rejected;     ///< connections that did not become a guest
+  std::uint64_t nb_of_others = 0;  ///< of these, of users who may not connect
 };
 
 /// Accepts guests and owns them while they live. One thread for everything, adapters included;
 /// nothing blocks, and the work of one poll() is bounded.
 class GuestListener {
  public:
-  /// Makes the socket (mode 0600). A socket file nobody listens on is replaced.
+  /// Makes the socket, for its owner alone (mode 0600) unless guest_uids names others. A socket
+  /// file nobody listens on is replaced.
   /// @return EADDRINUSE: a live process listens there; ENAMETOOLONG; or what the call reported
   static Result<std::unique_ptr<GuestListener>> create(ListenerConfig config);
 
@@ -82,6 +85,7 @@ class GuestListener {
   Result<std::unique_ptr<ProcessGuest>> make_qemu_guest(PendingHandshake handshake);
   Result<std::unique_ptr<ProcessGuest>> make_xen_guest(PendingHandshake handshake);
   Result<PresenceFile> make_presence();
+  [[nodiscard]] bool admits(uid_t uid) const noexcept;
   [[nodiscard]] Result<void> check_room() const;
   [[nodiscard]] Result<void> check_image(const std::string& name) const;
   [[nodiscard]] Result<void> check_ram(pid_t pid) const;

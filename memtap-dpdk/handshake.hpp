@@ -168,6 +168,7 @@ class PendingHandshake {
 
   [[nodiscard]] int fd() const noexcept { return peer_.socket.get(); }
   [[nodiscard]] pid_t pid() const noexcept { return peer_.pid; }
+  [[nodiscard]] uid_t uid() const noexcept { return peer_.uid; }
 
  private:
   PendingHandshake() = default;

@@ -14,7 +14,7 @@ namespace snowfabric {
 
 /// Written by memtap's lcore. Guests' own counters are summed into it by the control path.
 struct alignas(kCacheLine) HostStats {
-  Counter guests, guests_attached, guests_rejected, guests_gone, guests_killed;
+  Counter guests, guests_attached, guests_rejected, guests_of_others, guests_gone, guests_killed;
   Counter fault_hits_buffer, prefetch_wanted, wants_deferred, bursts, burst_pages, refetched_pages;
   Counter failed_pages, kept_pages, keep_failed, keep_overwrote, fault_hits_kept, loaded_pages;
   Counter recorded_pages;
@@ -24,6 +24,8 @@ inline constexpr std::array kHostCounters{
     CounterInfo<HostStats>{"guests_attached", &HostStats::guests_attached, "guests that came"},
     CounterInfo<HostStats>{"guests_rejected", &HostStats::guests_rejected,
                            "connections that did not become a guest"},
+    CounterInfo<HostStats>{"guests_of_others", &HostStats::guests_of_others,
+                           "of these, connections of users who may not connect"},
     CounterInfo<HostStats>{"guests_gone", &HostStats::guests_gone, "guests that left or died"},
     CounterInfo<HostStats>{"guests_killed", &HostStats::guests_killed,
                            "guests killed because their memory could not be completed"},

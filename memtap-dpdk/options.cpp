@@ -83,6 +83,10 @@ void add_tap_options(CLI::App& cli, TapOptions& options) {
       ->check(CLI::Range(1, 65535))
       ->capture_default_str();
   cli.add_option("--max-guests", options.max_guests, "clones at once")->capture_default_str();
+  cli.add_option(
+      "--guest-uid", options.guest_uids,
+      "a user who may connect to the socket beside memtap's own and root, by number; may "
+      "be repeated. The socket's mode is 0666 then");
   cli.add_option("--give-up", options.give_up_s,
                  "seconds of a silent memserver after which faults fail with an error; one page "
                  "that a live memserver does not deliver fails after three times as long")

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <sys/types.h>
+
 #include "fabric/base/frame_number.hpp"
 #include "fabric/base/mac.hpp"
 #include "fabric/base/result.hpp"
@@ -30,6 +32,7 @@ struct TapOptions : AppOptions {
   bool keep = true;         ///< pages for clones that come later
   std::uint32_t buffer_pages = 256;
   std::uint32_t max_guests = 64;
+  std::vector<uid_t> guest_uids;  ///< who may connect beside memtap's own user and root
   double give_up_s = 10;
   std::uint64_t max_image_gib = 256;
   double min_rto_ms = 1;

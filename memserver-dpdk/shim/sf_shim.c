@@ -145,6 +145,16 @@ static void hand_over(int peer) {
   close(fds[0]);
 }
 
+/// The memory is its user's, and root's: whatever the modes of the socket and its folder are.
+static bool is_ours(int peer) {
+  struct ucred credentials;
+  socklen_t size = sizeof credentials;
+  if (getsockopt(peer, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) return false;
+  if (credentials.uid == 0 || credentials.uid == geteuid()) return true;
+  complain("process %d of user %u was refused", (int)credentials.pid, (unsigned)credentials.uid);
+  return false;
+}
+
 static void* serve(void* argument) {
   int listener = (int)(intptr_t)argument;
   for (;;) {
@@ -153,9 +163,11 @@ static void* serve(void* argument) {
       usleep(10000);  // out of descriptors, or a peer that went: not for ever
       continue;
     }
-    pthread_mutex_lock(&lock);
-    hand_over(peer);
-    pthread_mutex_unlock(&lock);
+    if (is_ours(peer)) {
+      pthread_mutex_lock(&lock);
+      hand_over(peer);
+      pthread_mutex_unlock(&lock);
+    }
     close(peer);
   }
   return NULL;

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include <gmock/gmock.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "tests/unit/uffd_fixture.hpp"
@@ -162,6 +163,57 @@ TEST_F(GuestListenerTest, HandshakesUnderWayAreBounded) {
   const auto events = poll_until_rejected();
   ASSERT_EQ(events.rejected.size(), 1U);
   EXPECT_EQ(events.rejected[0].errnum, EBUSY);
+}
+
+/// A process of another user that connects, says what a guest may, and waits for the end.
+pid_t fork_stranger(const std::string& socket_path, uid_t uid) {
+  const pid_t pid = fork();
+  if (pid != 0) return pid;
+  if (setresuid(uid, uid, uid) != 0) _exit(8);
+  const UniqueFd socket = connect_to(socket_path);
+  if (!socket) _exit(7);
+  send_with_fds(socket.get(), R"([{"complete": 1}])", {});
+  _exit(readable(socket.get()) ? 0 : 9);
+}
+
+constexpr uid_t kNobody = 65534;
+
+TEST_F(GuestListenerTest, AnotherUserIsRefusedWhateverTheModes) {
+  if (geteuid() != 0) GTEST_SKIP() << "becoming another user takes root";
+  struct stat st{};
+  ASSERT_EQ(stat((dir_ / "sock").c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 0777U, 0600U);
+  ASSERT_TRUE(chmod((dir_ / "").c_str(), 0711) == 0 && chmod((dir_ / "sock").c_str(), 0666) == 0);
+  const pid_t stranger = fork_stranger(dir_ / "sock", kNobody);
+  const auto events = poll_until_rejected();
+  EXPECT_EQ(events.nb_of_others, 1U);
+  EXPECT_EQ(events.rejected[0].errnum, EACCES);
+  EXPECT_THAT(events.rejected[0].what, HasSubstr("of user 65534 may not connect"));
+  int status = 0;
+  ASSERT_EQ(waitpid(stranger, &status, 0), stranger);
+  EXPECT_EQ(status, 0) << "its connection was not closed";
+}
+
+TEST_F(GuestListenerTest, AUserWhoIsNamedMayConnectAndNoOther) {
+  if (geteuid() != 0) GTEST_SKIP() << "becoming another user takes root";
+  listener_.reset();
+  ASSERT_EQ(chmod((dir_ / "").c_str(), 0711), 0);
+  auto listener = GuestListener::create({.socket_path = dir_ / "sock",
+                                         .presence_dir = dir_ / "presence",
+                                         .image = kImage,
+                                         .guest_uids = {kNobody}});
+  ASSERT_TRUE(listener.has_value()) << listener.error().what;
+  listener_ = std::move(*listener);
+  const pid_t named = fork_stranger(dir_ / "sock", kNobody);
+  const auto asked =
+      poll_until([](const auto& e) { return !e.to_complete.empty() || !e.rejected.empty(); });
+  EXPECT_EQ(asked.to_complete.size(), 1U);
+  const pid_t other = fork_stranger(dir_ / "sock", kNobody - 1);
+  EXPECT_EQ(poll_until_rejected().nb_of_others, 1U);
+  for (const pid_t child : {named, other}) {
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+  }
 }
 
 TEST_F(GuestListenerTest, ALiveSocketIsNotTakenOverAndAStaleOneIs) {

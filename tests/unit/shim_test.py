@@ -165,6 +165,18 @@ class HandOver(ShimTest):
         parent.do(f"fill({base + PAGE}, {PAGE}, 7)")
         self.assertEqual(memserver.read(0, PAGE, PAGE), b"\7" * PAGE)
 
+    @unittest.skipIf(os.geteuid() != 0, "becoming another user takes root")
+    def test_another_user_gets_nothing_whatever_the_modes(self):
+        parent = self.parent()
+        parent.do(f"map({16 * MIB})")
+        self.dir.chmod(0o711)
+        self.path.chmod(0o666)
+        program = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(self.path)!r}); print(s.recv(9))"
+        stranger = subprocess.run([sys.executable, "-c", program], user=65534, group=65534, extra_groups=[], text=True,
+                                  capture_output=True, timeout=TIMEOUT_S)
+        self.assertEqual(stranger.stdout, "b''\n", stranger.stderr)
+        self.assertIn("of user 65534 was refused", parent.end())
+
     def test_regions_follow_each_other_in_the_image(self):
         parent = self.parent()
         first = parent.do(f"map({20 * MIB}, {32 * MIB})")
