@@ -35,6 +35,7 @@ Snapshot snapshot_of(const ServerWorker& worker, const Port& port,
   append(out, worker.drops());
   out.emplace_back("rx_kernel_drops", port.kernel_drops().value_or(0));
   out.emplace_back("mbufs_in_use", port.mbufs_in_use());
+  append_sandbox(out);
   Snapshot sum = snapshot_of(*served.front());
   for (const auto& other : served.subspan(1)) {
     const Snapshot more = snapshot_of(*other);
@@ -146,6 +147,8 @@ Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, Tx
                       Frozen& frozen, std::span<const std::unique_ptr<Served>> served, Seal* seal,
                       const std::atomic<bool>& stop) {
   const Port& port = datapath.port;
+  if (auto ok = confine(options, datapath.profile, 0, {options.info_file, options.stats_file}); !ok)
+    return std::unexpected(ok.error());
   ServerWorker worker{served, port, mode, options.rx_loss_percent / 100, options.seed, seal};
   const auto images = served.first(frozen.images.size());  // hash trees are behind them
   Telemetry telemetry;

@@ -35,6 +35,7 @@ Snapshot snapshot_of(const ClientWorker& worker, const ClientStats& engine,
   append(out, worker.drops());
   out.emplace_back("rx_kernel_drops", port.kernel_drops().value_or(0));
   out.emplace_back("mbufs_in_use", port.mbufs_in_use());
+  append_sandbox(out);
   append(out, engine, kClientCounters);
   append(out, control.host_stats(), kHostCounters);
   append(out, control.guest_totals(), kGuestCounters);
@@ -293,6 +294,11 @@ Result<void> tap(const TapOptions& options) {
   config.mac = port.mac();
   config.mtu_bytes = *mtu;
   spdlog::info("{}{}", port.describe(), *seal ? ", frames sealed" : "");
+  // A guest whose memory cannot be had is killed, whoever its user is.
+  if (auto ok = confine(options, datapath->profile, capability(CAP_KILL),
+                        {options.stats_file, options.record});
+      !ok)
+    return ok;
   Snapshot last;
   auto verdict = fetch(options, *image, config, *datapath, seal->get(), last);
   if (const unsigned leaked = port.close(); leaked != 0)

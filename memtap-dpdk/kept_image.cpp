@@ -23,9 +23,11 @@ namespace snowfabric {
 namespace {
 
 /// A userfaultfd with the whole mapping registered for missing pages: only to fill it, for nobody
-/// touches a page through this mapping that is not there.
+/// touches a page through this mapping that is not there, least of all the kernel. So it takes no
+/// capability.
 Result<UniqueFd> registered(std::span<std::byte> memory) {
-  UniqueFd uffd{static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))};
+  UniqueFd uffd{
+      static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY))};
   if (!uffd) return fail(errno, "userfaultfd");
   uffdio_api api{.api = UFFD_API, .features = 0, .ioctls = 0};
   if (ioctl(uffd.get(), UFFDIO_API, &api) != 0) return fail(errno, "UFFDIO_API");
@@ -63,6 +65,7 @@ Result<std::unique_ptr<KeptImage>> KeptImage::create(const ImageGeometry& image)
   if (base == MAP_FAILED) return fail(errno, fmt::format("mmap {} bytes of kept image", nb_bytes));
   const std::span memory{static_cast<std::byte*>(base), nb_bytes};
   madvise(base, nb_bytes, MADV_NOHUGEPAGE);  // what is kept counts by the page
+  madvise(base, nb_bytes, MADV_DONTDUMP);    // a core is for others' eyes than a guest's memory
   auto uffd = registered(memory);
   auto sealed = seal(file.get());
   if (!uffd || !sealed) {

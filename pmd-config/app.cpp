@@ -2,11 +2,13 @@
 #include "pmd-config/app.hpp"
 
 #include <rte_lcore.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <thread>
 
 #include <CLI/CLI.hpp>
@@ -16,6 +18,8 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/random.h>
+
+#include "pmd-config/sandbox.hpp"
 
 namespace snowfabric {
 namespace {
@@ -48,6 +52,8 @@ void add_app_options(CLI::App& cli, AppOptions& options) {
   cli.add_option("--log-level", options.log_level, "debug, info, warn or error")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
       ->capture_default_str();
+  cli.add_flag("!--no-sandbox", options.sandbox,
+               "keep all privileges and system calls, and leave core dumps as they are");
   cli.footer("Arguments behind -- go to DPDK's EAL, e.g. -- --file-prefix=one -l 2");
 }
 
@@ -128,6 +134,32 @@ Result<Datapath> start_datapath(const AppOptions& options, const std::string& pr
       {.profile = *profile, .name = {}, .mtu = options.mtu, .groups = std::move(groups)});
   if (!port) return std::unexpected(port.error());
   return Datapath{std::move(*profile), std::move(*eal), std::move(*port)};
+}
+
+Result<void> confine(const AppOptions& options, const Profile& profile, Capabilities wanted,
+                     std::initializer_list<std::string> files) {
+  if (!options.sandbox) {
+    spdlog::warn("no sandbox: all privileges are kept, and a core dump may have keys");
+    return {};
+  }
+  // Memory that a device or Xen works on counts as locked.
+  const auto kept = enter_sandbox(wanted | profile.capabilities | capability(CAP_IPC_LOCK));
+  if (!kept) return fail(kept.error().errnum, kept.error().what + "; --no-sandbox does without");
+  for (const std::string& file : files) {
+    if (file.empty()) continue;
+    const std::string folder = std::filesystem::path{file}.parent_path();
+    if (access(folder.empty() ? "." : folder.c_str(), W_OK) != 0)
+      return fail(errno, fmt::format("write {} once the sandbox is entered: the folder has to be "
+                                     "this user's; --no-sandbox does without",
+                                     file));
+  }
+  spdlog::info("in the sandbox; capabilities kept: {}", to_string(*kept));
+  return {};
+}
+
+void append_sandbox(Snapshot& out) {
+  out.emplace_back("sandboxed", is_sandboxed() ? 1 : 0);
+  out.emplace_back("forbidden_calls", nb_forbidden_calls());
 }
 
 Watcher::Watcher(std::function<void()> look) : look_{std::move(look)} {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "fabric/base/result.hpp"
 #include "fabric/seal.hpp"
+#include "pmd-config/capabilities.hpp"
 #include "pmd-config/eal.hpp"
 #include "pmd-config/port.hpp"
 #include "pmd-config/telemetry.hpp"
@@ -35,6 +37,7 @@ struct AppOptions {
   std::string key_file;  ///< empty: none
   std::string stats_file;
   std::string log_level = "info";
+  bool sandbox = true;
   std::vector<std::string> eal_args;  ///< what followed `--`
 };
 
@@ -77,6 +80,17 @@ struct Datapath {
 /// @param groups  multicast groups to receive
 [[nodiscard]] Result<Datapath> start_datapath(const AppOptions& options, const std::string& program,
                                               const std::string& role, std::vector<MacAddr> groups);
+
+/// Enters the sandbox, unless the options say no, and logs what holds from now on. When all is set
+/// up that needs more; before the first frame is looked at.
+/// @param wanted  capabilities of which the caller has use, beside those of the port
+/// @param files   to be written later; empty names do not matter
+/// @return as enter_sandbox; EACCES: the folder of one of them takes no new file any more
+[[nodiscard]] Result<void> confine(const AppOptions& options, const Profile& profile,
+                                   Capabilities wanted, std::initializer_list<std::string> files);
+
+/// Of the sandbox, for telemetry.
+void append_sandbox(Snapshot& out);
 
 /// A thread that calls `look` ten times a second and once more at the end, on the CPUs EAL leaves
 /// to control work. After EAL init.

@@ -8,6 +8,7 @@
 
 #include "fabric/base/result.hpp"
 #include "fabric/idle.hpp"
+#include "pmd-config/capabilities.hpp"
 
 namespace snowfabric {
 
@@ -57,6 +58,8 @@ struct Profile {
   bool rx_interrupts = false;  ///< wait for frames on the device's RX interrupt when idle
   MulticastFilter multicast = MulticastFilter::kList;
   unsigned link_wait_ms = 5000;  ///< 0: a port without link is opened too
+  Capabilities capabilities =
+      0;  ///< that the device needs after the start, to be closed at the end
 
   IdleConfig idle;  ///< keys idle, idle_pauses, idle_yields
 

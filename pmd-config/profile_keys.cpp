@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "pmd-config/profile_keys.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <concepts>
 #include <expected>
 #include <functional>
+#include <ranges>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -95,6 +97,23 @@ Setter one_of(Member member, const std::vector<std::string_view>& names) {
   };
 }
 
+std::expected<void, std::string> set_capabilities(Profile& p, const toml::node& node) {
+  const toml::array* array = node.as_array();
+  if (array == nullptr) return wrong("must be an array of strings");
+  p.capabilities = 0;
+  for (const toml::node& element : *array) {
+    const auto named = [&](const auto& known) {
+      return element.value<std::string_view>() == known.first;
+    };
+    const auto found = std::ranges::find_if(kCapabilityNames, named);
+    if (found == kCapabilityNames.end())
+      return wrong(
+          fmt::format("must be of {}", fmt::join(std::views::keys(kCapabilityNames), ", ")));
+    p.capabilities |= found->second;
+  }
+  return {};
+}
+
 const std::vector<Key>& keys() {
   static const std::vector<Key> kKeys{
       {"base", [](Profile&, const toml::node&) { return std::expected<void, std::string>{}; }},
@@ -116,6 +135,7 @@ const std::vector<Key>& keys() {
       {"rx_interrupts", flag(&Profile::rx_interrupts)},
       {"multicast",
        one_of(&Profile::multicast, {"list", "socket", "allmulticast", "promiscuous", "software"})},
+      {"capabilities", set_capabilities},
       {"link_wait_ms", whole(&Profile::link_wait_ms, 0, 600'000)},
       {"idle",
        one_of([](Profile& p) -> auto& { return p.idle.strategy; }, {"busy", "yield", "backoff"})},

@@ -288,6 +288,8 @@ class Fleet:
             if (process is self.server or process in self.memtaps.values()) and process.status() != 0:
                 complaints.append(f"{process.name} {'ended' if running else 'had ended'} with status "
                                   f"{process.status()}, not 0")
+        complaints += [f"{process.name}: {line}" for process in self.processes()
+                       for line in process.log.read_text(errors="replace").splitlines() if "the sandbox forbids" in line]
         return [c for c in complaints if c] + self._leftovers()
 
     def close(self):

@@ -24,8 +24,8 @@ SUITE = "bookworm"
 KERNEL_META = "linux-image-amd64"  # the cloud kernel cannot be a dom0
 # In dom0: Xen's tools, and what our programs are linked with and load.
 PACKAGES = ("kmod", "iproute2", "procps", "python3", "xenstore-utils", f"xen-utils-{XEN_RELEASE}", "xen-utils-common",
-            "libfmt9", "libspdlog1.10", "libisal2", "libipsec-mb1", "libssl3", "libprotobuf-lite32", "libtbb12", "libtomlplusplus3",
-            "librte-bus-vdev23", "librte-mempool-ring23", "librte-net-af-packet23", "librte-telemetry23")
+            "libfmt9", "libspdlog1.10", "libisal2", "libipsec-mb1", "libssl3", "libprotobuf-lite32", "libseccomp2", "libtbb12",
+            "libtomlplusplus3", "librte-bus-vdev23", "librte-mempool-ring23", "librte-net-af-packet23", "librte-telemetry23")
 HYPERVISOR_CONFIG = """CONFIG_UNSUPPORTED=y
 CONFIG_EXPERT=y
 CONFIG_MEM_PAGING=y

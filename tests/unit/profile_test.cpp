@@ -92,6 +92,14 @@ TEST_F(ProfileTest, BaseGivesEveryKeyThatIsNotOverridden) {
   }
 }
 
+TEST_F(ProfileTest, OnlyDevicesWhoseEndTakesCapabilitiesKeepThem) {
+  for (const auto* name : {"net_ring", "net_memif", "net_af_packet", "ice", "virtio"})
+    EXPECT_EQ(load_profile(name)->capabilities, 0U) << name;
+  EXPECT_EQ(to_string(load_profile("net_af_xdp")->capabilities), "net_admin, net_raw, bpf");
+  const std::string none = write("none.toml", "base = \"net_tap\"\ncapabilities = []\n");
+  EXPECT_EQ(load_profile(none)->capabilities, 0U);
+}
+
 TEST_F(ProfileTest, AUserProfileMayOverrideTheShippedOneOfItsName) {
   write("net_af_packet.toml", "base = \"net_af_packet\"\nnb_rxd = 64\n");
   const auto profile = load_profile("net_af_packet");
@@ -124,6 +132,7 @@ TEST_F(ProfileTest, MistakesNameTheFileTheLineAndTheKey) {
   EXPECT_THAT(error_of("mtu_by = \"me\"\n").what, is_at(1, "must be one of kernel, ethdev, none"));
   EXPECT_THAT(error_of("idle = 3\n").what, is_at(1, "must be one of busy, yield, backoff"));
   EXPECT_THAT(error_of("cannot = [1]\n").what, is_at(1, "must be an array of strings"));
+  EXPECT_THAT(error_of("capabilities = [\"sys_admin\"]\n").what, is_at(1, "must be of kill, net_"));
   EXPECT_THAT(error_of("description = 1\n").what, is_at(1, "must be a string"));
   EXPECT_THAT(error_of("rate_max_gbps = -1.0\n").what, is_at(1, "not within 0.001..1600"));
   EXPECT_THAT(error_of("rate_max_gbps = nan\n").what, is_at(1, "not within 0.001..1600"));

@@ -90,6 +90,9 @@ std::vector<std::string> drop_names() {
 /// What pmd-config reads from the device; both processes publish it.
 const std::vector<std::string> kDeviceNames{"rx_kernel_drops", "mbufs_in_use"};
 
+/// What pmd-config knows of the sandbox; likewise.
+const std::vector<std::string> kSandboxNames{"sandboxed", "forbidden_calls"};
+
 /// Behind the engine's, of each image.
 const std::vector<std::string> kParentNames{"aside_pages"};
 
@@ -102,6 +105,7 @@ TEST(TelemetryDocument, ListsEveryPublishedNameInTheOrderOfTheReply) {
   expect_same("Memtap: guests", kGuestCounters);
   EXPECT_EQ(documented("Dropped frames, both processes"), drop_names());
   EXPECT_EQ(documented("From the device, both processes"), kDeviceNames);
+  EXPECT_EQ(documented("The sandbox, both processes"), kSandboxNames);
   EXPECT_EQ(documented("Memserver: parent"), kParentNames);
 }
 
@@ -110,8 +114,9 @@ TEST(TelemetryDocument, HasNoTableThatNobodyPublishes) {
   for (const auto& [section, rows] : document()) sections.insert(section);
   EXPECT_EQ(sections, (std::set<std::string>{
                           "Dropped frames, both processes", "From the device, both processes",
-                          "Memserver: port", "Memserver: engine", "Memserver: parent",
-                          "Memtap: port", "Memtap: engine", "Memtap: host", "Memtap: guests"}));
+                          "The sandbox, both processes", "Memserver: port", "Memserver: engine",
+                          "Memserver: parent", "Memtap: port", "Memtap: engine", "Memtap: host",
+                          "Memtap: guests"}));
 }
 
 TEST(TelemetryDocument, SaysOfEveryNameWhetherItGrowsAndInWhatUnit) {
