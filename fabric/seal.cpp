@@ -200,15 +200,20 @@ Seal::Seal(std::unique_ptr<Impl> impl) noexcept : impl_{std::move(impl)} {}
 Seal::~Seal() = default;
 
 Result<std::unique_ptr<Seal>> Seal::make(const GroupKey& key, std::size_t max_senders) {
+  Session session;
+  if (getrandom(session.data(), session.size(), 0) < 0)  // so few come at once
+    return fail(errno, "getrandom");
+  return make_of_session(key, max_senders, session);
+}
+
+Result<std::unique_ptr<Seal>> Seal::make_of_session(const GroupKey& key, std::size_t max_senders,
+                                                    const Session& session) {
   Manager manager{alloc_mb_mgr(0)};
   if (manager == nullptr) return fail(ENOMEM, "alloc_mb_mgr");
   init_mb_mgr_auto(manager.get(), nullptr);
   if (imb_get_errno(manager.get()) != 0)
     return fail(ENOTSUP,
                 std::string{"init_mb_mgr_auto: "} + imb_get_strerror(imb_get_errno(manager.get())));
-  Session session;
-  if (getrandom(session.data(), session.size(), 0) < 0)  // so few come at once
-    return fail(errno, "getrandom");
   return std::unique_ptr<Seal>{
       new Seal{std::make_unique<Impl>(std::move(manager), key, max_senders, session)}};
 }

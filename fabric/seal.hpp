@@ -92,6 +92,11 @@ class Seal {
   /// @return ENOMEM; errno of getrandom(2); ENOTSUP: no AES instructions
   [[nodiscard]] static Result<std::unique_ptr<Seal>> make(const GroupKey& key,
                                                           std::size_t max_senders);
+  /// With a session that was not drawn: for tests alone, as two senders of one session would seal
+  /// different frames by the same key and nonce.
+  [[nodiscard]] static Result<std::unique_ptr<Seal>> make_of_session(const GroupKey& key,
+                                                                     std::size_t max_senders,
+                                                                     const wire::Session& session);
   Seal(const Seal&) = delete;
   Seal& operator=(const Seal&) = delete;
   ~Seal();

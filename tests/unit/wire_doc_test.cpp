@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // docs/wire-format.md is normative: its examples are the input here.
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <set>
+#include <stdexcept>
 #include <string>
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "fabric/crc32c.hpp"
+#include "fabric/seal.hpp"
 #include "fabric/wire.hpp"
 #include "tests/unit/wire_encode.hpp"
 #include "tests/unit/wire_examples.hpp"
@@ -130,6 +134,51 @@ TEST_P(WireDoc, ExampleDecodesToItsFieldsAndEncodesToItsBytes) {
 
 INSTANTIATE_TEST_SUITE_P(Examples, WireDoc, testing::ValuesIn(examples()),
                          [](const auto& example) { return example.param.name; });
+
+template <std::size_t kBytes>
+std::array<std::byte, kBytes> bytes_of(const std::string& hexadecimal) {
+  std::array<std::byte, kBytes> bytes;
+  for (std::size_t i = 0; i < kBytes; ++i)
+    bytes[i] = static_cast<std::byte>(std::stoul(hexadecimal.substr(2 * i, 2), nullptr, 16));
+  return bytes;
+}
+
+/// The frame that is sealed there, as its sender would have sent it in the clear.
+std::vector<std::byte> clear_frame(const WireExample& sealed) {
+  const auto found = std::ranges::find(examples(), sealed.name, &WireExample::name);
+  if (found == examples().end()) throw std::runtime_error{"no example " + sealed.name};
+  std::vector<std::byte> frame = found->bytes;
+  frame.resize(frame.size() - found->number("padding"));
+  return frame;
+}
+
+TEST(WireDocument, TheSealedExampleOpensToItsFrameAndIsSealedToItsBytes) {
+  const auto sealed = test::read_wire_examples(kDocument, "sealed");
+  ASSERT_EQ(sealed.size(), 1U);
+  const WireExample& example = sealed.front();
+  const auto frame = clear_frame(example);
+  const GroupKey key{bytes_of<GroupKey::kBytes>(example.text("key"))};
+  const auto session = bytes_of<sizeof(wire::Session)>(example.text("session"));
+  wire::SealHeader header;
+  std::memcpy(&header, l2_payload(example).data(), sizeof header);
+  EXPECT_EQ(header.session, session);
+  EXPECT_EQ(header.counter.host(), example.number("counter"));
+  EXPECT_EQ(header.length.host(), example.number("length"));
+
+  const auto receiver = std::move(Seal::make(key, 1).value());
+  wire::EthHdr eth;
+  std::memcpy(&eth, example.bytes.data(), sizeof eth);
+  OpenBuffer out;
+  std::span<const std::byte> inner;
+  ASSERT_EQ(receiver->open(eth, l2_payload(example), out, inner, Nanos{}), wire::Drop::kNone);
+  EXPECT_TRUE(std::ranges::equal(inner, std::span{frame}.subspan(sizeof eth)));
+
+  const auto sender = std::move(Seal::make_of_session(key, 1, session).value());
+  std::vector<std::byte> again(frame.size() + wire::kSealBytes);
+  std::ranges::copy(frame, again.begin() + Seal::kHeadroom);
+  ASSERT_EQ(sender->seal(again, frame.size()), again.size());
+  EXPECT_EQ(again, example.bytes);
+}
 
 TEST(WireDocument, HasAnExampleOfEveryFrameType) {
   std::set<std::uint64_t> types;

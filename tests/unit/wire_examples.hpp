@@ -64,14 +64,16 @@ struct WireExample {
 
 inline void PrintTo(const WireExample& example, std::ostream* out) { *out << example.name; }
 
-inline std::vector<WireExample> read_wire_examples(const std::string& path) {
-  constexpr std::string_view kFence = "```frame ";
+/// @param kind  of the blocks: "frame" or "sealed"
+inline std::vector<WireExample> read_wire_examples(const std::string& path,
+                                                   const std::string& kind = "frame") {
+  const std::string fence = "```" + kind + " ";
   std::ifstream file{path};
   std::vector<WireExample> examples;
   bool inside = false, repeat = false;
   for (std::string line; std::getline(file, line);) {
-    if (line.starts_with(kFence)) {
-      examples.push_back({.name = line.substr(kFence.size()), .fields = {}, .bytes = {}});
+    if (line.starts_with(fence)) {
+      examples.push_back({.name = line.substr(fence.size()), .fields = {}, .bytes = {}});
       inside = true;
     } else if (line == "```") {
       inside = false;
