@@ -13,6 +13,7 @@ using wire::FrameType;
 using wire::Priority;
 
 constexpr Nanos kTimerTick{std::chrono::microseconds{256}};
+constexpr int kCutOffIntervals = 10;  // without a frame to the group: report intervals
 constexpr Nanos kRestartSpread{std::chrono::milliseconds{2}};  // re-asking after a server restart
 
 }  // namespace
@@ -60,6 +61,9 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
   if (frame.incarnation != identity_.incarnation) {
     greet(now);  // a restarted server: learn its incarnation
   } else if ((frame.flags & wire::kFlagSequenced) != 0) {
+    // What was missed while this host was cut off says nothing of what it can take.
+    if (now - last_sequenced_ > kCutOffIntervals * report_interval_) loss_.new_sequence();
+    last_sequenced_ = now;
     loss_.on_seq(frame.seq);
     stats_.rx_lost.set(loss_.lost());
     rx_bytes_ += frame_bytes;

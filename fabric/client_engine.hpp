@@ -196,8 +196,9 @@ class ClientEngine {
   std::array<RtoEstimator, 2> rto_;  // by priority: prefetch waits longer at the server
   Prng prng_;
   std::uint64_t rx_bytes_ = 0;
-  Nanos last_heard_ = kNever;     // any frame of our image
-  Nanos waiting_since_ = kNever;  // something has been asked since then
+  Nanos last_heard_ = kNever;      // any frame of our image
+  Nanos last_sequenced_ = kNever;  // frame to the group
+  Nanos waiting_since_ = kNever;   // something has been asked since then
   Nanos next_hello_ = kNever;
   unsigned nb_hellos_ = 0;    // of this round of greeting
   unsigned broadcast_phase_;  // which of them go to all: not the same of all clients

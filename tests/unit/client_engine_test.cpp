@@ -330,6 +330,20 @@ TEST(ClientEngine, ReportsAreTotalsSoThatALostOneLosesNothing) {
   EXPECT_EQ(report.clock_us.host(), 120'000U);
 }
 
+TEST(ClientEngine, WhatWentOutWhileTheHostWasCutOffIsNotReportedAsLost) {
+  TestClient client;
+  client.join();
+  client.page(0);
+  client.now += 600ms;
+  client.seq += 1000;
+  client.page(1);
+  EXPECT_EQ(client.stats.rx_lost.read(), 0U);
+  client.now += 400ms;
+  client.seq += 3;  // not so long that it was cut off
+  client.page(2);
+  EXPECT_EQ(client.stats.rx_lost.read(), 3U);
+}
+
 TEST(ClientEngine, AnImageLargerThanExpectedIsRefusedBeforeItCostsMemory) {
   ClientConfig config = TestClient::defaults();
   config.max_pages = 1024;
