@@ -13,6 +13,7 @@ import lib  # noqa: E402  (finds tools/)
 import cases_basic  # noqa: E402,F401  (registers)
 import cases_death  # noqa: E402,F401
 import cases_demo  # noqa: E402,F401
+import cases_failures  # noqa: E402,F401
 import cases_fork  # noqa: E402,F401
 import cases_fork_chain  # noqa: E402,F401
 import cases_fork_more  # noqa: E402,F401
