@@ -12,6 +12,8 @@
 namespace snowfabric {
 namespace {
 
+constexpr std::size_t kMaxLineBytes = 1024;  // QEMU's have some 100
+
 using Match = std::match_results<std::string_view::const_iterator>;
 
 std::uint64_t hexadecimal(const Match::value_type& digits) {
@@ -24,11 +26,13 @@ std::optional<RamSpan> parse_line(std::string_view line) {
   static const std::regex kRam{
       R"( *([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ram\): (\S+)(?: @([0-9a-f]{16}))?(?: .*)?\r?)"};
   Match found;
+  // libstdc++ matches by recursion: the stack would not last for the longest line of an answer.
+  if (line.size() > kMaxLineBytes) return std::nullopt;
   if (!std::regex_match(line.begin(), line.end(), found, kRam)) return std::nullopt;
-  const std::uint64_t first = hexadecimal(found[1]);
-  const std::uint64_t nb_bytes = hexadecimal(found[2]) - first + 1;
+  const std::uint64_t first = hexadecimal(found[1]), last = hexadecimal(found[2]);
+  const std::uint64_t nb_bytes = last - first + 1;
   const std::uint64_t offset = found[4].matched ? hexadecimal(found[4]) : 0;
-  if (first % kPageSize != 0 || offset % kPageSize != 0 || nb_bytes < kPageSize)
+  if (first % kPageSize != 0 || offset % kPageSize != 0 || last < first || nb_bytes < kPageSize)
     return std::nullopt;
   return RamSpan{{first / kPageSize, nb_bytes / kPageSize}, found[3].str(), offset / kPageSize};
 }

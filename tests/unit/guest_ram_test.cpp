@@ -35,12 +35,21 @@ TEST(GuestRam, WhatIsNoWholePageOfRamIsPassedOver) {
        {"  0000000000000800-0000000000001fff (prio 0, ram): pc.ram",
         "  0000000000000000-0000000000000ffe (prio 0, ram): pc.ram",
         "  0000000000001000-0000000000000fff (prio 0, ram): pc.ram",
+        "  0000000000009000-0000000000000fff (prio 0, ram): pc.ram",
         "  0000000000000000-0000000000000fff (prio 0, ram): pc.ram @0000000000000001",
         "  0000000000000000-0000000000000fff (prio 0, romd): pc.ram",
         "  000000000000-000000000fff (prio 0, ram): pc.ram",
         "  0000000000000000-0000000000000fff (prio 0, ram):", "No flat view"})
     EXPECT_THAT(parse_flat_view(view + line), IsEmpty()) << line;
   EXPECT_THAT(parse_flat_view(""), IsEmpty());
+}
+
+TEST(GuestRam, AnEndlessLineIsPassedOver) {
+  const std::string endless(std::size_t{1} << 22U, 'a');
+  EXPECT_THAT(parse_flat_view("FlatView #0\n AS \"memory\", root: system\n"
+                              "  0000000000000000-0000000000000fff (prio 0, ram): " +
+                              endless + "\n  0000000000001000-0000000000001fff (prio 0, ram): b"),
+              ElementsAre(RamSpan{{1, 1}, "b", 0}));
 }
 
 }  // namespace
