@@ -24,6 +24,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
   if (const auto guest = guest_to_complete(message); guest && *guest <= 0) std::abort();
   if (const auto clone = xen_domain_of(message); clone && clone->domain == 0) std::abort();
+  if (const auto qemu = qemu_request_of(message); qemu && qemu->recover && !qemu->image)
+    std::abort();
+  (void)handover_of(message);
   const auto regions = parse_handshake(message, kImageBytes);
   if (!regions) return 0;
   if (regions->empty() || regions->size() > kMaxRegions) std::abort();

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writes the seeds in tests/fuzz/corpus/wire and .../qemu_stream (or checks them: --check).
+"""Writes the seeds in tests/fuzz/corpus that are made (or checks them: --check).
 
 wire: what follows the Ethernet header in the examples of docs/wire-format.md, the input of wire::parse().
 qemu_stream: a byte that says what follows (qemu_stream_fuzz.cpp), and a stream as docs/qemu-stream.md tells.
@@ -78,9 +78,25 @@ def clone_answers():
             + message(6, struct.pack(">I", 1)) + message(1, struct.pack(">I", 0)))
 
 
+def lines(*texts):
+    return "".join(text + "\n" for text in texts).encode()
+
+
+def page_tables():
+    """Control registers, an address, and a frame of tables: the entry of index 0 leads to itself, that of index 1 is large."""
+    registers = struct.pack("=QQQQQ", 0, 0, 1 << 10, 0, 0)
+    tables = struct.pack("=QQQ", 0x1000 | 1, 0x200000 | 1 << 7 | 1, 0)
+    return {"four_levels": registers + tables,
+            "large": struct.pack("=QQQQQ", 0, 1 << 12, 1 << 10, 0, 1 << 21) + tables}
+
+
 def corpora():
     """name: {file: bytes}"""
     return {
+        "page_tables": page_tables(),
+        "seal": {"flip": bytes([60, 0, 1, 0]) + b"a frame that is sealed", "cut": bytes([0, 0, 0, 5]) + b"another"},
+        "text": {"pages": lines("17", "0x20-0x3f  # a comment", "", "5 - 9"), "key": b"0123456789abcdef" * 4 + b"\n",
+                 "mac": b"02:db:00:00:00:01", "number": b"1122334455667788"},
         "wire": {e.name: e.frame[ETHERNET_HEADER_BYTES:] for e in read_examples()},
         "qemu_stream": {
             "snapshot": bytes([FROM_PARENT]) + parent_stream(shared=False),
