@@ -70,7 +70,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   Bed bed;
   const auto bytes = std::as_bytes(std::span{data, size});
   if (bytes.size() >= kEth) check(bed.open(bytes) != Drop::kNone);
-  if (bytes.size() > kChange && bytes.size() <= wire::kMaxFrameBytes - kEth)
-    check_changed(bed, bytes.subspan(kChange), bytes.first(kChange));
+  if (bytes.size() <= kChange || bytes.size() > wire::kMaxFrameBytes - kEth) return 0;
+  std::array<std::byte, kChange> change;
+  std::ranges::copy(bytes.first(kChange), change.begin());
+  check_changed(bed, bytes.subspan(kChange), change);
+  change[3] ^= std::byte{0x80};  // the other sender, for whom the first is forgotten
+  check_changed(bed, bytes.subspan(kChange), change);
   return 0;
 }

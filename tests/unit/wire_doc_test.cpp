@@ -170,7 +170,7 @@ TEST(WireDocument, TheSealedExampleOpensToItsFrameAndIsSealedToItsBytes) {
   std::memcpy(&eth, example.bytes.data(), sizeof eth);
   OpenBuffer out;
   std::span<const std::byte> inner;
-  ASSERT_EQ(receiver->open(eth, l2_payload(example), out, inner, Nanos{}), wire::Drop::kNone);
+  ASSERT_EQ(receiver->open(eth, l2_payload(example), out, inner), wire::Drop::kNone);
   EXPECT_TRUE(std::ranges::equal(inner, std::span{frame}.subspan(sizeof eth)));
 
   const auto sender = std::move(Seal::make_of_session(key, 1, session).value());
