@@ -90,17 +90,17 @@ Result<std::vector<pid_t>> threads_beyond(Capabilities kept) try {
 /// capset(2) is for the calling thread alone: the others do it in the handler of a signal, which
 /// stays, as one sent twice may come late.
 Result<void> give_up_capabilities(Capabilities kept) {
-  using Clock = std::chrono::steady_clock;
+  constexpr int kMostTries = 2000;  // not a time: the process may be stopped meanwhile
   given_up_to.allow(kept);
   struct sigaction action{};
   action.sa_handler = on_give_up_signal;
   action.sa_flags = SA_RESTART;
   if (sigaction(SIGRTMAX, &action, nullptr) != 0) return fail(errno, "sigaction SIGRTMAX");
-  for (const auto deadline = Clock::now() + std::chrono::seconds{1};;) {
+  for (int tries = 0;; ++tries) {
     const auto threads = threads_beyond(kept);
     if (!threads) return std::unexpected(threads.error());
     if (threads->empty()) return {};
-    if (Clock::now() > deadline)
+    if (tries == kMostTries)
       return fail(EBUSY, fmt::format("threads {} keep their capabilities: they block signals",
                                      fmt::join(*threads, ", ")));
     for (const pid_t thread : *threads) tgkill(getpid(), thread, SIGRTMAX);

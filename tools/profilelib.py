@@ -55,6 +55,10 @@ def texts(value):
     return "must be an array of strings"
 
 
+def texts_of(*allowed):
+    return lambda v: texts(v) or (None if set(v) <= set(allowed) else f"must be of {', '.join(allowed)}")
+
+
 KEYS = {
     "base": text, "name": text, "description": text, "device": one_of("vdev", "pci"),
     "eal_args": texts, "hugepages_mb": whole(0, 1 << 20), "nb_rxd": whole(32, 32768),
@@ -66,6 +70,7 @@ KEYS = {
     "link_wait_ms": whole(0, 600000), "idle": one_of("busy", "yield", "backoff"),
     "idle_pauses": whole(0, 1000000), "idle_yields": whole(0, 1000000),
     "rate_initial_gbps": gbps, "rate_max_gbps": gbps, "cannot": texts,
+    "capabilities": texts_of("net_admin", "net_raw", "ipc_lock", "bpf", "kill"),
 }
 DEFAULTS = {"device": "vdev", "eal_args": [], "hugepages_mb": 0, "mtu_by": "ethdev", "mtu": 1500,
             "max_mtu": 9000, "multicast": "list", "idle": "backoff", "description": ""}
