@@ -11,6 +11,7 @@
 
 #include "fabric/client_engine.hpp"
 #include "fabric/crc32c.hpp"
+#include "fabric/hash_tree.hpp"
 #include "fabric/server_engine.hpp"
 
 namespace {
@@ -56,6 +57,17 @@ const std::vector<std::uint32_t>& checksums() {
 }
 constexpr std::array<std::uint64_t, 4> kZeros{0xff00, ~0ULL, 0x1, 0x80};
 
+/// All zero but for one page: what the server has there is then an insider's.
+constexpr std::uint64_t kOtherPage = 77;
+const HashTree& tree() {
+  static const HashTree made = [] {
+    std::vector<Hash> hashes(kPages, hash_page(std::array<std::byte, kPageSize>{}, 0));
+    hashes[kOtherPage].fill(std::byte{1});
+    return HashTree::over(hashes);
+  }();
+  return made;
+}
+
 ServerConfig server_config(std::uint8_t choice) {
   ServerConfig config{.mtu_bytes = kMtu, .push = (choice & 1U) != 0, .max_clients = 3};
   config.end_game = {.enter = (choice & 2U) != 0 ? 0.1 : 0.9, .leave = 0.05};
@@ -72,6 +84,7 @@ ClientConfig client_config(std::uint8_t choice) {
   config.max_inflight = kMaxInflight;
   config.partial_pages = (choice & 8U) != 0 ? 8 : 64;
   config.give_up = std::chrono::milliseconds{200};
+  config.tree = (choice & 16U) != 0 ? &tree() : nullptr;
   return config;
 }
 
@@ -85,7 +98,8 @@ class Bed {
                  .crc32c = checksums(),
                  .zero_words = kZeros},
                 server_stats_},
-        client_{client_config(choice), client_stats_} {}
+        client_{client_config(choice), client_stats_},
+        has_tree_{(choice & 16U) != 0} {}
 
   void step(Input& in) {
     switch (in.byte() % 12) {
@@ -212,8 +226,16 @@ class Bed {
       return;
     if (frame.type == wire::FrameType::kPage) take_page(frame);
     if (frame.type == wire::FrameType::kZeros || frame.type == wire::FrameType::kAbsent)
-      for (std::size_t i = 0; i < frame.nb_ranges(); ++i)
-        client_.take_range(frame.type, frame.range(i), now_);
+      for (std::size_t i = 0; i < frame.nb_ranges(); ++i) take_range(frame.type, frame.range(i));
+  }
+  void take_range(wire::FrameType type, PageRange range) {
+    const std::uint32_t nb_believed = client_.nb_believed(type, range);
+    check(nb_believed <= range.nb_pages);
+    range.nb_pages = nb_believed;
+    if (nb_believed == 0) return;
+    const std::uint64_t end = range.first.value + range.nb_pages;
+    check(!has_tree_ || kOtherPage < range.first.value || kOtherPage >= end);
+    client_.take_range(type, range, now_);
   }
   void take_page(const wire::Frame& frame) {
     wire::Drop drop{};
@@ -222,6 +244,7 @@ class Bed {
     check(drop == wire::Drop::kNone && arrival->page.value < client_.nb_pages());
     check(crc32c(arrival->bytes) == frame.page.crc32c.host());
     check(!client_.in_flight(arrival->page));
+    check(!has_tree_ || arrival->page.value != kOtherPage);
   }
   void fault(std::uint64_t page, std::uint8_t choice) {
     if (page >= client_.nb_pages()) return;
@@ -269,6 +292,7 @@ class Bed {
   ClientStats client_stats_;
   ServerEngine server_;
   ClientEngine client_;
+  bool has_tree_;
   Nanos now_{0};
 };
 

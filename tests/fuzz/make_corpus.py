@@ -5,6 +5,7 @@
 wire: what follows the Ethernet header in the examples of docs/wire-format.md, the input of wire::parse().
 qemu_stream: a byte that says what follows (qemu_stream_fuzz.cpp), and a stream as docs/qemu-stream.md tells.
 """
+import json
 import pathlib
 import struct
 import sys
@@ -78,8 +79,37 @@ def clone_answers():
             + message(6, struct.pack(">I", 1)) + message(1, struct.pack(">I", 0)))
 
 
+# The first byte says who answers (answers_fuzz.cpp); T is the token of the question.
+FROM_GUEST, FROM_MEMTAP, FROM_SHIM, FROM_QEMU, FLAT_VIEW = range(5)
+
+
 def lines(*texts):
     return "".join(text + "\n" for text in texts).encode()
+
+
+def flat_view():
+    return lines("FlatView #0", ' AS "memory", root: system', " Root memory region: system",
+                 "  0000000000000000-000000000009ffff (prio 0, ram): pc.ram",
+                 "  00000000fffc0000-00000000ffffffff (prio 0, rom): pc.bios",
+                 "  0000000100000000-000000013fffffff (prio 0, ram): pc.ram @00000000c0000000 KVM")
+
+
+def answers():
+    region = {"base_host_virt_addr": PAGE, "size": PAGE, "offset": 0, "file_offset": 0}
+    qemu = [{"return": [{"device": "cd0", "inserted": {"ro": True, "file": "a.iso"}}]}, {"return": []},
+            {"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}, {"return": []}, {"return": []},
+            {"error": {"class": "GenericError", "desc": "no"}}, {"return": {"status": "running"}}, {"return": {}},
+            {"return": flat_view().decode()}]
+    return {
+        "free_ranges": bytes([FROM_GUEST]) + lines("RANGES T 3", "0 1", "5 7", "1048576 200", "END"),
+        "free_refused": bytes([FROM_GUEST]) + lines("RANGES other 1", "REFUSED T this kernel fills free pages"),
+        "completion": bytes([FROM_MEMTAP]) + lines('{"missing": 7}', '{"missing": 1}', '{"complete": true}'),
+        "no_completion": bytes([FROM_MEMTAP]) + lines('{"missing": 7}', '{"error": "the memserver is silent"}'),
+        "shim": bytes([FROM_SHIM]) + json.dumps([region]).encode(),
+        "shim_refuses": bytes([FROM_SHIM]) + b'{"error": "no", "busy": true}',
+        "qmp": bytes([FROM_QEMU]) + lines(*map(json.dumps, qemu)),
+        "flat_view": bytes([FLAT_VIEW]) + flat_view(),
+    }
 
 
 def page_tables():
@@ -93,6 +123,7 @@ def page_tables():
 def corpora():
     """name: {file: bytes}"""
     return {
+        "answers": answers(),
         "page_tables": page_tables(),
         "seal": {"flip": bytes([60, 0, 1, 0]) + b"a frame that is sealed", "cut": bytes([0, 0, 0, 5]) + b"another"},
         "text": {"pages": lines("17", "0x20-0x3f  # a comment", "", "5 - 9"), "key": b"0123456789abcdef" * 4 + b"\n",
