@@ -97,17 +97,19 @@ Drop ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nano
   if (who == ClientTable::kNone || !to_us) who = join(id, src, now);
   if (who == ClientTable::kNone) return Drop::kUnexpectedType;
   stats_.rx_requests.add(1);
-  // What an earlier life of ours was asked may be a replay; with WELCOME a client asks again.
-  if (!to_us) return Drop::kNone;
   Client& client = clients_[who];
   client.last_heard = now;
-  take_report(client, frame.request.report);
+  if (to_us) take_report(client, frame.request.report);
   for (std::size_t i = 0; i < frame.nb_wants(); ++i) {
     const wire::WantEntry entry = frame.want(i);
     const std::uint64_t first = entry.first.host();
     const std::uint64_t nb_pages = entry.nb_pages.host();
     const std::uint64_t inside =
         first >= image_.nb_pages ? 0 : std::min(nb_pages, image_.nb_pages - first);
+    if (inside < nb_pages)
+      answer_absent(src, {Gfn{first + inside}, static_cast<std::uint32_t>(nb_pages - inside)});
+    // What an earlier life of ours was asked may be a replay; with WELCOME a client asks again.
+    if (!to_us) continue;
     stats_.wants.add(inside);
     if ((entry.flags & wire::kWantRetry) != 0) stats_.wants_retried.add(inside);
     for (std::uint64_t page = first; page < first + inside;) {
@@ -118,8 +120,6 @@ Drop ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nano
       page = run.first.value + run.nb_pages;
     }
     client.recent_demand += static_cast<double>(inside);
-    if (inside < nb_pages)
-      answer_absent(src, {Gfn{first + inside}, static_cast<std::uint32_t>(nb_pages - inside)});
   }
   return Drop::kNone;
 }
