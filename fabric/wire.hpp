@@ -183,7 +183,7 @@ enum class Drop : std::uint8_t {
 inline constexpr std::array<std::string_view, static_cast<std::size_t>(Drop::kCount)> kDropNames{
     "none",      "truncated",     "bad_magic",   "bad_version",  "bad_type",        "bad_length",
     "bad_field", "foreign_image", "stale_epoch", "out_of_range", "unexpected_type", "bad_crc",
-    "unsealed",  "bad_seal",      "replayed",     "bad_hash"};
+    "unsealed",  "bad_seal",      "replayed",    "bad_hash"};
 static_assert(!kDropNames.back().empty());
 
 /// A parsed frame. Spans borrow from the bytes given to parse().
