@@ -18,6 +18,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 
+#include "fabric/base/hex.hpp"
 #include "fabric/base/unique_fd.hpp"
 
 namespace snowfabric {
@@ -102,14 +103,6 @@ struct SessionHash {
   }
 };
 
-/// @return below 0: it is no digit
-int digit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
-
 }  // namespace
 
 // --- the group's key -------------------------------------------------------------------------
@@ -133,12 +126,7 @@ Result<GroupKey> GroupKey::read(const std::string& path) {
   }
   if (nb_read == 2 * kBytes + 1 && text[2 * kBytes] == '\n') --nb_read;
   Bytes bytes{};
-  bool good = nb_read == 2 * kBytes;
-  for (std::size_t i = 0; good && i < kBytes; ++i) {
-    const int high = digit(text[2 * i]), low = digit(text[2 * i + 1]);
-    good = high >= 0 && low >= 0;
-    bytes[i] = static_cast<std::byte>(high << 4 | low);
-  }
+  const bool good = from_hex({text.data(), nb_read}, bytes);
   explicit_bzero(text.data(), text.size());
   GroupKey key{bytes};
   explicit_bzero(bytes.data(), bytes.size());

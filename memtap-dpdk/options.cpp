@@ -130,8 +130,7 @@ Result<TapImage> image_of(const TapOptions& options) {
   if (!key) return std::unexpected(key.error());
   if (*key) image.key = *key;
   if (!options.hash_root.empty()) {
-    image.root = from_hex<sizeof(Hash)>(options.hash_root);
-    if (!image.root)
+    if (!from_hex(options.hash_root, image.root.emplace()))
       return fail(EINVAL, fmt::format("--hash-root {}: not {} hexadecimal digits",
                                       options.hash_root, 2 * sizeof(Hash)));
   }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
-#include <array>
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 namespace snowfabric {
 
@@ -22,19 +21,18 @@ namespace snowfabric {
   return text;
 }
 
-/// @return nullopt: `text` is not 2 * N hexadecimal digits
-template <std::size_t N>
-[[nodiscard]] std::optional<std::array<std::byte, N>> from_hex(std::string_view text) {
-  if (text.size() != 2 * N) return std::nullopt;
-  std::array<std::byte, N> bytes;
-  for (std::size_t i = 0; i < N; ++i) {
+/// Fills `out`. @return false: `text` is not two hexadecimal digits for each of its bytes
+[[nodiscard]] inline bool from_hex(std::string_view text, std::span<std::byte> out) {
+  if (text.size() != 2 * out.size()) return false;
+  const char* digits = text.data();
+  for (std::byte& b : out) {
     std::uint8_t value = 0;
-    const char* const digits = text.data() + 2 * i;
     const auto [end, error] = std::from_chars(digits, digits + 2, value, 16);
-    if (error != std::errc{} || end != digits + 2) return std::nullopt;
-    bytes[i] = std::byte{value};
+    if (error != std::errc{} || end != digits + 2) return false;
+    b = std::byte{value};
+    digits = end;
   }
-  return bytes;
+  return true;
 }
 
 }  // namespace snowfabric
