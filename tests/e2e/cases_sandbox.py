@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What memserver and memtap have given up once they run, seen from outside, and who may connect."""
 import contextlib
-import os
 import pathlib
 import re
-import socket
 
 from lib import SLOW_WIRE, case, check, check_complete, half_way, key_file, start_clones, wait_until
+from strangers import is_turned_away
 
 CAP_KILL, CAP_IPC_LOCK = 1 << 5, 1 << 14
 NOBODY = 65534
@@ -32,19 +31,6 @@ def check_sandboxed(process, capabilities):
 def check_open(process):
     check(all(thread["NoNewPrivs"] == "0" and thread["Seccomp"] == "0" for thread in threads(process)),
           f"{process.name} is in the sandbox")
-
-
-def is_turned_away(path, uid):
-    """Whether a process of that user may connect there, and then hears nothing but the end."""
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as stranger:
-            os.setresuid(uid, uid, uid)
-            stranger.settimeout(20)
-            stranger.connect(str(path))
-            os._exit(stranger.recv(9) != b"")
-        os._exit(2)
-    return os.waitpid(child, 0)[1] == 0
 
 
 @case(120)

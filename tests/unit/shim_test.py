@@ -4,7 +4,6 @@
 
 The test plays memserver: it takes the userfaultfd and protects, copies and releases pages by itself.
 """
-import contextlib
 import ctypes
 import fcntl
 import json
@@ -19,6 +18,9 @@ import subprocess
 import sys
 import tempfile
 import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from strangers import is_turned_away  # noqa: E402
 
 SHIM = None
 MIB = 1 << 20
@@ -131,19 +133,6 @@ class Memserver:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
-
-
-def is_turned_away(path, uid):
-    """Whether a process of that user may connect there, and then hears nothing but the end."""
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as stranger:
-            os.setresuid(uid, uid, uid)
-            stranger.settimeout(20)
-            stranger.connect(str(path))
-            os._exit(stranger.recv(9) != b"")
-        os._exit(2)
-    return os.waitpid(child, 0)[1] == 0
 
 
 class ShimTest(unittest.TestCase):
