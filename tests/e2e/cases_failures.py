@@ -226,7 +226,7 @@ def page_that_never_comes_fails(context):
 
 @case(60)
 def two_servers_of_one_image(context):
-    """One memtap was told the one, one the other, one none: that one changes sides with their frames. All complete."""
+    """One memtap was told the one, one the other, one none: both admit that one, and it goes to and fro. All complete."""
     with context.world(nb_hosts=4, memtaps=[], server_args=SLOWER_WIRE) as fleet:
         info = fleet.dir / "second.json"
         second = fleet.start_other("second", [
@@ -239,7 +239,7 @@ def two_servers_of_one_image(context):
         began = time.monotonic()
         check_complete(context, fleet, start_clones(fleet, 6, ["sequential", "random"]))
         changes = fleet.memtap_stats(3)["server_restarts"]
-        check(changes > 1, "nobody changed sides")
+        check(changes >= 1, "one server alone admitted the memtap that was told none")
         return f"{time.monotonic() - began:.1f} s, {changes} changes of sides"
 
 
@@ -251,10 +251,16 @@ def limited(process, what, limit):
 
 
 def next_descriptor(process):
-    """The number that it would get, and with this limit does not."""
-    time.sleep(0.2)  # somebody who asked its telemetry may just have hung up
-    used = {int(fd) for fd in os.listdir(f"/proc/{process.pid}/fd")}
-    return next(fd for fd in range(len(used) + 1) if fd not in used)
+    """The number that it would get, and with this limit does not. Some are in use for a moment only, such as that of
+    somebody who asked its telemetry and has just hung up."""
+    def free_now():
+        used = {int(fd) for fd in os.listdir(f"/proc/{process.pid}/fd")}
+        return next(fd for fd in range(len(used) + 1) if fd not in used)
+    lowest = free_now()
+    for _ in range(10):
+        time.sleep(0.05)
+        lowest = min(lowest, free_now())
+    return lowest
 
 
 def address_space_bytes(process):
@@ -264,18 +270,21 @@ def address_space_bytes(process):
 @case(60)
 def host_without_file_descriptors(context):
     """Guests that are there complete; a new one waits at the socket until memtap has descriptors again."""
-    with context.world(nb_hosts=1, server_args=SLOW_WIRE) as fleet:
+    with context.world(nb_hosts=1, server_args=SLOWER_WIRE) as fleet:
         guests = start_clones(fleet, 2, ["sequential", "random"])
+        wait_until(lambda: fleet.memtap_stats(1).get("guests") == len(guests), "the guests are attached")
         release = [limited(p, resource.RLIMIT_NOFILE, next_descriptor(p)) for p in (fleet.server, fleet.memtaps[1])]
         late = fleet.start_guest(len(guests), 1, "random")
-        check_complete(context, fleet, guests)
-        check(late.status() is None and not fleet.report(late), "there were descriptors left")
+        wait_until(lambda: "Too many open files" in fleet.memtaps[1].tail(), "memtap says why it takes no guest")
+        check(all(guest.status() is None for guest in guests), "they leave and free descriptors too soon: slow the wire down")
         began = time.monotonic()
         for take_off in release:
             take_off()
-        check_complete(context, fleet, [late])
+        wait_until(lambda: fleet.memtap_stats(1).get("guests_attached") == 3, "the new guest is attached")
+        took_s = time.monotonic() - began
+        check_complete(context, fleet, [*guests, late])
         check(fleet.memtap_stats(1)["guests_rejected"] > 0, "nothing counted")
-        return f"the new guest complete after {time.monotonic() - began:.2f} s"
+        return f"the new guest attached after {took_s:.2f} s"
 
 
 @case(60)
