@@ -11,10 +11,7 @@ constexpr std::size_t kFaultBurst = 64;     // a guest and turn
 constexpr std::size_t kMaxDeferred = 4096;  // of one guest; beyond, its faults stay with it
 constexpr std::size_t kDeferredRoom = 2 * kMaxDeferred;      // faults, and installs put off
 constexpr Nanos kRetryPause = std::chrono::milliseconds{5};  // after an install was put off
-constexpr std::size_t kListInFlight = 512;  // a list leaves most of the request table to faults
-constexpr std::size_t kListStep = 4096;     // pages of a list looked at in one turn
-constexpr std::size_t kLoadStep = 256;      // pages given to guests in one turn
-constexpr std::size_t kMaxTimed = 64;       // faults under way whose time is taken
+constexpr std::size_t kMaxTimed = 64;                        // faults under way whose time is taken
 
 }  // namespace
 
@@ -34,7 +31,7 @@ void Host::attach(GuestAdapter& guest) {
   guests_.push_back(&guest);
   deferred_.push_back({.guest = &guest, .pages = {}});
   deferred_.back().pages.reserve(kDeferredRoom);
-  if (kept_ != nullptr && !working_set_.empty()) loads_.push_back({&guest, working_set_});
+  lead(loads_.emplace_back(Load{.guest = &guest}), 0);
 }
 
 void Host::detach(const GuestAdapter& guest) noexcept {
@@ -57,7 +54,7 @@ void Host::detach(const GuestAdapter& guest) noexcept {
 
 unsigned Host::poll_faults(Nanos now) noexcept {
   retry_deferred(now);
-  if (!list_.empty() && (now >= fetch_at_ || !guests_.empty())) prefetch_from_list(now);
+  fetch_some(now);
   give_some(now);
   engine_.await_prefetch(!completions_.empty(), now);
   if (!waits_.empty()) time_answered(now);
@@ -112,6 +109,7 @@ bool Host::retry(Deferred& deferred, Gfn page, bool full, Nanos now) noexcept {
 void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
   record({page, 1});
   if (waits_.size() < kMaxTimed) waits_.push_back({&guest, page, now});
+  const bool expected = follow(guest, page);
   if (gathered_.contains(page)) {
     stats_.fault_hits_buffer.add(1);
     flush(now);
@@ -123,6 +121,7 @@ void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
     return;
   }
   want(guest, page, now);
+  if (expected) return;  // its neighbours are in the working set, or clones did without them
   const std::uint32_t nb_more = guest.readahead(page, prefetch_pages_);
   const std::uint64_t end = std::min(page.value + 1 + nb_more, engine_.nb_pages());
   for (Gfn next{page.value + 1}; next.value < end; ++next.value) {
@@ -132,115 +131,12 @@ void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
   }
 }
 
-void Host::prefetch(std::span<const PageRange> list) {
-  const auto ranges = inside(list);
-  list_.insert(list_.begin(), ranges.rbegin(), ranges.rend());  // the first is the last
-}
-
-void Host::prefetch_from_list(Nanos now) noexcept {
-  for (std::size_t i = 0; i < kListStep && !list_.empty(); ++i) {
-    if (engine_.nb_in_flight() >= kListInFlight) return;
-    PageRange& range = list_.back();
-    const Gfn page = range.first;
-    if (needs(page) && !engine_.in_flight(page) &&
-        engine_.want(page, wire::Priority::kPrefetch, now))
-      stats_.prefetch_wanted.add(1);
-    ++range.first.value;
-    if (--range.nb_pages == 0) list_.pop_back();
-  }
-}
-
 void Host::give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
   constexpr std::uint32_t kOne = 1;
   settle(guest, kept_->give(page, guest), {page, 1}, kOne, now);
 }
 
-// --- working set -----------------------------------------------------------------------------
-
-void Host::load(std::span<const PageRange> working_set, Nanos fetch_at) {
-  working_set_ = inside(working_set);
-  if (kept_ != nullptr) fetch_at_ = fetch_at;
-  prefetch(working_set_);
-  for (const PageRange& range : working_set_) record(range);
-}
-
-/// To guests that did not ask: all of them together get no more in one turn.
-void Host::give_some(Nanos now) noexcept {
-  std::size_t nb_guests = completions_.size();
-  for (const Load& load : loads_) nb_guests += load.rest.empty() ? 0 : 1;
-  if (nb_guests == 0) return;
-  const std::size_t most = std::max<std::size_t>(1, kLoadStep / nb_guests);
-  for (Load& load : loads_) load_some(load, most);
-  std::erase_if(completions_, [&](Completion& c) { return complete_some(c, most, now); });
-}
-
-/// What is not known yet goes to every guest when it comes.
-void Host::load_some(Load& load, std::size_t most) noexcept {
-  for (std::size_t i = 0; i < most && !load.rest.empty(); ++i) {
-    const PageRange& range = load.rest.front();
-    const Gfn page{range.first.value + load.nb_done};
-    if (kept_->knows(page) && load.guest->presence().absent(page)) {
-      const Install verdict = kept_->give(page, *load.guest);
-      if (verdict == Install::kAgain || verdict == Install::kNoMemory) return;
-      if (verdict != Install::kDone) {  // the guest is dead, or will be
-        load.rest = {};
-        return;
-      }
-      stats_.loaded_pages.add(1);
-    }
-    if (++load.nb_done < range.nb_pages) continue;
-    load.rest = load.rest.subspan(1);
-    load.nb_done = 0;
-  }
-}
-
-/// What a guest could not take when it came is offered to it once more.
-void Host::load_again(const GuestAdapter& guest) noexcept {
-  for (Load& load : loads_)
-    if (load.guest == &guest) load = {load.guest, working_set_};
-}
-
-// --- completion ------------------------------------------------------------------------------
-
-void Host::complete(GuestAdapter& guest) {
-  if (!completing(guest)) completions_.push_back({.guest = &guest});
-}
-
-bool Host::completing(const GuestAdapter& guest) const noexcept {
-  return std::ranges::any_of(completions_,
-                             [&guest](const Completion& c) { return c.guest == &guest; });
-}
-
-/// Installs that are put off, and pages that are lost, are found absent in the next round.
-/// @param most  pages that it lacks to be looked after
-/// @return whether the guest has all
-bool Host::complete_some(Completion& completion, std::size_t most, Nanos now) noexcept {
-  for (std::size_t i = 0; i < kListStep && most > 0; ++i) {
-    if (completion.next.value == engine_.nb_pages()) {
-      if (!completion.lacks) return true;
-      completion.next = {};
-      completion.lacks = false;
-      return false;
-    }
-    if (completion.guest->presence().absent(completion.next)) {
-      completion.lacks = true;
-      --most;
-      if (!complete_page(*completion.guest, completion.next, now)) return false;
-    }
-    ++completion.next.value;
-  }
-  return false;
-}
-
-/// @return false: it is to be tried again, later
-bool Host::complete_page(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
-  if (kept_ != nullptr && kept_->knows(page)) return kept_->give(page, guest) == Install::kDone;
-  if (engine_.in_flight(page) || !needs(page)) return true;
-  if (engine_.nb_in_flight() >= kListInFlight) return false;
-  if (!engine_.want(page, wire::Priority::kPrefetch, now)) return false;
-  stats_.prefetch_wanted.add(1);
-  return true;
-}
+// --- record ----------------------------------------------------------------------------------
 
 /// Each page once, in the order in which some clone first had it.
 void Host::record(PageRange pages) noexcept {

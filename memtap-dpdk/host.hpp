@@ -9,6 +9,7 @@
 #include "memtap-dpdk/arrival_buffer.hpp"
 #include "memtap-dpdk/guest_adapter.hpp"
 #include "memtap-dpdk/kept_image.hpp"
+#include "memtap-dpdk/working_set.hpp"
 
 namespace snowfabric {
 
@@ -67,7 +68,7 @@ class Host {
   Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,
        std::size_t buffer_pages, KeptImage* kept = nullptr);
 
-  /// The guest gets what is known of the working set at once.
+  /// The guest gets the first pages of the working set at once.
   void attach(GuestAdapter& guest);
   /// The guest is dead; pages only it wanted are no longer asked for.
   void detach(const GuestAdapter& guest) noexcept;
@@ -79,8 +80,10 @@ class Host {
   /// Pages to fetch in the background, in this order, once there is a guest or the
   /// working set is fetched.
   void prefetch(std::span<const PageRange> list);
-  /// The working set of earlier clones: prefetched, and given to each guest before it asks.
-  /// @param fetch_at  not to wait longer for the first guest, where pages are kept
+  /// The working set of earlier clones: given to each guest before it asks, ahead of what it has
+  /// touched of it, and fetched as far as the first of them needs it.
+  /// @param fetch_at  when the rest is fetched too, where pages are kept
+  /// @pre no guest is attached
   void load(std::span<const PageRange> working_set, Nanos fetch_at);
   /// The guest gets every page it lacks, fetched as prefetch, while it runs. @pre it is attached
   void complete(GuestAdapter& guest);
@@ -107,10 +110,10 @@ class Host {
 
  private:
   void on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
-  struct Load {  // of the working set into one guest; none where there is nothing to load
+  struct Load {  // of the working set into one guest
     GuestAdapter* guest;
-    std::span<const PageRange> rest;
-    std::uint32_t nb_done = 0;  // pages of the first range
+    WorkingSet::Cursor next{};
+    std::uint64_t until = 0;  // a place: its lead ends there
   };
   struct Completion {  // walks over the image until a whole round finds no page absent
     GuestAdapter* guest;
@@ -131,7 +134,11 @@ class Host {
   void retry_deferred(Nanos now) noexcept;
   bool retry(Deferred& deferred, Gfn page, bool full, Nanos now) noexcept;
   void give_kept(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
+  [[nodiscard]] bool fetch(Gfn page, Nanos now) noexcept;
+  void fetch_some(Nanos now) noexcept;
   void give_some(Nanos now) noexcept;
+  void lead(Load& load, std::uint64_t place) noexcept;
+  bool follow(const GuestAdapter& guest, Gfn page) noexcept;
   void load_some(Load& load, std::size_t most) noexcept;
   void load_again(const GuestAdapter& guest) noexcept;
   bool complete_some(Completion& completion, std::size_t most, Nanos now) noexcept;
@@ -140,7 +147,6 @@ class Host {
   void want(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   [[nodiscard]] Deferred& deferred_of(const GuestAdapter& guest) noexcept;
   static void defer(Deferred& deferred, Gfn page) noexcept;
-  void prefetch_from_list(Nanos now) noexcept;
   void install(Gfn first, std::span<const std::byte> pages, Nanos now) noexcept;
   void settle(GuestAdapter& guest, Install verdict, PageRange range, std::uint32_t most,
               Nanos now) noexcept;
@@ -160,8 +166,10 @@ class Host {
   std::vector<Gfn> retrying_;       // empty but for a moment
   std::vector<PageRange> list_;     // still to prefetch, the last first
   Nanos fetch_at_ = Nanos::max();   // if there is no guest before
-  std::vector<PageRange> working_set_;
-  std::vector<Load> loads_;
+  WorkingSet working_set_;
+  WorkingSet::Cursor fetched_;
+  std::uint64_t fetch_until_ = 0;  // a place
+  std::vector<Load> loads_;        // one a guest
   std::vector<Completion> completions_;
   std::vector<Wait> waits_;  // for their times; as many as there is room for
   std::vector<PageRange> recorded_;

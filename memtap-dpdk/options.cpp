@@ -72,9 +72,10 @@ void add_tap_options(CLI::App& cli, TapOptions& options) {
       ->capture_default_str();
   cli.add_option("--prefetch-list", options.prefetch_list,
                  "file of pages to fetch once a guest is there: 17 or 0x20-0x3f, one a line");
-  cli.add_option("--working-set", options.working_set,
-                 "file of pages that earlier clones had, as --record writes it: fetched when the "
-                 "first guest comes, or soon without one, and given to each guest before it asks");
+  cli.add_option(
+      "--working-set", options.working_set,
+      "file of pages that earlier clones had, as --record writes it: given to each guest "
+      "before it asks, ahead of what it has touched");
   cli.add_option("--record", options.record,
                  "write the pages that clones had here, in their order, to this file");
   cli.add_flag("!--no-keep", options.keep,
