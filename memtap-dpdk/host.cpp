@@ -109,7 +109,7 @@ bool Host::retry(Deferred& deferred, Gfn page, bool full, Nanos now) noexcept {
 void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
   record({page, 1});
   if (waits_.size() < kMaxTimed) waits_.push_back({&guest, page, now});
-  const bool expected = follow(guest, page);
+  const bool expected = follow(guest, page, now);
   if (gathered_.contains(page)) {
     stats_.fault_hits_buffer.add(1);
     flush(now);
@@ -121,7 +121,7 @@ void Host::on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
     return;
   }
   want(guest, page, now);
-  if (expected) return;  // its neighbours are in the working set, or clones did without them
+  if (expected) return;  // its neighbours are in its lead, or clones did without them
   const std::uint32_t nb_more = guest.readahead(page, prefetch_pages_);
   const std::uint64_t end = std::min(page.value + 1 + nb_more, engine_.nb_pages());
   for (Gfn next{page.value + 1}; next.value < end; ++next.value) {
@@ -153,6 +153,8 @@ void Host::record(PageRange pages) noexcept {
     stats_.recorded_pages.add(1);
   }
 }
+
+// --- requests there is no room for --------------------------------------------------------------
 
 void Host::want(GuestAdapter& guest, Gfn page, Nanos now) noexcept {
   if (engine_.want(page, wire::Priority::kDemand, now)) return;

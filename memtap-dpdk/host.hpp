@@ -33,7 +33,7 @@ inline constexpr std::array kHostCounters{
     CounterInfo<HostStats>{"fault_hits_buffer", &HostStats::fault_hits_buffer,
                            "faults answered from the arrival buffer"},
     CounterInfo<HostStats>{"prefetch_wanted", &HostStats::prefetch_wanted,
-                           "neighbour pages asked for with a fault"},
+                           "pages asked for that nobody waits for"},
     CounterInfo<HostStats>{"wants_deferred", &HostStats::wants_deferred,
                            "faults put off because the request table was full"},
     CounterInfo<HostStats>{"bursts", &HostStats::bursts, "runs installed from the arrival buffer"},
@@ -68,7 +68,7 @@ class Host {
   Host(ClientEngine& engine, HostStats& stats, std::uint32_t prefetch_pages,
        std::size_t buffer_pages, KeptImage* kept = nullptr);
 
-  /// The guest gets the first pages of the working set at once.
+  /// The guest is given its lead of the working set from now on.
   void attach(GuestAdapter& guest);
   /// The guest is dead; pages only it wanted are no longer asked for.
   void detach(const GuestAdapter& guest) noexcept;
@@ -77,14 +77,14 @@ class Host {
   /// Takes faults from every guest and asks for their pages. @return faults seen
   unsigned poll_faults(Nanos now) noexcept;
 
-  /// Pages to fetch in the background, in this order, once there is a guest or the
-  /// working set is fetched.
+  /// Pages to fetch in the background, in this order, behind the working set: once there is a guest
+  /// or, where pages are kept, the time of the rest has come.
   void prefetch(std::span<const PageRange> list);
   /// The working set of earlier clones: given to each guest before it asks, ahead of what it has
-  /// touched of it, and fetched as far as the first of them needs it.
-  /// @param fetch_at  when the rest is fetched too, where pages are kept
-  /// @pre no guest is attached
-  void load(std::span<const PageRange> working_set, Nanos fetch_at);
+  /// touched of it, and fetched as far. The rest follows when no lead has moved for a while.
+  /// @param rest_at  not before this time, and without a guest only where pages are kept
+  /// @pre no guest is attached, and it was not called before
+  void load(std::span<const PageRange> working_set, Nanos rest_at);
   /// The guest gets every page it lacks, fetched as prefetch, while it runs. @pre it is attached
   void complete(GuestAdapter& guest);
   /// Until it has all.
@@ -112,7 +112,7 @@ class Host {
   void on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   struct Load {  // of the working set into one guest
     GuestAdapter* guest;
-    WorkingSet::Cursor next{};
+    WorkingSet::Cursor begins{}, fetched{}, given{};
     std::uint64_t until = 0;  // a place: its lead ends there
   };
   struct Completion {  // walks over the image until a whole round finds no page absent
@@ -137,8 +137,10 @@ class Host {
   [[nodiscard]] bool fetch(Gfn page, Nanos now) noexcept;
   void fetch_some(Nanos now) noexcept;
   void give_some(Nanos now) noexcept;
+  [[nodiscard]] bool fetch_leads(Nanos now) noexcept;
   void lead(Load& load, std::uint64_t place) noexcept;
-  bool follow(const GuestAdapter& guest, Gfn page) noexcept;
+  [[nodiscard]] bool is_marker(const Load& load, const WorkingSet::Cursor& at) const noexcept;
+  bool follow(const GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   void load_some(Load& load, std::size_t most) noexcept;
   void load_again(const GuestAdapter& guest) noexcept;
   bool complete_some(Completion& completion, std::size_t most, Nanos now) noexcept;
@@ -165,11 +167,10 @@ class Host {
   std::vector<Deferred> deferred_;  // one a guest, so that none uses up the room of another
   std::vector<Gfn> retrying_;       // empty but for a moment
   std::vector<PageRange> list_;     // still to prefetch, the last first
-  Nanos fetch_at_ = Nanos::max();   // if there is no guest before
+  Nanos rest_at_ = Nanos::max();
   WorkingSet working_set_;
-  WorkingSet::Cursor fetched_;
-  std::uint64_t fetch_until_ = 0;  // a place
-  std::vector<Load> loads_;        // one a guest
+  WorkingSet::Cursor rest_;  // fetched until there, whoever has a lead
+  std::vector<Load> loads_;  // one a guest
   std::vector<Completion> completions_;
   std::vector<Wait> waits_;  // for their times; as many as there is room for
   std::vector<PageRange> recorded_;

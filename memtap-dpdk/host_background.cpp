@@ -10,6 +10,7 @@ namespace {
 constexpr std::size_t kInFlight = 512;   // of the request table; the rest is for faults
 constexpr std::size_t kListStep = 4096;  // pages of a list looked at in one turn
 constexpr std::size_t kLoadStep = 256;   // pages given to guests in one turn
+constexpr Nanos kRestPause = std::chrono::seconds{2};  // after a lead has moved
 
 }  // namespace
 
@@ -22,20 +23,27 @@ bool Host::fetch(Gfn page, Nanos now) noexcept {
   return true;
 }
 
+/// The leads first, then the rest of the working set, then the list.
 void Host::fetch_some(Nanos now) noexcept {
-  if (now >= fetch_at_) fetch_until_ = working_set_.nb_pages();
+  if (!fetch_leads(now) || (guests_.empty() && (kept_ == nullptr || now < rest_at_))) return;
   std::size_t left = kListStep;
-  for (; left > 0 && fetched_.place < fetch_until_; --left, working_set_.advance(fetched_)) {
-    if (WorkingSet::is_marker(fetched_) && !guests_.empty()) continue;
-    if (!fetch(working_set_.page(fetched_), now)) return;
-  }
-  if (now < fetch_at_ && guests_.empty()) return;
+  for (; left > 0 && rest_.place < working_set_.nb_pages(); --left, working_set_.advance(rest_))
+    if (now < rest_at_ || !fetch(working_set_.page(rest_), now)) return;
   for (; left > 0 && !list_.empty(); --left) {
     PageRange& range = list_.back();
     if (!fetch(range.first, now)) return;
     ++range.first.value;
     if (--range.nb_pages == 0) list_.pop_back();
   }
+}
+
+/// @return false: there is no room for more
+bool Host::fetch_leads(Nanos now) noexcept {
+  for (Load& load : loads_)
+    for (; load.fetched.place < load.until; working_set_.advance(load.fetched))
+      if (!is_marker(load, load.fetched) && !fetch(working_set_.page(load.fetched), now))
+        return false;
+  return true;
 }
 
 void Host::prefetch(std::span<const PageRange> list) {
@@ -46,7 +54,7 @@ void Host::prefetch(std::span<const PageRange> list) {
 /// To guests that did not ask: all of them together get no more in one turn.
 void Host::give_some(Nanos now) noexcept {
   const auto nb_loads =
-      std::ranges::count_if(loads_, [](const Load& load) { return load.next.place < load.until; });
+      std::ranges::count_if(loads_, [](const Load& load) { return load.given.place < load.until; });
   const std::size_t nb_guests = completions_.size() + static_cast<std::size_t>(nb_loads);
   if (nb_guests == 0) return;
   const std::size_t most = std::max<std::size_t>(1, kLoadStep / nb_guests);
@@ -56,32 +64,40 @@ void Host::give_some(Nanos now) noexcept {
 
 // --- working set -----------------------------------------------------------------------------
 
-void Host::load(std::span<const PageRange> working_set, Nanos fetch_at) {
-  working_set_ = WorkingSet{inside(working_set)};
-  if (kept_ != nullptr) fetch_at_ = fetch_at;
-  for (const PageRange& range : working_set_.ranges()) record(range);
+void Host::load(std::span<const PageRange> working_set, Nanos rest_at) {
+  for (const PageRange& range : inside(working_set)) record(range);
+  working_set_ = WorkingSet{recorded_};  // each page once
+  rest_at_ = rest_at;
 }
 
-/// The guest has touched all before this place: it may be given its lead.
+/// The guest has touched this place.
 void Host::lead(Load& load, std::uint64_t place) noexcept {
   load.until = std::max(load.until, std::min(place + WorkingSet::kLead, working_set_.nb_pages()));
-  fetch_until_ = std::max(fetch_until_, load.until);
 }
 
-/// @return whether the page is of the working set
-bool Host::follow(const GuestAdapter& guest, Gfn page) noexcept {
-  const auto place = working_set_.find(page);
-  if (!place) return false;
-  lead(*std::ranges::find(loads_, &guest, &Load::guest), *place);
-  return true;
+/// Where a guest touches a page far ahead, its lead begins there, and the pages between are left to
+/// its faults and to the rest.
+/// @return whether the page and those behind it are, or were, part of its lead
+bool Host::follow(const GuestAdapter& guest, Gfn page, Nanos now) noexcept {
+  const auto at = working_set_.find(page);
+  if (!at) return false;
+  Load& load = *std::ranges::find(loads_, &guest, &Load::guest);
+  if (at->place > load.until + WorkingSet::kLead) load.begins = load.fetched = load.given = *at;
+  const std::uint64_t until = load.until;
+  lead(load, at->place);
+  if (load.until != until) rest_at_ = std::max(rest_at_, now + kRestPause);
+  return at->place >= load.begins.place;
+}
+
+bool Host::is_marker(const Load& load, const WorkingSet::Cursor& at) const noexcept {
+  return load.until < working_set_.nb_pages() && WorkingSet::is_marker(at);
 }
 
 /// What is not known yet goes to every guest when it comes.
 void Host::load_some(Load& load, std::size_t most) noexcept {
-  if (kept_ == nullptr) return;
-  for (; most > 0 && load.next.place < load.until; --most, working_set_.advance(load.next)) {
-    const Gfn page = working_set_.page(load.next);
-    if (WorkingSet::is_marker(load.next) || !kept_->knows(page) ||
+  for (; most > 0 && load.given.place < load.until; --most, working_set_.advance(load.given)) {
+    const Gfn page = working_set_.page(load.given);
+    if (kept_ == nullptr || is_marker(load, load.given) || !kept_->knows(page) ||
         !load.guest->presence().absent(page))
       continue;
     const Install verdict = kept_->give(page, *load.guest);
@@ -94,10 +110,10 @@ void Host::load_some(Load& load, std::size_t most) noexcept {
   }
 }
 
-/// What a guest could not take when it came is offered to it once more.
+/// What a guest could not take when it came is offered to it once more, as far as its lead goes.
 void Host::load_again(const GuestAdapter& guest) noexcept {
   for (Load& load : loads_)
-    if (load.guest == &guest) load.next = {};
+    if (load.guest == &guest) load.given = load.begins;
 }
 
 // --- completion ------------------------------------------------------------------------------

@@ -12,18 +12,20 @@ namespace snowfabric {
 namespace {
 
 using test::FakeGuest;
-using testing::IsEmpty;
-using testing::Optional;
+using testing::ElementsAre;
 constexpr std::uint64_t kStep = WorkingSet::kMarkerStep;
 constexpr std::uint64_t kLead = WorkingSet::kLead;
 
 TEST(WorkingSet, KnowsThePlaceOfEachOfItsPages) {
   const WorkingSet set{{{Gfn{50}, 2}, {Gfn{7}, 1}, {Gfn{60}, 3}}};
   EXPECT_EQ(set.nb_pages(), 6U);
-  EXPECT_THAT(set.find(Gfn{50}), Optional(0U));
-  EXPECT_THAT(set.find(Gfn{51}), Optional(1U));
-  EXPECT_THAT(set.find(Gfn{7}), Optional(2U));
-  EXPECT_THAT(set.find(Gfn{62}), Optional(5U));
+  const std::vector<std::uint64_t> order{50, 51, 7, 60, 61, 62};
+  for (std::uint64_t place = 0; place < order.size(); ++place) {
+    const auto found = set.find(Gfn{order[place]});
+    ASSERT_TRUE(found) << place;
+    EXPECT_EQ(found->place, place);
+    EXPECT_EQ(set.page(*found).value, order[place]);
+  }
   for (const std::uint64_t gfn : {0U, 6U, 8U, 49U, 52U, 59U, 63U})
     EXPECT_EQ(set.find(Gfn{gfn}), std::nullopt) << gfn;
 }
@@ -35,28 +37,56 @@ TEST(WorkingSet, IsWalkedInItsOrder) {
   std::vector<std::uint64_t> seen;
   for (WorkingSet::Cursor at; at.place < set.nb_pages(); set.advance(at))
     seen.push_back(set.page(at).value);
-  EXPECT_THAT(seen, testing::ElementsAre(50, 51, 7));
+  EXPECT_THAT(seen, ElementsAre(50, 51, 7));
 }
 
-/// A host whose working set is the image from its end to its beginning, two pages at a time.
-struct Lead : testing::Test {
-  static constexpr std::uint64_t kPages = 1024;
+constexpr std::uint64_t kPages = 1024;
 
-  /// The page at a place of the order.
-  static std::uint64_t at(std::uint64_t place) { return kPages - 2 - place / 2 * 2 + place % 2; }
+/// The page at a place of the order of the tests below: from the image's end, two pages at a time.
+constexpr std::uint64_t at(std::uint64_t place) { return kPages - 2 - place / 2 * 2 + place % 2; }
 
-  void make_host(bool kept_pages) {
+std::vector<PageRange> backwards() {
+  std::vector<PageRange> order;
+  for (std::uint64_t first = kPages; first > 0; first -= 2) order.push_back({Gfn{first - 2}, 2});
+  return order;
+}
+
+/// A host whose working set is the image backwards, where nothing is kept.
+struct LeadAlone : testing::Test {
+  void SetUp() override {
     client.join(kPages);
-    if (kept_pages) {
-      auto made = KeptImage::create({.image_id = 7, .nb_pages = kPages, .epoch = 1});
-      if (!made && made.error().errnum == EPERM) GTEST_SKIP() << "userfaultfd(2) is not permitted";
-      ASSERT_TRUE(made) << made.error().what;
-      kept = std::move(*made);
-    }
+    make_host();
+  }
+  void make_host() {
     host = std::make_unique<Host>(client.engine, stats, 8, 64, kept.get());
-    std::vector<PageRange> order;
-    for (std::uint64_t first = kPages; first > 0; first -= 2) order.push_back({Gfn{first - 2}, 2});
-    host->load(order, client.now + std::chrono::seconds{2});
+    host->load(backwards(), client.now + kRestAt);
+  }
+  void poll() {
+    for (int i = 0; i < 8; ++i) host->poll_faults(client.now);
+  }
+  void touch(FakeGuest& guest, std::uint64_t place) {
+    guest.touch(at(place));
+    poll();
+  }
+  bool in_flight(std::uint64_t place) const { return client.engine.in_flight(Gfn{at(place)}); }
+
+  static constexpr Nanos kRestAt = std::chrono::seconds{2};
+  test::TestClient client;
+  HostStats stats;
+  std::unique_ptr<KeptImage> kept;
+  std::unique_ptr<Host> host;
+  FakeGuest a{kPages}, b{kPages};
+};
+
+/// The same where pages are kept.
+struct Lead : LeadAlone {
+  void SetUp() override {
+    client.join(kPages);
+    auto made = KeptImage::create({.image_id = 7, .nb_pages = kPages, .epoch = 1});
+    if (!made && made.error().errnum == EPERM) GTEST_SKIP() << "userfaultfd(2) is not permitted";
+    ASSERT_TRUE(made) << made.error().what;
+    kept = std::move(*made);
+    make_host();
   }
   void keep_all() {
     for (std::uint64_t gfn = 0; gfn < kPages; ++gfn) {
@@ -66,95 +96,144 @@ struct Lead : testing::Test {
     }
     host->flush(client.now);
   }
-  void poll() {
-    for (int i = 0; i < 8; ++i) host->poll_faults(client.now);
+  static void expect_has(const FakeGuest& guest, std::uint64_t begin, std::uint64_t end) {
+    for (std::uint64_t place = begin; place < end; ++place)
+      EXPECT_EQ(guest.has(at(place)), place == 0 || place % kStep != 0) << place;
   }
-  void touch(std::uint64_t place) {
-    a.touch(at(place));
-    poll();
+  static void expect_lacks(const FakeGuest& guest, std::uint64_t begin, std::uint64_t end) {
+    for (std::uint64_t place = begin; place < end; ++place)
+      EXPECT_FALSE(guest.has(at(place))) << place;
   }
-  void expect_given_until(std::uint64_t end) {
-    for (std::uint64_t place = 0; place < kPages; ++place)
-      EXPECT_EQ(a.has(at(place)), place < end && (place == 0 || place % kStep != 0)) << place;
-  }
-
-  test::TestClient client;
-  HostStats stats;
-  std::unique_ptr<KeptImage> kept;
-  std::unique_ptr<Host> host;
-  FakeGuest a{kPages};
 };
 
 TEST_F(Lead, AGuestIsGivenTheFirstPagesButTheMarkers) {
-  make_host(true);
   keep_all();
   host->attach(a);
   poll();
-  expect_given_until(kLead);
+  expect_has(a, 0, kLead);
+  expect_lacks(a, kLead, kPages);
 }
 
-TEST_F(Lead, AMarkerTouchedBringsTheNextPages) {
-  make_host(true);
+TEST_F(Lead, AMarkerTouchedIsAnsweredAndBringsTheNextPages) {
   keep_all();
   host->attach(a);
   poll();
-  touch(kStep);
-  for (std::uint64_t place = kLead + 1; place < kLead + kStep; ++place)
-    EXPECT_TRUE(a.has(at(place))) << place;
-  EXPECT_FALSE(a.has(at(kLead)));
-  EXPECT_FALSE(a.has(at(kLead + kStep + 1)));
+  touch(a, kStep);
+  EXPECT_TRUE(a.has(at(kStep)));
+  expect_has(a, kStep + 1, kStep + kLead);
+  expect_lacks(a, kStep + kLead, kPages);
 }
 
-TEST_F(Lead, AGuestThatSkipsSomeIsGivenWhatLiesBetweenToo) {
-  make_host(true);
+TEST_F(Lead, TheLastPagesAreGivenWithTheirMarkers) {
   keep_all();
   host->attach(a);
-  touch(kPages / 2 + 1);
-  for (const std::uint64_t place : {kLead + 1, kPages / 2 - 1, kPages / 2 + kLead - 1})
-    EXPECT_TRUE(a.has(at(place))) << place;
-  EXPECT_FALSE(a.has(at(kPages / 2 + kLead + 1)));
+  poll();
+  const std::uint64_t near_end = kPages - kLead;
+  touch(a, near_end);
+  for (std::uint64_t place = near_end; place < kPages; ++place) EXPECT_TRUE(a.has(at(place)));
 }
 
-TEST_F(Lead, OnlyWhatTheFirstGuestIsGivenIsFetchedBeforeItsTime) {
-  make_host(true);
+TEST_F(Lead, AGuestThatTouchesAPageFarAheadIsGivenWhatFollowsIt) {
+  keep_all();
   host->attach(a);
   poll();
-  EXPECT_EQ(client.engine.nb_in_flight(), kLead - 1);  // a marker is left out
-  EXPECT_FALSE(client.engine.in_flight(Gfn{at(kStep)}));
-  EXPECT_TRUE(client.engine.in_flight(Gfn{at(kLead - 1)}));
+  const std::uint64_t far = 10 * kStep + 1;
+  touch(a, far);
+  expect_has(a, far, far + kLead);
+  expect_lacks(a, kLead, far);
+  touch(a, kLead + 1);  // of those between
+  EXPECT_TRUE(a.has(at(kLead + 1)));
 }
 
-TEST_F(Lead, WithoutAGuestAllIsFetchedAtItsTime) {
-  make_host(true);
+TEST_F(Lead, EachGuestHasItsOwn) {
+  keep_all();
+  host->attach(a);
+  host->attach(b);
   poll();
-  EXPECT_EQ(client.engine.nb_in_flight(), 0U);
-  client.now += std::chrono::seconds{2};
-  poll();
-  EXPECT_TRUE(client.engine.in_flight(Gfn{at(kStep)}));
-  EXPECT_TRUE(client.engine.in_flight(Gfn{at(kLead + kStep + 1)}));
+  touch(a, kStep);
+  expect_has(a, kStep + 1, kStep + kLead);
+  expect_lacks(b, kLead, kPages);
 }
 
-TEST_F(Lead, WhereNothingIsKeptPagesAreFetchedForTheGuestThatIsThere) {
-  make_host(false);
+TEST_F(Lead, OnlyWhatAGuestIsAboutToBeGivenIsFetchedAtFirst) {
   host->attach(a);
   poll();
   EXPECT_EQ(client.engine.nb_in_flight(), kLead - 1);
-  a.touch(at(kStep));
-  poll();
-  EXPECT_EQ(client.engine.nb_in_flight(), kLead + kStep - 1);
+  EXPECT_FALSE(in_flight(kStep));  // the marker
+  EXPECT_TRUE(in_flight(kLead - 1));
 }
 
-TEST_F(Lead, AFaultInTheWorkingSetAsksForNoNeighbours) {
+TEST_F(Lead, TheRestIsFetchedAtItsTimeMarkersToo) {
+  poll();
+  EXPECT_EQ(client.engine.nb_in_flight(), 0U);
+  client.now += kRestAt;
+  poll();
+  EXPECT_TRUE(in_flight(kStep));
+  EXPECT_TRUE(in_flight(kLead + kStep));
+}
+
+TEST_F(LeadAlone, TheRestWaitsWhileALeadMoves) {
+  host->attach(a);
+  client.now += kRestAt - std::chrono::milliseconds{1};
+  touch(a, kStep);
+  client.now += std::chrono::milliseconds{2};
+  poll();
+  EXPECT_FALSE(in_flight(5 * kStep));
+  client.now += kRestAt;
+  poll();
+  EXPECT_TRUE(in_flight(5 * kStep));
+}
+
+TEST_F(LeadAlone, AListOfPagesToFetchComesBehindTheWorkingSet) {
+  Host other{client.engine, stats, 0, 64};
+  other.load(std::vector{PageRange{Gfn{0}, 200}}, client.now + kRestAt);
+  other.prefetch(std::vector{PageRange{Gfn{500}, 1}});
+  other.attach(a);
+  other.poll_faults(client.now);
+  EXPECT_FALSE(client.engine.in_flight(Gfn{500}));
+  client.now += kRestAt;
+  other.poll_faults(client.now);
+  EXPECT_TRUE(client.engine.in_flight(Gfn{500}));
+}
+
+TEST_F(LeadAlone, EveryGuestsLeadIsFetched) {
+  host->attach(a);
+  poll();
+  EXPECT_EQ(client.engine.nb_in_flight(), kLead - 1);
+  for (std::uint64_t place = 0; place < kPages; ++place)
+    if (in_flight(place)) {
+      const auto arrival = client.page(at(place));
+      ASSERT_TRUE(arrival);
+      host->on_page(*arrival, client.now);
+    }
+  host->flush(client.now);
+  host->detach(a);
+  host->attach(b);
+  poll();
+  EXPECT_EQ(client.engine.nb_in_flight(), kLead - 1);
+}
+
+TEST_F(LeadAlone, AFaultInALeadAsksForNoNeighboursAndOneElsewhereDoes) {
   client.join(kPages);
-  Host alone{client.engine, stats, 8, 64};
-  alone.load(std::vector{PageRange{Gfn{50}, 1}}, client.now);
-  alone.attach(a);
+  Host other{client.engine, stats, 8, 64};
+  other.load(std::vector{PageRange{Gfn{50}, 1}}, client.now);
+  other.attach(a);
   a.touch(50);
-  alone.poll_faults(client.now);
+  other.poll_faults(client.now);
   EXPECT_EQ(client.engine.nb_in_flight(), 1U);
   a.touch(60);
-  alone.poll_faults(client.now);
+  other.poll_faults(client.now);
   EXPECT_GT(client.engine.nb_in_flight(), 2U);
+}
+
+TEST_F(LeadAlone, AListThatNamesPagesTwiceIsTakenAsTheirFirstPlaces) {
+  Host other{client.engine, stats, 8, 64};
+  other.load(std::vector{PageRange{Gfn{0}, 400}, PageRange{Gfn{10}, 1}}, client.now + kRestAt);
+  other.attach(a);
+  a.touch(300);
+  other.poll_faults(client.now);
+  other.poll_faults(client.now);
+  EXPECT_TRUE(client.engine.in_flight(Gfn{301}) && client.engine.in_flight(Gfn{395}));
 }
 
 }  // namespace
