@@ -2,6 +2,7 @@
 #include "fabric/client_engine.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "fabric/crc32c.hpp"
 
@@ -42,8 +43,7 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
   if (frame.epoch != identity_.epoch) return Drop::kStaleEpoch;
   if (frame.space != identity_.space) return Drop::kOutOfRange;
   switch (frame.type) {
-    case FrameType::kHello:
-    case FrameType::kRequest: return Drop::kUnexpectedType;
+    case FrameType::kHello: return Drop::kUnexpectedType;
     case FrameType::kWelcome: return on_welcome(frame, src, now);
     case FrameType::kBye:
       if (const Drop why = on_bye(frame, now); why != Drop::kNone || slot_of_.empty()) return why;
@@ -58,6 +58,8 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
       if (const PageRange r = frame.range(i);
           r.first.value >= nb_pages() || r.nb_pages > nb_pages() - r.first.value)
         return Drop::kOutOfRange;
+  if (frame.type == FrameType::kRequest || (frame.flags & wire::kFlagSibling) != 0)
+    return on_sibling(frame);
   if (frame.incarnation != identity_.incarnation) {
     greet(now);  // a restarted server: learn its incarnation
   } else if ((frame.flags & wire::kFlagSequenced) != 0) {
@@ -69,9 +71,35 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
     rx_bytes_ += frame_bytes;
   }
   if (frame.type == FrameType::kBye) return Drop::kNone;  // no sign of life
-  last_heard_ = now;
-  if (state_ == ClientState::kServerDead) state_ = ClientState::kJoined;
+  hear(now);
   return Drop::kNone;
+}
+
+/// The server lives.
+void ClientEngine::hear(Nanos now) noexcept {
+  last_heard_ = now;
+  if (std::exchange(asks_siblings_, false)) ask_again_soon(now);
+  if (state_ != ClientState::kServerDead) return;
+  state_ = ClientState::kJoined;
+  nb_overdue_ = 0;
+  for (Flight& flight : flights_) {
+    flight.overdue = false;
+    flight.demanded_since = now;
+  }
+}
+
+/// It says nothing of the server.
+Drop ClientEngine::on_sibling(const wire::Frame& frame) noexcept {
+  const bool is_flagged = (frame.flags & wire::kFlagSibling) != 0;
+  switch (frame.type) {
+    case FrameType::kRequest:
+      if (!is_flagged || frame.request.client_id.host() == config_.client_id)
+        return Drop::kUnexpectedType;
+      return Drop::kNone;
+    case FrameType::kPage:
+    case FrameType::kZeros: stats_.rx_repairs.add(1); return Drop::kNone;
+    default: return Drop::kUnexpectedType;
+  }
 }
 
 /// The server leaves, or does not admit us. Either way it may come back, or have room, at once.
@@ -108,10 +136,11 @@ Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nano
     reassembler_ = Reassembler{config_.partial_pages};
   if (frame.incarnation != identity_.incarnation) on_incarnation(frame, now);
   server_ = src;
+  nb_fragments_ = nb_fragments;
   report_interval_ = std::chrono::microseconds{body.report_interval_us.host()};
   state_ = ClientState::kJoined;
   refused_ = false;
-  last_heard_ = now;
+  hear(now);
   next_hello_ = Nanos::max();
   next_report_ = now;  // the first report is the base line of the next
   return Drop::kNone;
@@ -281,18 +310,24 @@ void ClientEngine::on_timer(std::uint32_t id, Nanos now) noexcept {
     release(id);
     return;
   }
-  if (flight.priority == Priority::kDemand && !flight.overdue &&
-      now - flight.demanded_since >= config_.page_give_up) {
-    flight.overdue = true;
-    ++nb_overdue_;
-    stats_.overdue_pages.add(1);
-  }
+  see_overdue(flight, now);
   if (flight.to_send) {  // it waits for the port
     timers_.arm(id, now + config_.rto.max);
     return;
   }
   flight.timed_out = flight.attempts > 0;
   queue(id, now);
+}
+
+void ClientEngine::see_overdue(Flight& flight, Nanos now) noexcept {
+  const bool dead = state_ == ClientState::kServerDead;
+  const Nanos patience = dead ? config_.repair_after : config_.page_give_up;
+  if (!flight.used || flight.overdue || flight.priority != Priority::kDemand ||
+      now - flight.demanded_since < patience)
+    return;
+  flight.overdue = true;
+  ++nb_overdue_;
+  if (!dead) stats_.overdue_pages.add(1);
 }
 
 }  // namespace snowfabric

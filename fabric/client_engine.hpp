@@ -40,6 +40,7 @@ struct ClientConfig {
   unsigned prefetch_attempts = 3;     ///< then a prefetched page is left to be faulted
   Nanos hello_interval{std::chrono::milliseconds{100}};
   Nanos silence{std::chrono::milliseconds{500}};  ///< unanswered so long: HELLO again
+  Nanos repair_after{std::chrono::seconds{1}};    ///< unanswered so long: the siblings are asked
   Nanos give_up{std::chrono::seconds{10}};        ///< unanswered so long: the server is dead
   Nanos page_give_up{std::chrono::seconds{30}};   ///< the same for one page of a live server
   RtoConfig rto{};
@@ -67,7 +68,8 @@ class ClientEngine {
   ClientEngine(const ClientConfig& config, ClientStats& stats);
 
   /// Checks a parsed frame against image, epoch and geometry, counts it in the group sequence, and
-  /// deals with it entirely unless it is PAGE, ZEROS or ABSENT; those the caller passes on below.
+  /// deals with it entirely unless it is PAGE, ZEROS or ABSENT, which the caller passes on below,
+  /// or the REQUEST of a sibling, which is Repairs'.
   /// @param frame_bytes  of the whole Ethernet frame, for the rate report
   /// @return why it was dropped, or kNone
   wire::Drop on_frame(const wire::Frame& frame, const MacAddr& src, std::size_t frame_bytes,
@@ -103,15 +105,13 @@ class ClientEngine {
     for (const Flight& flight : flights_)
       if (flight.used && flight.priority == wire::Priority::kDemand) each(flight.page);
   }
-  /// The same for those that cannot be had: all of them while the server is dead, else the ones it
-  /// has not delivered within `page_give_up`, though it lives.
+  /// The same for those that cannot be had: that a live server has not delivered within
+  /// `page_give_up`, or, when it is dead, no sibling within `repair_after`.
   template <class Each>
   void for_each_unanswered(Each&& each) const {
-    if (state_ != ClientState::kServerDead && nb_overdue_ == 0) return;
+    if (nb_overdue_ == 0) return;
     for (const Flight& flight : flights_)
-      if (flight.used && flight.priority == wire::Priority::kDemand &&
-          (flight.overdue || state_ == ClientState::kServerDead))
-        each(flight.page);
+      if (flight.overdue) each(flight.page);
   }
 
   /// Finds what has timed out. Call only when every frame that has arrived was passed in: an answer
@@ -134,6 +134,13 @@ class ClientEngine {
   [[nodiscard]] std::uint64_t nb_pages() const noexcept { return slot_of_.size(); }
   [[nodiscard]] std::uint16_t server_mtu_bytes() const noexcept { return server_mtu_bytes_; }
   [[nodiscard]] const MacAddr& server() const noexcept { return server_; }
+  [[nodiscard]] const ClientConfig& config() const noexcept { return config_; }
+  [[nodiscard]] const wire::Identity& identity() const noexcept { return identity_; }
+  [[nodiscard]] ClientStats& stats() noexcept { return stats_; }
+  /// Frames a page. @pre joined once
+  [[nodiscard]] std::size_t nb_fragments() const noexcept { return nb_fragments_; }
+  /// The server is silent, and so the siblings are asked.
+  [[nodiscard]] bool asks_siblings() const noexcept { return asks_siblings_; }
 
  private:
   /// Of the HELLOs that are repeated one in so many goes to all: docs/wire-format.md, section 1.
@@ -148,11 +155,13 @@ class ClientEngine {
     bool used = false;
     bool to_send = false;
     bool timed_out = false;  ///< asked, and no answer came in time
-    bool overdue = false;    ///< a demand not answered within page_give_up
+    bool overdue = false;    ///< a demand that cannot be had
   };
 
   wire::Drop on_welcome(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
   wire::Drop on_bye(const wire::Frame& frame, Nanos now) noexcept;
+  [[nodiscard]] wire::Drop on_sibling(const wire::Frame& frame) noexcept;
+  void hear(Nanos now) noexcept;
   void on_incarnation(const wire::Frame& frame, Nanos now) noexcept;
   void ask_again_soon(Nanos now) noexcept;
   void finish(Gfn page, Nanos now) noexcept;
@@ -160,6 +169,7 @@ class ClientEngine {
   [[nodiscard]] bool make_room(wire::Priority priority) noexcept;
   void queue(std::uint32_t id, Nanos now) noexcept;
   void on_timer(std::uint32_t id, Nanos now) noexcept;
+  void see_overdue(Flight& flight, Nanos now) noexcept;
   [[nodiscard]] bool waiting() const noexcept {
     return state_ == ClientState::kJoining || nb_demands_ != 0 || awaits_prefetch_;
   }
@@ -178,8 +188,9 @@ class ClientEngine {
   wire::Identity identity_;
   MacAddr server_;
   ClientState state_ = ClientState::kJoining;
-  bool refused_ = false;
+  bool refused_ = false, asks_siblings_ = false;
   std::uint16_t server_mtu_bytes_ = 0;
+  std::size_t nb_fragments_ = 1;
   Nanos report_interval_{std::chrono::milliseconds{50}};
 
   std::vector<std::uint32_t> slot_of_;  // page -> flight + 1, 0 = not in flight

@@ -40,9 +40,14 @@ void ClientEngine::watch_server(Nanos now) noexcept {
   if (!waiting() || state_ == ClientState::kMtuTooSmall) return;
   const Nanos silent = now - std::max(last_heard_, waiting_since_);
   if (silent >= config_.silence) greet(now);
+  if (silent >= config_.repair_after && !slot_of_.empty() && !asks_siblings_) {
+    asks_siblings_ = true;
+    ask_again_soon(now);
+  }
   if (silent >= config_.give_up && state_ != ClientState::kServerDead) {
     state_ = ClientState::kServerDead;
     greet(now);  // its demands end here, and with them all that would make us ask for it
+    for (Flight& flight : flights_) see_overdue(flight, now);
     stats_.server_dead.add(1);
   }
 }
@@ -71,9 +76,12 @@ std::size_t ClientEngine::write_request(std::span<std::byte> out, Nanos now) noe
   if (nb_wants == 0 && now < next_report_) return 0;  // the queues held stale entries only
   next_report_ = std::max(next_report_, now + report_interval_);
   stats_.tx_requests.add(1);
-  return wire::write_request(out, identity_, server_, config_.mac,
-                             {.client_id = config_.client_id, .report = report(now)},
-                             std::span{wants}.first(nb_wants));
+  const bool to_siblings = asks_siblings_ && nb_wants != 0;
+  if (to_siblings) stats_.sibling_requests.add(1);
+  return wire::write_request(
+      out, identity_, to_siblings ? group_address(config_.image_id) : server_, config_.mac,
+      {.client_id = config_.client_id, .report = report(now)}, std::span{wants}.first(nb_wants),
+      to_siblings ? wire::kFlagSibling : std::uint8_t{0});
 }
 
 /// A REQUEST must fit both ports: a frame above its MTU jams a kernel socket's ring for ever.
@@ -149,6 +157,7 @@ Nanos ClientEngine::deadline(Nanos now) const noexcept {
   if (waiting() && state_ != ClientState::kServerDead) {
     const Nanos heard = std::max(last_heard_, waiting_since_);
     next = std::min(next, heard + config_.give_up);
+    if (!slot_of_.empty() && !asks_siblings_) next = std::min(next, heard + config_.repair_after);
     if (next_hello_ == Nanos::max()) next = std::min(next, heard + config_.silence);
   }
   return std::max(now, next);

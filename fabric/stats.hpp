@@ -81,7 +81,7 @@ struct alignas(kCacheLine) ClientStats {
   Counter rx_pages, rx_zero_pages, rx_duplicates, rx_fragments, rx_lost, rx_unasked;
   Counter asked_demand, asked_prefetch, tx_requests, tx_hellos, retries, prefetch_given_up;
   Counter absent_pages, partial_evicted, overdue_pages, server_restarts, server_dead, refusals;
-  Counter inflight, srtt_us;
+  Counter sibling_requests, rx_repairs, tx_repairs, repairs_left, inflight, srtt_us;
 };
 inline constexpr std::array kClientCounters{
     CounterInfo<ClientStats>{"rx_pages", &ClientStats::rx_pages, "whole pages received and needed"},
@@ -115,6 +115,14 @@ inline constexpr std::array kClientCounters{
                              "times the server was given up"},
     CounterInfo<ClientStats>{"refusals", &ClientStats::refusals,
                              "times the server said that its client table is full"},
+    CounterInfo<ClientStats>{"sibling_requests", &ClientStats::sibling_requests,
+                             "REQUEST frames to the other hosts, the server being silent"},
+    CounterInfo<ClientStats>{"rx_repairs", &ClientStats::rx_repairs,
+                             "frames with pages that another host sent in its place"},
+    CounterInfo<ClientStats>{"tx_repairs", &ClientStats::tx_repairs,
+                             "pages that this host sent in its place"},
+    CounterInfo<ClientStats>{"repairs_left", &ClientStats::repairs_left,
+                             "of those it was asked for, sent by another host before"},
     CounterInfo<ClientStats>{"inflight", &ClientStats::inflight, "pages asked for, not here, now"},
     CounterInfo<ClientStats>{"srtt_us", &ClientStats::srtt_us,
                              "smoothed request-to-arrival time now"},

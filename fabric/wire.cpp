@@ -192,10 +192,10 @@ std::size_t write_welcome(std::span<std::byte> out, const Identity& id, const Ma
 
 std::size_t write_request(std::span<std::byte> out, const Identity& id, const MacAddr& dst,
                           const MacAddr& src, const RequestBody& body,
-                          std::span<const WantEntry> wants) noexcept {
+                          std::span<const WantEntry> wants, std::uint8_t flags) noexcept {
   Writer w{out};
   put_headers(w, FrameType::kRequest, id, dst, src, sizeof body + wants.size() * sizeof(WantEntry),
-              0, 0);
+              flags, 0);
   w.put(body);
   for (const WantEntry& want : wants) w.put(want);
   return w.size();

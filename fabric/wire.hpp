@@ -31,6 +31,7 @@ enum class FrameType : std::uint8_t {
 
 /// Header.flags. Unknown bits are zero on send and ignored on receipt.
 inline constexpr std::uint8_t kFlagSequenced = 0x01;  ///< `seq` counts in the group's sequence
+inline constexpr std::uint8_t kFlagSibling = 0x02;    ///< between clients, the server being silent
 
 // No struct is packed: every field has alignment 1, so there is no padding to remove.
 struct EthHdr {
@@ -244,7 +245,7 @@ std::size_t write_welcome(std::span<std::byte> out, const Identity& id, const Ma
                           const MacAddr& src, const WelcomeBody& body) noexcept;
 std::size_t write_request(std::span<std::byte> out, const Identity& id, const MacAddr& dst,
                           const MacAddr& src, const RequestBody& body,
-                          std::span<const WantEntry> wants) noexcept;
+                          std::span<const WantEntry> wants, std::uint8_t flags = 0) noexcept;
 std::size_t write_bye(std::span<std::byte> out, const Identity& id, const MacAddr& dst,
                       const MacAddr& src, std::uint64_t client_id, std::uint8_t flags,
                       std::uint32_t seq) noexcept;

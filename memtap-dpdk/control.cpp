@@ -23,6 +23,7 @@ ClientConfig engine_config(const TapOptions& options, const TapImage& image) {
   config.seed = options.seed ^ config.client_id;  // memtaps of one seed do not act as one
   config.max_pages = image.nb_pages != 0 ? image.nb_pages : options.max_image_gib << 18U;
   config.give_up = Nanos{static_cast<std::int64_t>(options.give_up_s * 1e9)};
+  config.repair_after = std::min(config.repair_after, config.give_up / 2);
   config.page_give_up = 3 * config.give_up;  // a live server may be slow: this kills the guest
   config.rto.min = Nanos{static_cast<std::int64_t>(options.min_rto_ms * 1e6)};
   return config;
@@ -42,13 +43,13 @@ Snapshot snapshot_of(const ClientWorker& worker, const ClientStats& engine,
   return out;
 }
 
-/// From the join to the first request for the working set, unless a clone comes sooner: memtaps
-/// that are there when the first of them asks share its answer. On 2 busy CPUs four that were
-/// started at once joined within 0.8 s.
+/// From the join to the request for all of the working set: memtaps that are there when the first
+/// of them asks share its answer. On 2 busy CPUs four that were started at once joined within 0.8
+/// s.
 constexpr Nanos kGatherTime{std::chrono::seconds{2}};
 
-/// Whose sealed frames are remembered: the server's, and those of some of its former lives.
-constexpr std::size_t kMaxServers = 64;
+/// Whose sealed frames are remembered: the server's, of some of its former lives, and siblings'.
+constexpr std::size_t kMaxSenders = 1024;
 
 }  // namespace
 
@@ -119,7 +120,7 @@ void GuestControl::open_listener(Nanos now) {
                                  options_.buffer_pages, kept_.get());
   host_->load(image_.working_set, now + kGatherTime);
   host_->prefetch(image_.prefetch);
-  worker_.serve(*host_, listener_->epoll_fd());
+  worker_.serve(*host_, listener_->epoll_fd(), kept_.get());
   spdlog::info("guests connect to {}", options_.socket);
 }
 
@@ -286,7 +287,7 @@ Result<void> tap(const TapOptions& options) {
       start_datapath(options, "memtap-dpdk", "client", {group_address(image->image_id)});
   if (!datapath) return std::unexpected(datapath.error());
   Port& port = datapath->port;
-  const auto seal = make_seal(image->key, kMaxServers);
+  const auto seal = make_seal(image->key, kMaxSenders);
   if (!seal) return std::unexpected(seal.error());
   const auto mtu = engine_mtu(port, seal->get());
   if (!mtu) return std::unexpected(mtu.error());

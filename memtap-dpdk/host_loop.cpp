@@ -15,12 +15,14 @@ bool HostLoop::on_frame(const MacAddr& src, std::span<const std::byte> l2_payloa
     drops_.count(why);
     return false;
   }
+  if (frame.type == FrameType::kRequest) repairs_.on_request(frame, now);
   if (frame.type == FrameType::kPage) on_page(frame, now);
   if (frame.type == FrameType::kZeros || frame.type == FrameType::kAbsent) on_ranges(frame, now);
   return true;
 }
 
 void HostLoop::on_page(const wire::Frame& frame, Nanos now) noexcept {
+  repairs_.on_sent({Gfn{frame.page.gfn.host()}, 1}, now);
   if (host_ == nullptr || !host_->needs(Gfn{frame.page.gfn.host()})) {
     engine_.on_duplicate(frame);
     return;
@@ -36,6 +38,7 @@ void HostLoop::on_ranges(const wire::Frame& frame, Nanos now) noexcept {
   bool is_false = false;
   for (std::size_t i = 0; i < frame.nb_ranges(); ++i) {
     PageRange range = frame.range(i);
+    if (frame.type == FrameType::kZeros) repairs_.on_sent(range, now);
     const std::uint32_t nb_believed = engine_.nb_believed(frame.type, range);
     is_false |= nb_believed != range.nb_pages;
     range.nb_pages = nb_believed;
@@ -57,6 +60,11 @@ unsigned HostLoop::ask(Nanos now) noexcept {
   }
   engine_.expire(now);
   return nb_faults;
+}
+
+std::size_t HostLoop::next(std::span<std::byte> out, Nanos now) noexcept {
+  const std::size_t size = engine_.next(out, now);
+  return size != 0 ? size : repairs_.next(out, now);
 }
 
 void HostLoop::idle(Nanos now) noexcept {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <span>
 
 #include "fabric/client_engine.hpp"
+#include "fabric/repairs.hpp"
 #include "fabric/stats.hpp"
 #include "memtap-dpdk/host.hpp"
 
@@ -13,10 +15,14 @@ namespace snowfabric {
 /// simulator. One lcore.
 class HostLoop {
  public:
-  explicit HostLoop(ClientEngine& engine) noexcept : engine_{engine} {}
+  explicit HostLoop(ClientEngine& engine) noexcept : engine_{engine}, repairs_{engine} {}
 
   /// From now on pages go to this host's clones.
-  void serve(Host& host) noexcept { host_ = &host; }
+  /// @param for_siblings  what other hosts may have; nullptr: nothing
+  void serve(Host& host, const RepairSource* for_siblings = nullptr) noexcept {
+    host_ = &host;
+    repairs_.serve(for_siblings);
+  }
 
   /// A frame of our EtherType.
   /// @param l2_payload   what follows the Ethernet header
@@ -32,6 +38,17 @@ class HostLoop {
   /// A turn that found nothing to do: installs what has gathered.
   void idle(Nanos now) noexcept;
 
+  /// Writes the next frame to send, if any. @param out  room for the longest frame
+  /// @return its bytes, 0 = nothing to send now
+  std::size_t next(std::span<std::byte> out, Nanos now) noexcept;
+  [[nodiscard]] bool has_output(Nanos now) const noexcept {
+    return engine_.has_output(now) || repairs_.has_output(now);
+  }
+  /// When ask() or next() could do something if no frame or fault comes before.
+  [[nodiscard]] Nanos deadline(Nanos now) const noexcept {
+    return std::min(engine_.deadline(now), std::max(repairs_.deadline(), now));
+  }
+
   [[nodiscard]] const DropCounters& drops() const noexcept { return drops_; }
 
  private:
@@ -39,6 +56,7 @@ class HostLoop {
   void on_ranges(const wire::Frame& frame, Nanos now) noexcept;
 
   ClientEngine& engine_;
+  Repairs repairs_;
   Host* host_ = nullptr;
   DropCounters drops_;
 };

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "fabric/base/frame_number.hpp"
 #include "fabric/base/result.hpp"
 #include "fabric/base/unique_fd.hpp"
+#include "fabric/repairs.hpp"
 #include "memtap-dpdk/guest_adapter.hpp"
 #include "memtap-dpdk/presence_file.hpp"
 
@@ -22,14 +24,14 @@ namespace snowfabric {
 /// later, and for clones that map the file instead of having copies. Only memtap writes it, and
 /// each page appears whole: UFFDIO_COPY into a registered mapping of our own. One thread. Source:
 /// docs/design.md, "What a host keeps".
-class KeptImage {
+class KeptImage final : public RepairSource {
  public:
   /// @return EPERM: no userfaultfd; ENOMEM; or what the call named reported
   [[nodiscard]] static Result<std::unique_ptr<KeptImage>> create(const ImageGeometry& image);
 
   KeptImage(const KeptImage&) = delete;
   KeptImage& operator=(const KeptImage&) = delete;
-  ~KeptImage();
+  ~KeptImage() override;
 
   /// Makes a symbolic link to the file, by which clones open it; it goes with this object. The
   /// caller knows that the path is its own to use.
@@ -45,7 +47,7 @@ class KeptImage {
   /// @{
   [[nodiscard]] bool has(Gfn page) const noexcept { return bit(kept_, page); }
   [[nodiscard]] bool is_zero(Gfn page) const noexcept { return bit(zero_, page); }
-  [[nodiscard]] bool knows(Gfn page) const noexcept { return has(page) || is_zero(page); }
+  [[nodiscard]] bool knows(Gfn page) const noexcept override { return has(page) || is_zero(page); }
   /// @}
   /// @pre has(page)
   [[nodiscard]] std::span<const std::byte, kPageSize> page(Gfn page) const noexcept {
@@ -57,8 +59,12 @@ class KeptImage {
   Install give(Gfn page, GuestAdapter& guest) const noexcept {
     return has(page) ? guest.install(page, this->page(page)) : guest.install_zeros(zero_run(page));
   }
+  [[nodiscard]] std::optional<std::span<const std::byte, kPageSize>> bytes(
+      Gfn page) const noexcept override {
+    return has(page) ? std::optional{this->page(page)} : std::nullopt;
+  }
   /// At most kMaxZeroRun pages to either side.
-  [[nodiscard]] PageRange zero_run(Gfn page) const noexcept;
+  [[nodiscard]] PageRange zero_run(Gfn page) const noexcept override;
   static constexpr std::uint64_t kMaxZeroRun = 512;
 
   /// Takes the pages out of our own page tables: they stay in the file, and the clones that map it

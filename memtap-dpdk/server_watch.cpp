@@ -51,6 +51,9 @@ Result<void> ServerWatch::look(bool serves, Nanos now) {
   if (!serves && waits_for_welcome(now)) return {};
   if (std::exchange(was_refused_, engine_.refused()) != engine_.refused() && engine_.refused())
     spdlog::error("the memserver has no room for another client; raise its --max-clients");
+  if (std::exchange(asks_siblings_, engine_.asks_siblings()) != engine_.asks_siblings())
+    spdlog::warn(asks_siblings_ ? "the memserver is silent: asking the other hosts"
+                                : "the memserver is back");
   const ClientState state = engine_.state();
   if (std::exchange(last_state_, state) == state) return {};
   switch (state) {
@@ -71,8 +74,9 @@ Result<void> ServerWatch::look(bool serves, Nanos now) {
 
 Result<void> ServerWatch::on_silence(bool serves) const {
   if (serves) {
-    spdlog::error("the memserver is silent for {} s: faults fail until it is back",
-                  options_.give_up_s);
+    spdlog::error(
+        "the memserver is silent for {} s: until it is back faults fail that no other host answers",
+        options_.give_up_s);
     return {};
   }
   if (engine_.refused())

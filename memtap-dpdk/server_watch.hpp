@@ -33,6 +33,7 @@ class ServerWatch {
   ClientState last_state_ = ClientState::kJoining;
   Nanos join_began_ = kNever, next_wait_log_ = kNever;
   bool was_refused_ = false;
+  bool asks_siblings_ = false;
 };
 
 }  // namespace snowfabric

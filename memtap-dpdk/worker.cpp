@@ -24,8 +24,8 @@ ClientWorker::ClientWorker(ClientEngine& engine, const Port& port, double rx_los
       seal_{seal},
       wait_fds_{port.wait_fd(), -1} {}
 
-void ClientWorker::serve(Host& host, int guest_fd) noexcept {
-  loop_.serve(host);
+void ClientWorker::serve(Host& host, int guest_fd, const RepairSource* for_siblings) noexcept {
+  loop_.serve(host, for_siblings);
   wait_fds_[1] = guest_fd;
 }
 
@@ -40,7 +40,7 @@ void ClientWorker::run(const std::atomic<bool>& stop, const IdleConfig& idle_con
     return turn(now);
   };
   const auto deadline = [this](Nanos now) {
-    return tail_.size() != 0 ? now : std::min(engine_.deadline(now), next_control_);
+    return tail_.size() != 0 ? now : std::min(loop_.deadline(now), next_control_);
   };
   const auto sleeping = [this](bool sleeps) {
     sleeps ? port_.arm_rx_interrupt() : port_.disarm_rx_interrupt();
@@ -103,14 +103,14 @@ void ClientWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
 // --- send ------------------------------------------------------------------------------------
 
 unsigned ClientWorker::send(Nanos now) noexcept {
-  while (tail_.size() < kBurst && engine_.has_output(now)) {
+  while (tail_.size() < kBurst && loop_.has_output(now)) {
     if (spare_ == nullptr) spare_ = rte_pktmbuf_alloc(port_.pool());
     if (spare_ == nullptr) {
       stats_.tx_no_mbuf.add(1);
       break;
     }
     const std::size_t size =
-        engine_.next({rte_pktmbuf_mtod(spare_, std::byte*), rte_pktmbuf_tailroom(spare_)}, now);
+        loop_.next({rte_pktmbuf_mtod(spare_, std::byte*), rte_pktmbuf_tailroom(spare_)}, now);
     if (size == 0) break;
     enqueue(size);
   }

@@ -30,8 +30,10 @@ class ClientWorker {
   ClientWorker& operator=(const ClientWorker&) = delete;
   ~ClientWorker() { rte_pktmbuf_free(spare_); }
 
-  /// From now on pages go to this host's clones. @param guest_fd  readable when a guest has faults
-  void serve(Host& host, int guest_fd) noexcept;
+  /// From now on pages go to this host's clones.
+  /// @param guest_fd      readable when a guest has faults
+  /// @param for_siblings  what other hosts may have; nullptr: nothing
+  void serve(Host& host, int guest_fd, const RepairSource* for_siblings = nullptr) noexcept;
 
   /// Until `stop`; then says BYE to the server.
   void run(const std::atomic<bool>& stop, const IdleConfig& idle, const Control& control) noexcept;

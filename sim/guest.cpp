@@ -142,6 +142,7 @@ Install Guest::install_zeros(PageRange pages) noexcept {
 /// @param bytes  of the page, or nullptr for zeros
 void Guest::take(Gfn page, const std::byte* bytes) {
   if (page.value >= image_.nb_pages) return broken(Breach::kBytes, page, "is not in the image");
+  if (kept_ != nullptr) (*kept_)[page.value] = true;
   if (!presence_.claim(page, PageState::kClaimedByMemtap)) {
     counters_.skipped_pages.add(1);
     return wake(page);

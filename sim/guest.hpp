@@ -41,6 +41,9 @@ class Guest final : public GuestAdapter {
   void discard(Gfn page);
   /// Another memtap takes over: what was reported to the dead one is reported again.
   void forget_reports() noexcept;
+  /// What its memtap has of the image, to be added to: every page that the guest is offered.
+  /// @param kept  by page. Borrowed; nullptr: the memtap is dead
+  void keep_in(std::vector<bool>* kept) noexcept { kept_ = kept; }
   /// It is dead from here on.
   void die() noexcept { gone_ = true; }
 
@@ -91,6 +94,7 @@ class Guest final : public GuestAdapter {
   Judge& judge_;
   std::vector<Presence::Word> words_;
   Presence presence_;
+  std::vector<bool>* kept_ = nullptr;
   std::vector<bool> has_;  // what the bitmap must say, kept apart from it: present or its own
   std::vector<Vcpu> vcpus_;
   GuestCounters counters_;

@@ -2,6 +2,7 @@
 #include "sim/lab.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -90,15 +91,18 @@ void Lab::serve_guests(Memtap& memtap) {
   Memtap::Process& process = *memtap.process;
   process.host =
       std::make_unique<Host>(process.engine, process.host_stats, memtap.prefetch, kBufferPages);
-  process.loop.serve(*process.host);
+  if (memtap.keeps) process.kept = std::make_unique<Kept>(image_);
+  process.loop.serve(*process.host, process.kept.get());
   for (const auto& guest : memtap.guests) {
     if (guest->gone()) continue;
+    if (process.kept) guest->keep_in(&process.kept->pages());
     guest->forget_reports();
     process.host->attach(*guest);
   }
 }
 
 void Lab::kill_memtap(Memtap& memtap) {
+  for (const auto& guest : memtap.guests) guest->keep_in(nullptr);
   memtap.process.reset();
   empty_ring(memtap);
   say(fmt::format("{} dies", memtap.name));
@@ -108,7 +112,10 @@ Guest& Lab::add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Guest::P
   auto guest = std::make_unique<Guest>(
       fmt::format("guest{} of {}", memtap.guests.size() + 1, memtap.name), image_, judge_, now_);
   guest->add_vcpu(std::move(order), pace);
-  if (memtap.process && memtap.process->host) memtap.process->host->attach(*guest);
+  if (memtap.process && memtap.process->host) {
+    memtap.process->host->attach(*guest);
+    if (memtap.process->kept) guest->keep_in(&memtap.process->kept->pages());
+  }
   memtap.guests.push_back(std::move(guest));
   schedule(memtap, now_);
   return *memtap.guests.back();
@@ -277,9 +284,9 @@ Nanos Lab::turn_memtap(Memtap& memtap) {
   run_guests(memtap);  // with what has come
   if (memtap.rx.empty()) nb_done += process.loop.ask(now_);
   if (nb_done == 0) process.loop.idle(now_);
-  send_requests(memtap);
+  send_frames(memtap);
   // And with what had gathered, or was told that it cannot be had.
-  const Nanos next = std::min(run_guests(memtap), process.engine.deadline(now_));
+  const Nanos next = std::min(run_guests(memtap), process.loop.deadline(now_));
   const bool more =
       process.host &&
       (process.host->has_gathered() ||
@@ -287,9 +294,9 @@ Nanos Lab::turn_memtap(Memtap& memtap) {
   return nb_done != 0 || more || !memtap.rx.empty() ? memtap.busy_until : next;
 }
 
-void Lab::send_requests(Memtap& memtap) {
-  wire::ControlBuffer buffer;
-  while (const std::size_t size = memtap.engine().next(buffer, now_))
+void Lab::send_frames(Memtap& memtap) {
+  std::array<std::byte, wire::kMaxFrameBytes> buffer;
+  while (const std::size_t size = memtap.process->loop.next(buffer, now_))
     send(memtap, std::make_shared<Bytes>(buffer.data(), buffer.data() + size));
 }
 

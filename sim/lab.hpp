@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -12,6 +13,7 @@
 
 #include "fabric/base/prng.hpp"
 #include "fabric/client_engine.hpp"
+#include "fabric/repairs.hpp"
 #include "fabric/server_engine.hpp"
 #include "memtap-dpdk/host.hpp"
 #include "memtap-dpdk/host_loop.hpp"
@@ -61,11 +63,30 @@ struct ServerParty : Party {
   DropCounters drops;
 };
 
+/// What came to a host, which it may hand on.
+class Kept final : public RepairSource {
+ public:
+  explicit Kept(const TestImage& image) : image_{image}, has_(image.nb_pages) {}
+  [[nodiscard]] std::vector<bool>& pages() noexcept { return has_; }
+  [[nodiscard]] bool knows(Gfn page) const noexcept override { return has_[page.value]; }
+  [[nodiscard]] std::optional<std::span<const std::byte, kPageSize>> bytes(
+      Gfn page) const noexcept override {
+    if (image_.is_zero(page)) return std::nullopt;
+    return image_.page(page).first<kPageSize>();
+  }
+  [[nodiscard]] PageRange zero_run(Gfn page) const noexcept override { return {page, 1}; }
+
+ private:
+  const TestImage& image_;
+  std::vector<bool> has_;
+};
+
 /// A memtap and the clones of its host.
 struct Memtap : Party {
   using Party::Party;
   ClientConfig config;
   unsigned prefetch = 0;  ///< neighbours asked for with a fault, at most
+  bool keeps = false;     ///< pages, and hands them on
   std::vector<std::unique_ptr<Guest>> guests;
 
   /// The process: nullptr while it is dead.
@@ -76,6 +97,7 @@ struct Memtap : Party {
     ClientEngine engine;
     HostLoop loop;
     std::unique_ptr<Host> host;  ///< since the join
+    std::unique_ptr<Kept> kept;  ///< likewise
   };
   std::unique_ptr<Process> process;
 
@@ -142,14 +164,14 @@ class Lab {
   void add(Nanos when, Event event) { moments_[when].push_back(std::move(event)); }
   void schedule(Party& party, Nanos when);
   void turn(Party& party);
-  static void serve_guests(Memtap& memtap);
+  void serve_guests(Memtap& memtap);
   static void empty_ring(Party& party);
   static FramePtr take(Party& party);
   [[nodiscard]] Nanos turn_server();
   [[nodiscard]] Nanos turn_memtap(Memtap& memtap);
   [[nodiscard]] FramePtr made_by_server(const ServerTx& tx) const;
   Nanos run_guests(Memtap& memtap);
-  void send_requests(Memtap& memtap);
+  void send_frames(Memtap& memtap);
   void send(Party& from, FramePtr frame);
   void switch_frame(Party& from, const FramePtr& frame);
   void carry(Party& to, const FramePtr& frame);

@@ -76,6 +76,7 @@ class Play {
     memtap.up.config.bytes_per_s = memtap.down.config.bytes_per_s = scenario_.bytes_per_s;
     memtap.speed.rx_ring = scenario_.rx_ring;
     memtap.prefetch = scenario_.prefetch;
+    memtap.keeps = scenario_.keeps;
     for (std::uint32_t g = 0; g < scenario_.guests_per_memtap; ++g) {
       const bool same = prng_.uniform() < scenario_.overlap;
       const std::uint64_t order_seed = same ? scenario_.seed : prng_.next();

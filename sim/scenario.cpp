@@ -100,6 +100,7 @@ Scenario Scenario::of_seed(std::uint64_t seed) {
   for (const FaultKind kind : kinds)
     scenario.faults.push_back(draw_fault(kind, scenario.nb_memtaps, draw));
   scenario.hash_tree = draw.chance(0.3);
+  scenario.keeps = draw.chance(0.5);
   return scenario;
 }
 
@@ -123,10 +124,10 @@ bool Scenario::has(FaultKind kind) const {
 std::string to_string(const Scenario& s) {
   std::string text = fmt::format(
       "seed {}: {} pages ({:.0f} % zero), {} memtaps of {} clones, {:.0f} % in one order, MTU {}, "
-      "prefetch {}{}{}, {} in flight, rings of {}, {} vCPUs, {:g} Gbit/s\n",
+      "prefetch {}{}{}{}, {} in flight, rings of {}, {} vCPUs, {:g} Gbit/s\n",
       s.seed, s.nb_pages, 100 * s.zero_share, s.nb_memtaps, s.guests_per_memtap, 100 * s.overlap,
       s.mtu_bytes, s.prefetch, s.push ? ", push" : "", s.hash_tree ? ", hash tree" : "",
-      s.max_inflight, s.rx_ring, s.vcpus, s.bytes_per_s * 8e-9);
+      s.keeps ? ", pages kept" : "", s.max_inflight, s.rx_ring, s.vcpus, s.bytes_per_s * 8e-9);
   for (const Fault& fault : s.faults)
     text += fmt::format("  {:9} us  {} at {} (guest {}) for {} us, {:g}\n", to_micros(fault.at),
                         to_string(fault.kind),

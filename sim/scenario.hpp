@@ -62,6 +62,7 @@ struct Scenario {
   double zero_share = 0.3;
   double overlap = 0.5;    ///< share of the clones that touch pages in the same order
   bool hash_tree = false;  ///< memtaps have it: strangers may be of the group as well
+  bool keeps = false;      ///< memtaps keep pages, and hand them on when the server is silent
   std::vector<Fault> faults{};
 
   /// Four clones or more, 2,000 pages or more, three kinds of fault or more.

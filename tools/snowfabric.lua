@@ -20,6 +20,7 @@ local f = {  -- common header
   type = ProtoField.uint8("snowfabric.type", "Type", base.DEC, TYPES),
   flags = ProtoField.uint8("snowfabric.flags", "Flags", base.HEX),
   sequenced = ProtoField.bool("snowfabric.flags.sequenced", "Sequenced", 8, nil, 0x01),
+  sibling = ProtoField.bool("snowfabric.flags.sibling", "Sibling", 8, nil, 0x02),
   space = ProtoField.uint8("snowfabric.space", "Page space"),
   payload_len = ProtoField.uint16("snowfabric.payload_len", "Payload length"),
   image_id = ProtoField.uint64("snowfabric.image_id", "Image id", base.HEX),
@@ -211,7 +212,9 @@ local function dissect_header(tvb, tree)
   tree:add(f.magic, tvb(0, 2))
   tree:add(f.version, tvb(2, 1))
   tree:add(f.type, tvb(3, 1))
-  tree:add(f.flags, tvb(4, 1)):add(f.sequenced, tvb(4, 1))
+  local flags = tree:add(f.flags, tvb(4, 1))
+  flags:add(f.sequenced, tvb(4, 1))
+  flags:add(f.sibling, tvb(4, 1))
   tree:add(f.space, tvb(5, 1))
   tree:add(f.payload_len, tvb(6, 2))
   tree:add(f.image_id, tvb(8, 8))

@@ -64,6 +64,24 @@ def dead_memserver_is_a_clear_error(context):
         return f"error after {took_s:.1f} s"
 
 
+@case(120)
+def siblings_repair_what_a_dead_memserver_owes(context):
+    """Hosts that joined just before it died get every page from the one that keeps them, and hold it to the hash tree."""
+    with context.world(nb_hosts=3, memtaps=[1], server_args=("--hash-tree",), memtap_args=("--give-up", GIVE_UP_S)) as fleet:
+        check_complete(context, fleet, start_clones(fleet, 1, "random", hosts=[1]))
+        fleet.start_memtaps([2, 3])
+        fleet.server.kill()
+        began = time.monotonic()
+        guests = start_clones(fleet, 4, MIXED, hosts=[2, 3])
+        wait_until(lambda: fleet.memtap_stats(2)["rx_repairs"] > 0, "a page comes from another host")
+        first_s = time.monotonic() - began
+        check_complete(context, fleet, guests)
+        took_s = time.monotonic() - began
+        sent = [fleet.memtap_stats(host)["tx_repairs"] for host in (1, 2, 3)]
+        check(sent[0] >= context.nb_nonzero, f"pages sent by hosts: {sent}, of {context.nb_pages}")
+        return f"first page after {first_s:.1f} s, complete after {took_s:.1f} s, {sum(sent)} pages sent for {context.nb_pages}"
+
+
 def dropped(stats):
     return sum(count for name, count in stats.items() if name.startswith("rx_drop_"))
 

@@ -12,6 +12,7 @@
 #include "fabric/client_engine.hpp"
 #include "fabric/crc32c.hpp"
 #include "fabric/hash_tree.hpp"
+#include "fabric/repairs.hpp"
 #include "fabric/server_engine.hpp"
 
 namespace {
@@ -68,6 +69,24 @@ const HashTree& tree() {
   return made;
 }
 
+/// Of an image of nothing but zeros: what this host may hand on, some of it as zero pages.
+class Shelf final : public RepairSource {
+ public:
+  [[nodiscard]] bool knows(Gfn page) const noexcept override {
+    check(page.value < kPages);
+    return page.value % 5 != 0;
+  }
+  [[nodiscard]] std::optional<std::span<const std::byte, kPageSize>> bytes(
+      Gfn page) const noexcept override {
+    if (page.value % 3 == 0) return std::nullopt;
+    return std::span<const std::byte, kPageSize>{bytes_};
+  }
+  [[nodiscard]] PageRange zero_run(Gfn page) const noexcept override { return {page, 1}; }
+
+ private:
+  std::array<std::byte, kPageSize> bytes_{};
+};
+
 ServerConfig server_config(std::uint8_t choice) {
   ServerConfig config{.mtu_bytes = kMtu, .push = (choice & 1U) != 0, .max_clients = 3};
   config.end_game = {.enter = (choice & 2U) != 0 ? 0.1 : 0.9, .leave = 0.05};
@@ -99,10 +118,12 @@ class Bed {
                  .zero_words = kZeros},
                 server_stats_},
         client_{client_config(choice), client_stats_},
-        has_tree_{(choice & 16U) != 0} {}
+        has_tree_{(choice & 16U) != 0} {
+    repairs_.serve(&shelf_);
+  }
 
   void step(Input& in) {
-    switch (in.byte() % 12) {
+    switch (in.byte() % 13) {
       case 0: now_ += std::chrono::microseconds{in.word()}; break;
       case 1: now_ += std::chrono::milliseconds{in.byte()}; break;
       case 2: talk(); break;
@@ -115,6 +136,7 @@ class Bed {
       case 9: to_client(page(in)); break;
       case 10: to_client(ranges(in)); break;
       case 11: to_client(welcome(in)); break;
+      case 12: to_client(request(in, wire::kFlagSibling)); break;
     }
   }
   /// Both send what they want to; the other side gets it.
@@ -122,6 +144,7 @@ class Bed {
     client_.expire(now_);
     check(client_.deadline(now_) >= now_);
     drain_client();
+    drain_repairs();
     drain_server();
     check(server_.deadline(now_) >= now_);
     check(client_.nb_in_flight() <= kMaxInflight);
@@ -157,7 +180,7 @@ class Bed {
     frame.erase(frame.begin(), frame.begin() + sizeof(wire::EthHdr));
     return frame;
   }
-  static Bytes request(Input& in) {
+  static Bytes request(Input& in, std::uint8_t flags = 0) {
     wire::RequestBody body{.client_id = 1U + in.byte() % 5U, .report = {}};
     std::ranges::copy(in.take(sizeof body.report), reinterpret_cast<std::byte*>(&body.report));
     std::vector<wire::WantEntry> wants(in.byte() % 8U);
@@ -173,7 +196,7 @@ class Bed {
     }
     const wire::Identity who = identity(in);
     return written([&](auto out) {
-      return wire::write_request(out, who, kServerMac, kClientMac, body, wants);
+      return wire::write_request(out, who, kServerMac, kClientMac, body, wants, flags);
     });
   }
   static Bytes page(Input& in) {
@@ -224,7 +247,11 @@ class Bed {
     if (client_.on_frame(frame, kServerMac, payload.size() + sizeof(wire::EthHdr), now_) !=
         wire::Drop::kNone)
       return;
-    if (frame.type == wire::FrameType::kPage) take_page(frame);
+    if (frame.type == wire::FrameType::kRequest) repairs_.on_request(frame, now_);
+    if (frame.type == wire::FrameType::kPage) {
+      repairs_.on_sent({Gfn{frame.page.gfn.host()}, 1}, now_);
+      take_page(frame);
+    }
     if (frame.type == wire::FrameType::kZeros || frame.type == wire::FrameType::kAbsent)
       for (std::size_t i = 0; i < frame.nb_ranges(); ++i) take_range(frame.type, frame.range(i));
   }
@@ -268,6 +295,17 @@ class Bed {
       server_.on_frame(frame, kClientMac, now_);
     }
   }
+  void drain_repairs() {
+    Bytes frame(wire::kMaxFrameBytes);
+    for (unsigned n = 0; const std::size_t size = repairs_.next(frame, now_); ++n) {
+      check(n < 1);  // they are spaced
+      check(size <= sizeof(wire::EthHdr) + std::max(kMtu, client_.server_mtu_bytes()));
+      const auto payload = std::span{frame}.first(size).subspan(sizeof(wire::EthHdr));
+      wire::Frame parsed;
+      check(wire::parse(payload, parsed) == wire::Drop::kNone);
+      check(parsed.flags == wire::kFlagSibling);
+    }
+  }
   void drain_server() {
     ServerTx tx;
     for (unsigned n = 0; server_.next(tx, now_); ++n) {
@@ -292,6 +330,8 @@ class Bed {
   ClientStats client_stats_;
   ServerEngine server_;
   ClientEngine client_;
+  Shelf shelf_;
+  Repairs repairs_{client_};
   bool has_tree_;
   Nanos now_{0};
 };

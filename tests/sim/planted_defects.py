@@ -36,6 +36,10 @@ DEFECTS = {
     "a zero run is one page too long": ("fabric/server_engine.cpp", "static_cast<std::uint32_t>(end - first)}", "static_cast<std::uint32_t>(std::min(end + 1, image_.nb_pages) - first)}"),
     "a page number is one off": ("fabric/server_engine.cpp", "out = {.dst = train_.dst, .range = {train_.page, 1}};",
                                  "out = {.dst = train_.dst, .range = {Gfn{train_.page.value == 77 ? 78 : train_.page.value}, 1}};"),
+    "a repair has the bytes of the next page": ("fabric/repairs.cpp", "if (const auto bytes = source_->bytes(page_)) {",
+                                                "if (const auto bytes = source_->bytes(Gfn{(page_.value + 1) % engine_.nb_pages()})) {"),
+    "a sibling's page says that the server lives": ("fabric/client_engine.cpp", "stats_.rx_repairs.add(1); return Drop::kNone;",
+                                                    "stats_.rx_repairs.add(1); hear(last_heard_ + std::chrono::seconds{1}); return Drop::kNone;"),
     "the end game sends to the first client": ("fabric/server_engine.cpp", "clients_[slot.last_client].mac : group_", "clients_[0].mac : group_"),
 }
 

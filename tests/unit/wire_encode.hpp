@@ -22,7 +22,7 @@ inline std::vector<std::byte> encode(const wire::Frame& frame, const MacAddr& ds
       case FrameType::kRequest: {
         std::vector<wire::WantEntry> wants;
         for (std::size_t i = 0; i < frame.nb_wants(); ++i) wants.push_back(frame.want(i));
-        return wire::write_request(out, id, dst, src, frame.request, wants);
+        return wire::write_request(out, id, dst, src, frame.request, wants, frame.flags);
       }
       case FrameType::kPage: {
         const wire::PageBody& page = frame.page;

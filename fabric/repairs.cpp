@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "fabric/repairs.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "fabric/crc32c.hpp"
+
+namespace snowfabric {
+
+Repairs::Repairs(ClientEngine& engine) noexcept
+    : engine_{engine}, stats_{engine.stats()}, prng_{~engine.config().seed} {}
+
+// --- what siblings ask -------------------------------------------------------------------------
+
+void Repairs::on_request(const wire::Frame& frame, Nanos now) noexcept {
+  if (source_ == nullptr) return;
+  forget_old(now);
+  bool has_room = true;
+  for (std::size_t i = 0; i < frame.nb_wants() && has_room; ++i) {
+    const wire::WantEntry want = frame.want(i);
+    const std::uint64_t end =
+        std::min(want.first.host() + want.nb_pages.host(), engine_.nb_pages());
+    for (Gfn page{want.first.host()}; page.value < end && has_room; ++page.value)
+      has_room = add(page, (want.flags & wire::kWantRetry) != 0, now);
+  }
+  find_due();
+}
+
+/// What was sent a moment ago is under way still, unless it is asked for once more.
+/// @return false: there is no room. Its asker retries
+bool Repairs::add(Gfn page, bool is_retry, Nanos now) noexcept {
+  if (!source_->knows(page)) return true;
+  Entry* entry = find(page);
+  if (entry != nullptr && !(entry->sent && is_retry)) return true;
+  if (entry == nullptr) {
+    if (nb_entries_ == entries_.size()) return false;
+    entry = &entries_[nb_entries_++];
+  }
+  const double wait = prng_.uniform() * static_cast<double>(kSpread.count());
+  *entry = {.page = page, .at = now + Nanos{static_cast<std::int64_t>(wait)}};
+  return true;
+}
+
+void Repairs::on_sent(PageRange pages, Nanos now) noexcept {
+  if (due_at_ == Nanos::max()) return;  // as ever
+  for (Entry& entry : std::span{entries_}.first(nb_entries_)) {
+    if (entry.sent || entry.page.value < pages.first.value ||
+        entry.page.value - pages.first.value >= pages.nb_pages)
+      continue;
+    entry.sent = true;
+    entry.at = now + kSpread;
+    stats_.repairs_left.add(1);
+  }
+  find_due();
+}
+
+Repairs::Entry* Repairs::find(Gfn page) noexcept {
+  const auto entries = std::span{entries_}.first(nb_entries_);
+  const auto found = std::ranges::find(entries, page, &Entry::page);
+  return found == entries.end() ? nullptr : &*found;
+}
+
+void Repairs::forget_old(Nanos now) noexcept {
+  for (std::size_t i = nb_entries_; i-- > 0;)
+    if (entries_[i].sent && entries_[i].at <= now) entries_[i] = entries_[--nb_entries_];
+}
+
+void Repairs::find_due() noexcept {
+  due_at_ = fragment_ != 0 ? Nanos{0} : Nanos::max();
+  for (const Entry& entry : std::span{entries_}.first(nb_entries_))
+    if (!entry.sent) due_at_ = std::min(due_at_, entry.at);
+}
+
+// --- what is sent ------------------------------------------------------------------------------
+
+std::size_t Repairs::next(std::span<std::byte> out, Nanos now) noexcept {
+  if (!has_output(now)) return 0;
+  if (fragment_ >= engine_.nb_fragments()) fragment_ = 0;  // the server came back with another MTU
+  const std::size_t size = write_next(out, now);
+  free_at_ = now + kSpacing;
+  find_due();
+  return size;
+}
+
+std::size_t Repairs::write_next(std::span<std::byte> out, Nanos now) noexcept {
+  if (fragment_ != 0) return write_page(out, *source_->bytes(page_));
+  const auto entries = std::span{entries_}.first(nb_entries_);
+  const auto first = std::ranges::min_element(
+      entries, {}, [](const Entry& entry) { return std::pair{entry.sent, entry.at}; });
+  if (first == entries.end() || first->sent) return 0;
+  page_ = first->page;
+  first->sent = true;
+  first->at = now + kSpread;
+  if (const auto bytes = source_->bytes(page_)) {
+    stats_.tx_repairs.add(1);
+    crc32c_ = crc32c(*bytes);
+    return write_page(out, *bytes);
+  }
+  const PageRange zeros = source_->zero_run(page_);
+  on_sent(zeros, now);
+  stats_.tx_repairs.add(zeros.nb_pages);
+  const wire::Identity& who = engine_.identity();
+  return wire::write_ranges(out, wire::FrameType::kZeros, who, group_address(who.image_id),
+                            engine_.config().mac, {&zeros, 1}, wire::kFlagSibling, 0);
+}
+
+std::size_t Repairs::write_page(std::span<std::byte> out,
+                                std::span<const std::byte, kPageSize> bytes) noexcept {
+  const std::size_t nb_fragments = engine_.nb_fragments();
+  const std::span<const std::byte> part =
+      std::span<const std::byte>{bytes}.subspan(fragment_ * wire::fragment_stride(nb_fragments),
+                                                wire::fragment_bytes(fragment_, nb_fragments));
+  if (out.size() < wire::kPageHeaderBytes + part.size()) {
+    fragment_ = 0;
+    return 0;
+  }
+  const wire::Identity& who = engine_.identity();
+  const std::size_t header =
+      wire::write_page_header(out, who, group_address(who.image_id), engine_.config().mac, page_,
+                              crc32c_, fragment_, nb_fragments, wire::kFlagSibling, 0);
+  std::memcpy(out.data() + header, part.data(), part.size());
+  fragment_ = (fragment_ + 1) % nb_fragments;
+  return header + part.size();
+}
+
+}  // namespace snowfabric

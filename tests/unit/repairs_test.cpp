@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What hosts do for each other while the server is silent.
+#include "fabric/repairs.hpp"
+
+#include <map>
+#include <set>
+
+#include <gmock/gmock.h>
+
+#include "fabric/crc32c.hpp"
+#include "tests/unit/engine_harness.hpp"
+
+namespace snowfabric {
+namespace {
+
+using namespace std::chrono_literals;
+using test::Parsed;
+using test::TestClient;
+using testing::ElementsAre;
+using testing::IsEmpty;
+using testing::SizeIs;
+using wire::FrameType;
+
+constexpr std::uint64_t kPages = 1024;
+constexpr std::uint64_t kSibling = 99;
+
+/// A host's pages; the bytes are those of test::page_bytes().
+class FakeShelf final : public RepairSource {
+ public:
+  std::map<std::uint64_t, std::vector<std::byte>> pages;
+  std::set<std::uint64_t> zeros;
+  void put(std::uint64_t gfn) {
+    const auto bytes = test::page_bytes(gfn);
+    pages[gfn].assign(bytes.begin(), bytes.end());
+  }
+  [[nodiscard]] bool knows(Gfn page) const noexcept override {
+    return pages.contains(page.value) || zeros.contains(page.value);
+  }
+  [[nodiscard]] std::optional<std::span<const std::byte, kPageSize>> bytes(
+      Gfn page) const noexcept override {
+    const auto found = pages.find(page.value);
+    if (found == pages.end()) return std::nullopt;
+    return std::span{found->second}.first<kPageSize>();
+  }
+  [[nodiscard]] PageRange zero_run(Gfn page) const noexcept override {
+    PageRange run{page, 1};
+    for (; zeros.contains(run.first.value - 1); ++run.nb_pages) --run.first.value;
+    while (zeros.contains(run.first.value + run.nb_pages)) ++run.nb_pages;
+    return run;
+  }
+};
+
+struct RepairsTest : testing::Test {
+  void SetUp() override {
+    client.join(kPages);
+    repairs.serve(&shelf);
+  }
+  void asked(std::vector<wire::WantEntry> wants) {
+    const Parsed request = test::made_by([&](auto out) {
+      return wire::write_request(
+          out, client.server, group_address(client.server.image_id), test::mac_of(kSibling),
+          {.client_id = kSibling, .report = test::report(0)}, wants, wire::kFlagSibling);
+    });
+    ASSERT_EQ(client.give(request), wire::Drop::kNone);
+    repairs.on_request(request.frame, client.now);
+  }
+  static wire::WantEntry want(std::uint64_t first, std::uint16_t nb_pages = 1,
+                              std::uint8_t flags = 0) {
+    return {.first = first,
+            .nb_pages = nb_pages,
+            .priority = 0,
+            .flags = flags,
+            .fragments = 0,
+            .reserved = {}};
+  }
+  /// All that is sent within a time.
+  std::vector<Parsed> sent(Nanos within = 20ms) {
+    std::vector<Parsed> frames;
+    std::array<std::byte, wire::kMaxFrameBytes> out;
+    for (const Nanos end = client.now + within; client.now < end; client.now += 20us)
+      while (const std::size_t size = repairs.next(out, client.now))
+        frames.emplace_back(test::Bytes{out.begin(), out.begin() + size});
+    return frames;
+  }
+  std::vector<std::uint64_t> sent_pages(Nanos within = 20ms) {
+    std::vector<std::uint64_t> pages;
+    for (const Parsed& frame : sent(within))
+      if (frame.frame.type == FrameType::kPage) pages.push_back(frame.frame.page.gfn.host());
+    return pages;
+  }
+
+  TestClient client;
+  FakeShelf shelf;
+  Repairs repairs{client.engine};
+};
+
+TEST_F(RepairsTest, APageThatIsHereIsSentToAllWithTheSiblingFlag) {
+  shelf.put(5);
+  asked({want(5)});
+  const auto frames = sent();
+  ASSERT_THAT(frames, SizeIs(1));
+  wire::EthHdr eth;
+  std::memcpy(&eth, frames[0].bytes.data(), sizeof eth);
+  EXPECT_EQ(eth.dst, group_address(client.server.image_id));
+  const wire::Frame& page = frames[0].frame;
+  EXPECT_EQ(page.type, FrameType::kPage);
+  EXPECT_EQ(page.flags, wire::kFlagSibling);
+  EXPECT_EQ(page.page.gfn.host(), 5U);
+  EXPECT_TRUE(std::ranges::equal(page.tail, test::page_bytes(5)));
+  EXPECT_EQ(page.page.crc32c.host(), crc32c(page.tail));
+  EXPECT_EQ(client.stats.tx_repairs.read(), 1U);
+}
+
+TEST_F(RepairsTest, OfWhatIsNotHereNothingIsSaid) {
+  shelf.put(5);
+  asked({want(4), want(6), want(kPages - 1, 100), want(kPages + 7)});
+  EXPECT_THAT(sent(), IsEmpty());
+}
+
+TEST_F(RepairsTest, WithoutASourceNothingIsAnswered) {
+  repairs.serve(nullptr);
+  asked({want(5)});
+  EXPECT_THAT(sent(), IsEmpty());
+}
+
+TEST_F(RepairsTest, ZeroPagesAreNamedAsOneRun) {
+  shelf.zeros = {10, 11, 12};
+  asked({want(10, 3)});
+  const auto frames = sent();
+  ASSERT_THAT(frames, SizeIs(1));
+  EXPECT_EQ(frames[0].frame.type, FrameType::kZeros);
+  EXPECT_EQ(frames[0].frame.flags, wire::kFlagSibling);
+  const PageRange range = frames[0].frame.range(0);
+  EXPECT_LE(range.first.value, 12U);
+  EXPECT_EQ(range.first.value + range.nb_pages, 13U);
+}
+
+TEST_F(RepairsTest, WhatAnotherSendsMeanwhileIsLeftToIt) {
+  shelf.put(5);
+  shelf.put(6);
+  asked({want(5, 2)});
+  repairs.on_sent({Gfn{5}, 1}, client.now);
+  EXPECT_THAT(sent_pages(), ElementsAre(6));
+  EXPECT_EQ(client.stats.repairs_left.read(), 1U);
+}
+
+TEST_F(RepairsTest, WhatWasJustSentIsSentAgainOnlyToARetry) {
+  shelf.put(5);
+  asked({want(5)});
+  EXPECT_THAT(sent_pages(Repairs::kSpread), ElementsAre(5));
+  asked({want(5)});
+  EXPECT_THAT(sent_pages(100us), IsEmpty());
+  asked({want(5, 1, wire::kWantRetry)});
+  EXPECT_THAT(sent_pages(), ElementsAre(5));
+  client.now += Repairs::kSpread;
+  asked({want(5)});
+  EXPECT_THAT(sent_pages(), ElementsAre(5));
+}
+
+TEST_F(RepairsTest, HostsDoNotAnswerAllAtOnce) {
+  shelf.put(5);
+  std::set<Nanos> times;
+  for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+    ClientConfig config = TestClient::defaults();
+    config.seed = seed;
+    TestClient other{config};
+    other.join(kPages);
+    Repairs theirs{other.engine};
+    theirs.serve(&shelf);
+    const Parsed request = test::made_by([&](auto out) {
+      return wire::write_request(out, client.server, group_address(client.server.image_id),
+                                 test::mac_of(kSibling),
+                                 {.client_id = kSibling, .report = test::report(0)},
+                                 std::array{want(5)}, wire::kFlagSibling);
+    });
+    theirs.on_request(request.frame, client.now);
+    times.insert(theirs.deadline() - client.now);
+  }
+  EXPECT_THAT(times, SizeIs(8));
+  EXPECT_LE(*times.rbegin(), Repairs::kSpread);
+  EXPECT_GE(*times.rbegin() - *times.begin(), Repairs::kSpread / 3);
+}
+
+TEST_F(RepairsTest, FramesAreSpacedAndWhatIsTakenNoteOfIsBounded) {
+  for (std::uint64_t gfn = 0; gfn < kPages; ++gfn) shelf.put(gfn);
+  asked({want(0, 256), want(256, 256), want(512, 256)});
+  std::array<std::byte, wire::kMaxFrameBytes> out;
+  client.now += Repairs::kSpread;
+  EXPECT_NE(repairs.next(out, client.now), 0U);
+  EXPECT_EQ(repairs.next(out, client.now), 0U);
+  EXPECT_EQ(repairs.next(out, client.now + Repairs::kSpacing - 1ns), 0U);
+  EXPECT_NE(repairs.next(out, client.now + Repairs::kSpacing), 0U);
+  client.now += Repairs::kSpacing;
+  EXPECT_THAT(sent_pages(50ms), SizeIs(Repairs::kMaxPages - 2));
+}
+
+TEST_F(RepairsTest, WhereThePageFrameDoesNotFitNothingIsSent) {
+  shelf.put(5);
+  asked({want(5)});
+  client.now += Repairs::kSpread;
+  std::array<std::byte, 1514> small;
+  EXPECT_EQ(repairs.next(small, client.now), 0U);
+  EXPECT_EQ(repairs.deadline(), Nanos::max());
+}
+
+TEST_F(RepairsTest, APageInFragmentsIsSentWhole) {
+  TestClient narrow{[] {
+    ClientConfig config = TestClient::defaults();
+    config.mtu_bytes = 1500;
+    return config;
+  }()};
+  narrow.join(kPages, 1500);
+  Repairs theirs{narrow.engine};
+  theirs.serve(&shelf);
+  shelf.put(5);
+  const Parsed request = test::made_by([&](auto out) {
+    return wire::write_request(out, narrow.server, group_address(narrow.server.image_id),
+                               test::mac_of(kSibling),
+                               {.client_id = kSibling, .report = test::report(0)},
+                               std::array{want(5)}, wire::kFlagSibling);
+  });
+  theirs.on_request(request.frame, narrow.now);
+  std::array<std::byte, wire::kMaxFrameBytes> out;
+  std::vector<std::byte> page;
+  for (unsigned i = 0; i < 3; ++i) {
+    narrow.now += Repairs::kSpread;
+    const std::size_t size = theirs.next(out, narrow.now);
+    ASSERT_NE(size, 0U);
+    const Parsed part{test::Bytes{out.begin(), out.begin() + size}};
+    EXPECT_EQ(part.frame.page.fragment, i);
+    EXPECT_LE(size, 1514U);
+    page.insert(page.end(), part.frame.tail.begin(), part.frame.tail.end());
+  }
+  EXPECT_TRUE(std::ranges::equal(page, test::page_bytes(5)));
+  EXPECT_EQ(theirs.next(out, narrow.now + 1s), 0U);
+}
+
+// --- who asks ----------------------------------------------------------------------------------
+
+/// What a client asks its siblings for until a time, and what it asks its server for.
+struct Asked {
+  std::vector<std::uint64_t> siblings, server;
+};
+Asked asks_until(TestClient& client, Nanos until) {
+  Asked asked;
+  for (; client.now < until; client.now += 1ms)
+    for (const Parsed& sent : client.send()) {
+      if (sent.frame.type != FrameType::kRequest) continue;
+      wire::EthHdr eth;
+      std::memcpy(&eth, sent.bytes.data(), sizeof eth);
+      const bool to_all = eth.dst == group_address(client.server.image_id);
+      EXPECT_EQ(to_all, (sent.frame.flags & wire::kFlagSibling) != 0);
+      for (std::size_t i = 0; i < sent.frame.nb_wants(); ++i)
+        (to_all ? asked.siblings : asked.server).push_back(sent.frame.want(i).first.host());
+    }
+  return asked;
+}
+
+/// A page, by a sibling.
+Parsed repair(const TestClient& client, std::uint64_t gfn) {
+  return test::made_by([&](auto out) {
+    const auto bytes = test::page_bytes(gfn);
+    const std::size_t header = wire::write_page_header(
+        out, client.server, group_address(client.server.image_id), test::mac_of(kSibling), Gfn{gfn},
+        crc32c(bytes), 0, 1, wire::kFlagSibling, 0);
+    std::memcpy(out.data() + header, bytes.data(), bytes.size());
+    return header + bytes.size();
+  });
+}
+
+std::vector<std::uint64_t> unanswered(const TestClient& client) {
+  std::vector<std::uint64_t> pages;
+  client.engine.for_each_unanswered([&](Gfn page) { pages.push_back(page.value); });
+  return pages;
+}
+
+TEST(AskingSiblings, BeginsAfterASecondOfSilenceAndEndsWithTheServersNextFrame) {
+  TestClient client;
+  client.join(kPages);
+  client.demand(5);
+  const Asked before = asks_until(client, 990ms);
+  EXPECT_THAT(before.siblings, IsEmpty());
+  EXPECT_FALSE(before.server.empty());
+  const Asked then = asks_until(client, 1100ms);
+  EXPECT_THAT(then.server, IsEmpty());
+  ASSERT_FALSE(then.siblings.empty());
+  EXPECT_EQ(then.siblings[0], 5U);
+  EXPECT_TRUE(client.engine.asks_siblings());
+  client.page(7);
+  const Asked after = asks_until(client, 1200ms);
+  EXPECT_THAT(after.siblings, IsEmpty());
+  EXPECT_FALSE(after.server.empty());
+}
+
+TEST(AskingSiblings, TheirPagesAreTakenAndAreNoSignThatTheServerLives) {
+  TestClient client;
+  client.join(kPages);
+  client.demand(5);
+  client.demand(6);
+  asks_until(client, 9900ms);
+  const Parsed page = repair(client, 5);
+  EXPECT_EQ(client.give(page), wire::Drop::kNone);
+  EXPECT_TRUE(client.engine.take_page(page.frame, client.now, client.drop));
+  EXPECT_EQ(client.stats.rx_repairs.read(), 1U);
+  EXPECT_EQ(client.stats.rx_lost.read(), 0U);
+  EXPECT_TRUE(client.engine.asks_siblings());
+  asks_until(client, 10100ms);
+  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
+  EXPECT_THAT(unanswered(client), ElementsAre(6));
+  client.give(repair(client, 7));
+  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
+}
+
+TEST(AskingSiblings, WithADeadServerADemandHasASecondToBeAnswered) {
+  TestClient client;
+  client.join(kPages);
+  client.demand(5);
+  asks_until(client, 11s);
+  ASSERT_EQ(client.engine.state(), ClientState::kServerDead);
+  client.engine.forget(Gfn{5});
+  client.demand(6);
+  EXPECT_EQ(asks_until(client, 11900ms).siblings.at(0), 6U);
+  EXPECT_THAT(unanswered(client), IsEmpty());
+  asks_until(client, 13s);
+  EXPECT_THAT(unanswered(client), ElementsAre(6));
+}
+
+TEST(AskingSiblings, AServerThatIsBackGetsTheTimeThatAnyHas) {
+  TestClient client;
+  client.join(kPages);
+  client.demand(5);
+  asks_until(client, 11s);
+  EXPECT_THAT(unanswered(client), ElementsAre(5));
+  client.page(7);
+  EXPECT_THAT(unanswered(client), IsEmpty());
+  client.demand(6);
+  EXPECT_THAT(asks_until(client, 11050ms).server, testing::IsSupersetOf({5U, 6U}));
+}
+
+TEST(AskingSiblings, OnlyRequestsOfOthersWithTheFlagAreLetPass) {
+  TestClient client;
+  client.join(kPages);
+  const auto request = [&](std::uint64_t client_id, std::uint8_t flags) {
+    return test::made_by([&](auto out) {
+      return wire::write_request(out, client.server, group_address(client.server.image_id),
+                                 test::mac_of(client_id),
+                                 {.client_id = client_id, .report = test::report(0)}, {}, flags);
+    });
+  };
+  EXPECT_EQ(client.give(request(kSibling, wire::kFlagSibling)), wire::Drop::kNone);
+  EXPECT_EQ(client.give(request(kSibling, 0)), wire::Drop::kUnexpectedType);
+  EXPECT_EQ(client.give(request(test::kMe, wire::kFlagSibling)), wire::Drop::kUnexpectedType);
+}
+
+TEST(AskingSiblings, ASiblingCannotSayWhatOnlyTheServerMay) {
+  TestClient client;
+  client.join(kPages);
+  client.demand(5);
+  const PageRange range{Gfn{5}, 1};
+  EXPECT_EQ(client.give(test::made_by([&](auto out) {
+    return wire::write_ranges(out, FrameType::kAbsent, client.server, {}, test::mac_of(kSibling),
+                              {&range, 1}, wire::kFlagSibling, 0);
+  })),
+            wire::Drop::kUnexpectedType);
+  EXPECT_TRUE(client.engine.in_flight(Gfn{5}));
+}
+
+}  // namespace
+}  // namespace snowfabric
