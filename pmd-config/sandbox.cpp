@@ -54,18 +54,23 @@ struct CapabilitySets {
     }
   }
 };
-CapabilitySets given_up_to;  // read by the handler; written before the first signal
+Capabilities kept_ones = 0;  // read by the handler; written before the first signal
 
+/// Of the calling thread.
 Capabilities permitted() noexcept {
   CapabilitySets sets;
   syscall(SYS_capget, &sets.header, sets.words.data());
   return Capabilities{sets.words[1].permitted} << 32U | sets.words[0].permitted;
 }
 
+/// A signal that was sent twice may come a second time when capset(2) is forbidden.
 void on_give_up_signal(int) {
   const int before = errno;
-  CapabilitySets sets = given_up_to;  // the kernel writes to the header
-  syscall(SYS_capset, &sets.header, sets.words.data());
+  if ((permitted() & ~kept_ones) != 0) {
+    CapabilitySets sets;
+    sets.allow(kept_ones);
+    syscall(SYS_capset, &sets.header, sets.words.data());
+  }
   errno = before;
 }
 
@@ -88,10 +93,10 @@ Result<std::vector<pid_t>> threads_beyond(Capabilities kept) try {
 }
 
 /// capset(2) is for the calling thread alone: the others do it in the handler of a signal, which
-/// stays, as one sent twice may come late.
+/// stays.
 Result<void> give_up_capabilities(Capabilities kept) {
   constexpr int kMostTries = 2000;  // not a time: the process may be stopped meanwhile
-  given_up_to.allow(kept);
+  kept_ones = kept;
   struct sigaction action{};
   action.sa_handler = on_give_up_signal;
   action.sa_flags = SA_RESTART;

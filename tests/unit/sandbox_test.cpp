@@ -248,6 +248,14 @@ TEST_F(SandboxTest, ThereAreNoCores) {
               IsEmpty());
 }
 
+TEST_F(SandboxTest, ASignalToGiveUpThatComesLateAsksForNothing) {
+  EXPECT_THAT(in_sandbox([] {
+                raise(SIGRTMAX);
+                require(nb_forbidden_calls() == 0, "nothing forbidden was called");
+              }),
+              IsEmpty());
+}
+
 TEST_F(SandboxTest, AThreadThatBlocksSignalsIsAnError) {
   const pid_t child = fork();
   if (child == 0) {
