@@ -135,6 +135,9 @@ class GuestAdapter {
 
   [[nodiscard]] virtual bool gone() const noexcept = 0;
 
+  /// Whether it is but the way by which the state comes to a clone that is a guest of its own.
+  [[nodiscard]] virtual bool is_loader() const noexcept { return false; }
+
   /// Empty, or what the guest did that cannot be served. It would hang on it or read wrong bytes:
   /// log this and kill() it.
   [[nodiscard]] virtual std::string_view trouble() const noexcept = 0;

@@ -31,7 +31,8 @@ void Host::attach(GuestAdapter& guest) {
   guests_.push_back(&guest);
   deferred_.push_back({.guest = &guest, .pages = {}});
   deferred_.back().pages.reserve(kDeferredRoom);
-  lead(loads_.emplace_back(Load{.guest = &guest}), 0);
+  loads_.push_back({.guest = &guest});
+  if (!guest.is_loader()) lead(loads_.back(), 0);
 }
 
 void Host::detach(const GuestAdapter& guest) noexcept {

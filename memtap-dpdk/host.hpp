@@ -112,7 +112,7 @@ class Host {
   void on_fault(GuestAdapter& guest, Gfn page, Nanos now) noexcept;
   struct Load {  // of the working set into one guest
     GuestAdapter* guest;
-    WorkingSet::Cursor begins{}, fetched{}, given{};
+    WorkingSet::Cursor fetched{}, given{};
     std::uint64_t until = 0;  // a place: its lead ends there
   };
   struct Completion {  // walks over the image until a whole round finds no page absent

@@ -70,23 +70,20 @@ void Host::load(std::span<const PageRange> working_set, Nanos rest_at) {
   rest_at_ = rest_at;
 }
 
-/// The guest has touched this place.
+/// The guest has touched this place, and is given all before it too: others touch in other orders.
 void Host::lead(Load& load, std::uint64_t place) noexcept {
   load.until = std::max(load.until, std::min(place + WorkingSet::kLead, working_set_.nb_pages()));
 }
 
-/// Where a guest touches a page far ahead, its lead begins there, and the pages between are left to
-/// its faults and to the rest.
-/// @return whether the page and those behind it are, or were, part of its lead
+/// @return whether the page is of the working set
 bool Host::follow(const GuestAdapter& guest, Gfn page, Nanos now) noexcept {
-  const auto at = working_set_.find(page);
-  if (!at) return false;
+  const auto place = guest.is_loader() ? std::nullopt : working_set_.find(page);
+  if (!place) return false;
   Load& load = *std::ranges::find(loads_, &guest, &Load::guest);
-  if (at->place > load.until + WorkingSet::kLead) load.begins = load.fetched = load.given = *at;
   const std::uint64_t until = load.until;
-  lead(load, at->place);
+  lead(load, *place);
   if (load.until != until) rest_at_ = std::max(rest_at_, now + kRestPause);
-  return at->place >= load.begins.place;
+  return true;
 }
 
 bool Host::is_marker(const Load& load, const WorkingSet::Cursor& at) const noexcept {
@@ -113,7 +110,7 @@ void Host::load_some(Load& load, std::size_t most) noexcept {
 /// What a guest could not take when it came is offered to it once more, as far as its lead goes.
 void Host::load_again(const GuestAdapter& guest) noexcept {
   for (Load& load : loads_)
-    if (load.guest == &guest) load.given = load.begins;
+    if (load.guest == &guest) load.given = {};
 }
 
 // --- completion ------------------------------------------------------------------------------

@@ -33,9 +33,6 @@ class ProcessGuest : public GuestAdapter {
   /// Whether these pages, all in one region, come to the process by its userfaultfd.
   [[nodiscard]] virtual bool maps(PageRange) const noexcept { return false; }
 
-  /// Whether it is but the way by which the state comes to a clone that is a guest of its own.
-  [[nodiscard]] virtual bool is_loader() const noexcept { return false; }
-
   /// Pages that it neither has nor has claimed. Walks the whole bitmap.
   [[nodiscard]] std::size_t nb_missing() const noexcept {
     return presence_.count(PageState::kAbsent);

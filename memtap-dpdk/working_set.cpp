@@ -17,14 +17,14 @@ WorkingSet::WorkingSet(std::vector<PageRange> ranges)
   std::ranges::sort(by_gfn_, {}, [this](std::uint32_t i) { return ranges_[i].first.value; });
 }
 
-std::optional<WorkingSet::Cursor> WorkingSet::find(Gfn page) const noexcept {
+std::optional<std::uint64_t> WorkingSet::find(Gfn page) const noexcept {
   const auto after = std::ranges::upper_bound(
       by_gfn_, page.value, {}, [this](std::uint32_t i) { return ranges_[i].first.value; });
   if (after == by_gfn_.begin()) return std::nullopt;
   const std::uint32_t i = *(after - 1);
   const std::uint64_t done = page.value - ranges_[i].first.value;
   if (done >= ranges_[i].nb_pages) return std::nullopt;
-  return Cursor{.place = places_[i] + done, .range = i, .done = static_cast<std::uint32_t>(done)};
+  return places_[i] + done;
 }
 
 void WorkingSet::advance(Cursor& at) const noexcept {

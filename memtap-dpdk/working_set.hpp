@@ -31,7 +31,8 @@ class WorkingSet {
     std::uint32_t range = 0;  ///< the index of its range
     std::uint32_t done = 0;   ///< pages of that
   };
-  [[nodiscard]] std::optional<Cursor> find(Gfn page) const noexcept;
+  /// @return the place of a page
+  [[nodiscard]] std::optional<std::uint64_t> find(Gfn page) const noexcept;
   /// @pre at.place < nb_pages()
   [[nodiscard]] Gfn page(const Cursor& at) const noexcept {
     return {ranges_[at.range].first.value + at.done};

@@ -56,6 +56,7 @@ class FakeGuest final : public GuestAdapter {
   [[nodiscard]] std::string_view trouble() const noexcept override { return {}; }
   [[nodiscard]] const GuestCounters& counters() const noexcept override { return counters_; }
   [[nodiscard]] const Presence& presence() const noexcept override { return presence_; }
+  [[nodiscard]] bool is_loader() const noexcept override { return loads; }
 
   [[nodiscard]] bool has(std::uint64_t gfn) const {
     return presence_.state(Gfn{gfn}) == PageState::kPresent;
@@ -74,6 +75,7 @@ class FakeGuest final : public GuestAdapter {
     std::size_t nb_pages;
     bool operator==(const Call&) const = default;
   };
+  bool loads = false;  ///< device state, and is no clone
   std::vector<std::byte> memory;
   std::map<std::uint64_t, bool> waiting;  ///< pages a vCPU waits for
   std::vector<Call> calls;                ///< installs, in order
