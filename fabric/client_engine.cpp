@@ -42,6 +42,10 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
   if (frame.image_id != identity_.image_id) return Drop::kForeignImage;
   if (frame.epoch != identity_.epoch) return Drop::kStaleEpoch;
   if (frame.space != identity_.space) return Drop::kOutOfRange;
+  const bool by_sibling = (frame.flags & wire::kFlagSibling) != 0;
+  if (by_sibling != (frame.type == FrameType::kRequest) && frame.type != FrameType::kPage &&
+      frame.type != FrameType::kZeros)
+    return Drop::kUnexpectedType;
   switch (frame.type) {
     case FrameType::kHello: return Drop::kUnexpectedType;
     case FrameType::kWelcome: return on_welcome(frame, src, now);
@@ -58,8 +62,7 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
       if (const PageRange r = frame.range(i);
           r.first.value >= nb_pages() || r.nb_pages > nb_pages() - r.first.value)
         return Drop::kOutOfRange;
-  if (frame.type == FrameType::kRequest || (frame.flags & wire::kFlagSibling) != 0)
-    return on_sibling(frame);
+  if (by_sibling) return on_sibling(frame);
   if (frame.incarnation != identity_.incarnation) {
     greet(now);  // a restarted server: learn its incarnation
   } else if ((frame.flags & wire::kFlagSequenced) != 0) {
@@ -71,7 +74,8 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
     rx_bytes_ += frame_bytes;
   }
   if (frame.type == FrameType::kBye) return Drop::kNone;  // no sign of life
-  hear(now);
+  // One of another life is not ours before its WELCOME.
+  frame.incarnation == identity_.incarnation ? hear(now) : void(last_heard_ = now);
   return Drop::kNone;
 }
 
@@ -90,16 +94,11 @@ void ClientEngine::hear(Nanos now) noexcept {
 
 /// It says nothing of the server.
 Drop ClientEngine::on_sibling(const wire::Frame& frame) noexcept {
-  const bool is_flagged = (frame.flags & wire::kFlagSibling) != 0;
-  switch (frame.type) {
-    case FrameType::kRequest:
-      if (!is_flagged || frame.request.client_id.host() == config_.client_id)
-        return Drop::kUnexpectedType;
-      return Drop::kNone;
-    case FrameType::kPage:
-    case FrameType::kZeros: stats_.rx_repairs.add(1); return Drop::kNone;
-    default: return Drop::kUnexpectedType;
-  }
+  if (frame.type != FrameType::kRequest)
+    stats_.rx_repairs.add(1);
+  else if (frame.request.client_id.host() == config_.client_id)
+    return Drop::kUnexpectedType;
+  return Drop::kNone;
 }
 
 /// The server leaves, or does not admit us. Either way it may come back, or have room, at once.
@@ -138,9 +137,9 @@ Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nano
   server_ = src;
   nb_fragments_ = nb_fragments;
   report_interval_ = std::chrono::microseconds{body.report_interval_us.host()};
+  hear(now);
   state_ = ClientState::kJoined;
   refused_ = false;
-  hear(now);
   next_hello_ = Nanos::max();
   next_report_ = now;  // the first report is the base line of the next
   return Drop::kNone;
@@ -284,7 +283,8 @@ void ClientEngine::finish(Gfn page, Nanos now) noexcept {
   const std::uint32_t slot = slot_of_[page.value];
   if (slot == 0) return;
   const Flight& flight = flights_[slot - 1];
-  if (flight.attempts == 1) {  // Karn: an answer to a repeated question says nothing
+  // Karn: an answer to a repeated question says nothing; nor does a sibling's of the server's.
+  if (flight.attempts == 1 && !asks_siblings_) {
     RtoEstimator& rto = rto_[static_cast<std::size_t>(flight.priority)];
     rto.sample(now - flight.first_asked);
     stats_.srtt_us.set(to_micros(rto_[0].srtt()));

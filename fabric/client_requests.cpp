@@ -42,6 +42,7 @@ void ClientEngine::watch_server(Nanos now) noexcept {
   if (silent >= config_.silence) greet(now);
   if (silent >= config_.repair_after && !slot_of_.empty() && !asks_siblings_) {
     asks_siblings_ = true;
+    greet(now);  // or their answers would hide the silence
     ask_again_soon(now);
   }
   if (silent >= config_.give_up && state_ != ClientState::kServerDead) {

@@ -14,43 +14,78 @@ Repairs::Repairs(ClientEngine& engine) noexcept
 
 // --- what siblings ask -------------------------------------------------------------------------
 
+void Repairs::serve(const RepairSource* source) noexcept {
+  source_ = source;
+  nb_entries_ = fragment_ = 0;
+  find_due();
+}
+
 void Repairs::on_request(const wire::Frame& frame, Nanos now) noexcept {
   if (source_ == nullptr) return;
   forget_old(now);
   bool has_room = true;
+  std::size_t looks = kMaxLooks;
   for (std::size_t i = 0; i < frame.nb_wants() && has_room; ++i) {
     const wire::WantEntry want = frame.want(i);
     const std::uint64_t end =
         std::min(want.first.host() + want.nb_pages.host(), engine_.nb_pages());
     for (Gfn page{want.first.host()}; page.value < end && has_room; ++page.value)
-      has_room = add(page, (want.flags & wire::kWantRetry) != 0, now);
+      has_room = looks-- != 0 && add(page, want, now);
   }
   find_due();
 }
 
 /// What was sent a moment ago is under way still, unless it is asked for once more.
 /// @return false: there is no room. Its asker retries
-bool Repairs::add(Gfn page, bool is_retry, Nanos now) noexcept {
+bool Repairs::add(Gfn page, const wire::WantEntry& want, Nanos now) noexcept {
   if (!source_->knows(page)) return true;
+  const auto priority = static_cast<wire::Priority>(want.priority);
   Entry* entry = find(page);
-  if (entry != nullptr && !(entry->sent && is_retry)) return true;
   if (entry == nullptr) {
-    if (nb_entries_ == entries_.size()) return false;
-    entry = &entries_[nb_entries_++];
+    entry = room_for(priority);
+    if (entry == nullptr) return false;
+  } else if (!entry->sent) {
+    entry->priority = std::min(entry->priority, priority);
+    return true;
+  } else if ((want.flags & wire::kWantRetry) == 0 || now < entry->at - kSpread + kUnderWay) {
+    return true;
   }
   const double wait = prng_.uniform() * static_cast<double>(kSpread.count());
-  *entry = {.page = page, .at = now + Nanos{static_cast<std::int64_t>(wait)}};
+  *entry = {.page = page, .at = now + Nanos{static_cast<std::int64_t>(wait)}, .priority = priority};
   return true;
 }
 
-void Repairs::on_sent(PageRange pages, Nanos now) noexcept {
-  if (due_at_ == Nanos::max()) return;  // as ever
+/// A demand displaces what was sent, or a prefetch. @return nullptr: there is none
+Repairs::Entry* Repairs::room_for(wire::Priority priority) noexcept {
+  if (nb_entries_ < entries_.size()) return &entries_[nb_entries_++];
+  if (priority != wire::Priority::kDemand) return nullptr;
+  const auto found = std::ranges::find_if(entries_, [](const Entry& entry) {
+    return entry.sent || entry.priority == wire::Priority::kPrefetch;
+  });
+  return found == entries_.end() ? nullptr : &*found;
+}
+
+void Repairs::mark_sent(Entry& entry, Nanos now) noexcept {
+  entry.sent = true;
+  entry.at = now + kSpread;
+}
+
+/// What a sibling sent is remembered though nobody has asked for it here: the question may be under
+/// way. And all siblings share one budget.
+void Repairs::on_sent(PageRange pages, std::uint8_t flags, Nanos now) noexcept {
+  const bool by_sibling = (flags & wire::kFlagSibling) != 0;
+  if (by_sibling) {
+    free_at_ = std::max(free_at_, now + kSpacing);
+    if (pages.nb_pages == 1 && nb_entries_ < entries_.size() && find(pages.first) == nullptr)
+      entries_[nb_entries_++] = {.page = pages.first, .at = now + kSpread, .sent = true};
+  }
+  if (due_at_ == Nanos::max()) return;                             // as ever
+  if (!by_sibling && (flags & wire::kFlagSequenced) == 0) return;  // others have not got it
   for (Entry& entry : std::span{entries_}.first(nb_entries_)) {
     if (entry.sent || entry.page.value < pages.first.value ||
         entry.page.value - pages.first.value >= pages.nb_pages)
       continue;
-    entry.sent = true;
-    entry.at = now + kSpread;
+    mark_sent(entry, now);
     stats_.repairs_left.add(1);
   }
   find_due();
@@ -84,22 +119,27 @@ std::size_t Repairs::next(std::span<std::byte> out, Nanos now) noexcept {
   return size;
 }
 
+/// Demands first.
 std::size_t Repairs::write_next(std::span<std::byte> out, Nanos now) noexcept {
   if (fragment_ != 0) return write_page(out, *source_->bytes(page_));
-  const auto entries = std::span{entries_}.first(nb_entries_);
-  const auto first = std::ranges::min_element(
-      entries, {}, [](const Entry& entry) { return std::pair{entry.sent, entry.at}; });
-  if (first == entries.end() || first->sent) return 0;
+  Entry* first = nullptr;
+  for (Entry& entry : std::span{entries_}.first(nb_entries_))
+    if (!entry.sent && entry.at <= now &&
+        (first == nullptr ||
+         std::pair{entry.priority, entry.at} < std::pair{first->priority, first->at}))
+      first = &entry;
+  if (first == nullptr) return 0;
   page_ = first->page;
-  first->sent = true;
-  first->at = now + kSpread;
+  mark_sent(*first, now);
   if (const auto bytes = source_->bytes(page_)) {
-    stats_.tx_repairs.add(1);
     crc32c_ = crc32c(*bytes);
-    return write_page(out, *bytes);
+    const std::size_t size = write_page(out, *bytes);
+    if (size != 0) stats_.tx_repairs.add(1);
+    return size;
   }
   const PageRange zeros = source_->zero_run(page_);
-  on_sent(zeros, now);
+  for (Entry& entry : std::span{entries_}.first(nb_entries_))
+    if (entry.page.value - zeros.first.value < zeros.nb_pages) mark_sent(entry, now);
   stats_.tx_repairs.add(zeros.nb_pages);
   const wire::Identity& who = engine_.identity();
   return wire::write_ranges(out, wire::FrameType::kZeros, who, group_address(who.image_id),

@@ -37,20 +37,24 @@ class RepairSource {
 class Repairs {
  public:
   static constexpr Nanos kSpread = std::chrono::milliseconds{2};
-  /// Between two frames: 0.8 Gbit/s of pages at MTU 9000. Nobody's flow control rules these.
+  /// What was sent is under way so long, whoever asks again.
+  static constexpr Nanos kUnderWay = std::chrono::microseconds{500};
+  /// Between two frames, of others too: 0.8 Gbit/s of pages at MTU 9000, by all hosts that hear
+  /// each other in time. No flow control rules these.
   static constexpr Nanos kSpacing = std::chrono::microseconds{40};
-  static constexpr std::size_t kMaxPages = 256;  ///< to be answered, or answered just now
+  static constexpr std::size_t kMaxPages = 256;   ///< to be answered, or answered just now
+  static constexpr std::size_t kMaxLooks = 1024;  ///< pages of one REQUEST looked at
 
   /// @param engine  of this host, whose name it speaks in. Borrowed
   explicit Repairs(ClientEngine& engine) noexcept;
 
   /// @param source  borrowed; nullptr: nothing is answered
-  void serve(const RepairSource* source) noexcept { source_ = source; }
+  void serve(const RepairSource* source) noexcept;
 
   /// A sibling's REQUEST that the client engine let pass.
   void on_request(const wire::Frame& frame, Nanos now) noexcept;
-  /// Somebody sent these pages to all.
-  void on_sent(PageRange pages, Nanos now) noexcept;
+  /// A frame to all, or by unicast, has these pages.
+  void on_sent(PageRange pages, std::uint8_t flags, Nanos now) noexcept;
 
   [[nodiscard]] bool has_output(Nanos now) const noexcept { return deadline() <= now; }
   /// Writes the next frame, if one is due. @param out  a page whose frame does not fit is not sent
@@ -64,9 +68,12 @@ class Repairs {
     Gfn page{};
     Nanos at{0};        // to be answered then; or, once it was, to be forgotten
     bool sent = false;  // by us or by somebody
+    wire::Priority priority{};
   };
 
-  [[nodiscard]] bool add(Gfn page, bool is_retry, Nanos now) noexcept;
+  [[nodiscard]] bool add(Gfn page, const wire::WantEntry& want, Nanos now) noexcept;
+  [[nodiscard]] Entry* room_for(wire::Priority priority) noexcept;
+  void mark_sent(Entry& entry, Nanos now) noexcept;
   [[nodiscard]] Entry* find(Gfn page) noexcept;
   void forget_old(Nanos now) noexcept;
   void find_due() noexcept;

@@ -186,7 +186,7 @@ void GuestControl::look_at_guests(Nanos now) {
     spdlog::info("process {} is to get all its memory", request.guest);
     completions_.begin(std::move(request), listener_->guests(), *host_);
   }
-  completions_.step(*host_, engine_.state() != ClientState::kServerDead, now);
+  completions_.step(*host_, engine_.state() != ClientState::kServerDead || pages_come(now), now);
   for (const auto& guest : events.gone) bury(*guest);
   host_stats_.guests_of_others.add(events.nb_of_others);
   for (const Error& error : events.rejected) {
@@ -236,6 +236,13 @@ std::optional<Snapshot> GuestControl::guest_counters(std::string_view id) const 
        {std::pair{"fault_ns_p50", 0.5}, std::pair{"fault_ns_p99", 0.99}})
     counters.emplace_back(name, static_cast<std::uint64_t>(times.percentile(share).count()));
   return counters;
+}
+
+/// Siblings may send what a dead server owes.
+bool GuestControl::pages_come(Nanos now) noexcept {
+  const std::uint64_t nb_pages = engine_.stats().rx_pages.read();
+  if (std::exchange(nb_rx_pages_, nb_pages) != nb_pages) last_page_ = now;
+  return now - last_page_ < engine_.config().repair_after;
 }
 
 void GuestControl::sum_counters() noexcept {

@@ -50,6 +50,7 @@ class GuestControl {
   void greet(ProcessGuest& guest);
   void bury(const ProcessGuest& guest);
   void stop_with(Error error);
+  [[nodiscard]] bool pages_come(Nanos now) noexcept;
   void sum_counters() noexcept;
 
   const TapOptions& options_;
@@ -63,6 +64,8 @@ class GuestControl {
   std::unique_ptr<GuestListener> listener_;
   std::unique_ptr<Host> host_;
   Completions completions_;
+  std::uint64_t nb_rx_pages_ = 0;
+  Nanos last_page_ = kNever;
   std::unique_ptr<Housekeeping> housekeeping_;
   bool said_full_ = false;        // of the record
   std::uint64_t nb_written_ = 0;  // pages of the working set

@@ -22,7 +22,7 @@ bool HostLoop::on_frame(const MacAddr& src, std::span<const std::byte> l2_payloa
 }
 
 void HostLoop::on_page(const wire::Frame& frame, Nanos now) noexcept {
-  repairs_.on_sent({Gfn{frame.page.gfn.host()}, 1}, now);
+  repairs_.on_sent({Gfn{frame.page.gfn.host()}, 1}, frame.flags, now);
   if (host_ == nullptr || !host_->needs(Gfn{frame.page.gfn.host()})) {
     engine_.on_duplicate(frame);
     return;
@@ -38,11 +38,11 @@ void HostLoop::on_ranges(const wire::Frame& frame, Nanos now) noexcept {
   bool is_false = false;
   for (std::size_t i = 0; i < frame.nb_ranges(); ++i) {
     PageRange range = frame.range(i);
-    if (frame.type == FrameType::kZeros) repairs_.on_sent(range, now);
     const std::uint32_t nb_believed = engine_.nb_believed(frame.type, range);
     is_false |= nb_believed != range.nb_pages;
     range.nb_pages = nb_believed;
     if (nb_believed == 0) continue;
+    if (frame.type == FrameType::kZeros) repairs_.on_sent(range, frame.flags, now);
     const bool demanded = engine_.take_range(frame.type, range, now);
     if (host_ == nullptr) continue;
     if (frame.type == FrameType::kZeros) host_->on_zeros(range, now);

@@ -109,8 +109,9 @@ unsigned ClientWorker::send(Nanos now) noexcept {
       stats_.tx_no_mbuf.add(1);
       break;
     }
-    const std::size_t size =
-        loop_.next({rte_pktmbuf_mtod(spare_, std::byte*), rte_pktmbuf_tailroom(spare_)}, now);
+    const std::size_t room =
+        rte_pktmbuf_tailroom(spare_) - (seal_ != nullptr ? wire::kTagBytes : 0);
+    const std::size_t size = loop_.next({rte_pktmbuf_mtod(spare_, std::byte*), room}, now);
     if (size == 0) break;
     enqueue(size);
   }

@@ -249,7 +249,7 @@ class Bed {
       return;
     if (frame.type == wire::FrameType::kRequest) repairs_.on_request(frame, now_);
     if (frame.type == wire::FrameType::kPage) {
-      repairs_.on_sent({Gfn{frame.page.gfn.host()}, 1}, now_);
+      repairs_.on_sent({Gfn{frame.page.gfn.host()}, 1}, frame.flags, now_);
       take_page(frame);
     }
     if (frame.type == wire::FrameType::kZeros || frame.type == wire::FrameType::kAbsent)

@@ -139,7 +139,8 @@ TEST_F(RepairsTest, WhatAnotherSendsMeanwhileIsLeftToIt) {
   shelf.put(5);
   shelf.put(6);
   asked({want(5, 2)});
-  repairs.on_sent({Gfn{5}, 1}, client.now);
+  repairs.on_sent({Gfn{5}, 1}, 0, client.now);  // by unicast: others have not got it
+  repairs.on_sent({Gfn{5}, 1}, wire::kFlagSequenced, client.now);
   EXPECT_THAT(sent_pages(), ElementsAre(6));
   EXPECT_EQ(client.stats.repairs_left.read(), 1U);
 }
@@ -149,12 +150,49 @@ TEST_F(RepairsTest, WhatWasJustSentIsSentAgainOnlyToARetry) {
   asked({want(5)});
   EXPECT_THAT(sent_pages(Repairs::kSpread), ElementsAre(5));
   asked({want(5)});
-  EXPECT_THAT(sent_pages(100us), IsEmpty());
+  EXPECT_THAT(sent_pages(600us), IsEmpty());
   asked({want(5, 1, wire::kWantRetry)});
   EXPECT_THAT(sent_pages(), ElementsAre(5));
   client.now += Repairs::kSpread;
   asked({want(5)});
   EXPECT_THAT(sent_pages(), ElementsAre(5));
+}
+
+TEST_F(RepairsTest, WhatASiblingSentIsNotSentAgainThoughNobodyHadAskedHereYet) {
+  shelf.put(5);
+  repairs.on_sent({Gfn{5}, 1}, wire::kFlagSibling, client.now);
+  asked({want(5)});
+  EXPECT_THAT(sent_pages(), IsEmpty());
+}
+
+TEST_F(RepairsTest, ARetryThatComesAtOnceFindsThePageUnderWay) {
+  shelf.put(5);
+  asked({want(5)});
+  client.now += Repairs::kSpread;
+  std::array<std::byte, wire::kMaxFrameBytes> out;
+  ASSERT_NE(repairs.next(out, client.now), 0U);
+  client.now += Repairs::kUnderWay - 1ns;
+  asked({want(5, 1, wire::kWantRetry)});
+  EXPECT_EQ(repairs.deadline(), Nanos::max());
+}
+
+TEST_F(RepairsTest, ADemandFindsRoomAmongPrefetchesAndGoesFirst) {
+  for (std::uint64_t gfn = 0; gfn < kPages; ++gfn) shelf.put(gfn);
+  wire::WantEntry more = want(0, 256);
+  more.priority = static_cast<std::uint8_t>(wire::Priority::kPrefetch);
+  asked({more});
+  client.now += Repairs::kSpread;
+  asked({want(700)});
+  client.now += Repairs::kSpread;
+  EXPECT_EQ(sent_pages(1ms).at(0), 700U);
+}
+
+TEST_F(RepairsTest, FramesOfSiblingsCountInTheSpacing) {
+  shelf.put(5);
+  asked({want(5)});
+  client.now += Repairs::kSpread;
+  repairs.on_sent({Gfn{9}, 1}, wire::kFlagSibling, client.now);
+  EXPECT_EQ(repairs.deadline(), client.now + Repairs::kSpacing);
 }
 
 TEST_F(RepairsTest, HostsDoNotAnswerAllAtOnce) {
@@ -335,6 +373,66 @@ TEST(AskingSiblings, AServerThatIsBackGetsTheTimeThatAnyHas) {
   EXPECT_THAT(unanswered(client), IsEmpty());
   client.demand(6);
   EXPECT_THAT(asks_until(client, 11050ms).server, testing::IsSupersetOf({5U, 6U}));
+}
+
+TEST(AskingSiblings, AServersWelcomeSparesWhatWasAboutToFail) {
+  TestClient client;
+  client.join(kPages);
+  client.demand(5);
+  asks_until(client, 11s);
+  ASSERT_THAT(unanswered(client), ElementsAre(5));
+  client.server.incarnation = 2;
+  client.welcome(kPages);
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  EXPECT_THAT(unanswered(client), IsEmpty());
+  EXPECT_FALSE(client.engine.asks_siblings());
+}
+
+TEST(AskingSiblings, AServerOfAnotherLifeIsNotOursBeforeItsWelcome) {
+  TestClient client;
+  client.join(kPages);
+  client.demand(5);
+  asks_until(client, 1100ms);
+  client.server.incarnation = 2;
+  client.page(7);
+  EXPECT_TRUE(client.engine.asks_siblings());
+}
+
+TEST(AskingSiblings, GoesWithHellosHoweverSoonItBegins) {
+  ClientConfig config = TestClient::defaults();
+  config.repair_after = 250ms;  // below `silence`
+  TestClient client{config};
+  client.join(kPages);
+  client.demand(5);
+  unsigned nb_hellos = 0;
+  for (; client.now < 400ms; client.now += 1ms)
+    for (const Parsed& sent : client.send()) nb_hellos += sent.frame.type == FrameType::kHello;
+  EXPECT_GE(nb_hellos, 1U);
+}
+
+TEST(AskingSiblings, TheTimeOfTheirAnswersIsNotTheServers) {
+  TestClient client;
+  client.join(kPages);
+  client.demand(5);
+  asks_until(client, 1050ms);
+  client.demand(6);
+  client.send();
+  client.now += 2ms;
+  const Parsed page = repair(client, 6);
+  client.give(page);
+  EXPECT_TRUE(client.engine.take_page(page.frame, client.now, client.drop));
+  EXPECT_EQ(client.stats.srtt_us.read(), 0U);
+}
+
+TEST(AskingSiblings, AByeOrWelcomeWithTheFlagIsNothing) {
+  TestClient client;
+  client.join(kPages);
+  const Parsed bye = test::made_by([&](auto out) {
+    return wire::write_bye(out, client.server, {}, test::mac_of(kSibling), 0, wire::kFlagSibling,
+                           0);
+  });
+  EXPECT_EQ(client.give(bye), wire::Drop::kUnexpectedType);
+  EXPECT_THAT(client.send(), IsEmpty());
 }
 
 TEST(AskingSiblings, OnlyRequestsOfOthersWithTheFlagAreLetPass) {
