@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memserver-dpdk/hashed_image.hpp"
 
-#include <unistd.h>
-
 #include <cerrno>
 #include <new>
 #include <utility>
@@ -10,22 +8,10 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include "fabric/base/new_file.hpp"
 #include "fabric/base/unique_fd.hpp"
 
 namespace snowfabric {
-namespace {
-
-/// @return errno of write(2)
-Result<void> write_all(int fd, std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t nb = ::write(fd, bytes.data(), bytes.size());
-    if (nb < 0) return fail(errno, fmt::format("{} bytes of a hash tree", bytes.size()));
-    bytes = bytes.subspan(static_cast<std::size_t>(nb));
-  }
-  return {};
-}
-
-}  // namespace
 
 Result<ServedTree> hash_tree_of(Image& image) {
   const UniqueFd file{memfd_create("snowfabric-hash-tree", MFD_CLOEXEC)};
@@ -33,7 +19,8 @@ Result<ServedTree> hash_tree_of(Image& image) {
   Hash root{};
   try {
     const HashTree tree = HashTree::over(std::exchange(image.page_hashes(), {}));
-    if (auto ok = write_all(file.get(), tree.bytes()); !ok) return std::unexpected(ok.error());
+    if (auto ok = write_all(file.get(), tree.bytes(), "a hash tree"); !ok)
+      return std::unexpected(ok.error());
     root = tree.root();
   } catch (const std::bad_alloc&) {
     return fail(ENOMEM, fmt::format("hash tree over {} pages", image.nb_pages()));
