@@ -11,6 +11,7 @@
 #include <spdlog/spdlog.h>
 
 #include "fabric/base/hex.hpp"
+#include "memserver-dpdk/checkpoint_job.hpp"
 #include "memserver-dpdk/freeze.hpp"
 
 namespace snowfabric {
@@ -63,7 +64,7 @@ std::string info_json(const ServerOptions& options, const Frozen& frozen, const 
   json["mtu"] = port.mtu_bytes();
   json["nb_fragments"] = served.front()->engine.nb_fragments();
   json["tx_mode"] = to_string(mode);
-  if (has_parent(options)) json["descriptor"] = options.descriptor_file;
+  if (!options.descriptor_file.empty()) json["descriptor"] = options.descriptor_file;
   for (const auto& [name, value] : frozen.freeze) json["freeze"][name] = value;
   return json.dump(2) + "\n";
 }
@@ -147,7 +148,9 @@ Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, Tx
                       Frozen& frozen, std::span<const std::unique_ptr<Served>> served, Seal* seal,
                       const std::atomic<bool>& stop) {
   const Port& port = datapath.port;
-  if (auto ok = confine(options, datapath.profile, 0, {options.info_file, options.stats_file}); !ok)
+  if (auto ok = confine(options, datapath.profile, 0,
+                        {options.info_file, options.stats_file, options.checkpoint_file});
+      !ok)
     return std::unexpected(ok.error());
   ServerWorker worker{served, port, mode, options.rx_loss_percent / 100, options.seed, seal};
   const auto images = served.first(frozen.images.size());  // hash trees are behind them
@@ -166,6 +169,7 @@ Result<Snapshot> poll(const ServerOptions& options, const Datapath& datapath, Tx
   EventLog log{served};
   const Watcher watcher{[&log] { log.look(); }};
   if (!stop) frozen.descriptor.keep();
+  const CheckpointJob checkpoint{served.front()->image, options.checkpoint_file};
   worker.run(stop, datapath.profile.idle);
   return snapshot_of(worker, port, images);
 }
@@ -184,7 +188,8 @@ void add_parent_options(CLI::App& cli, ServerOptions& options) {
       ->transform(CLI::CheckedTransformer(std::map<std::string, xen::Keep>{
           {"copy", xen::Keep::kCopy}, {"in-place", xen::Keep::kInPlace}}));
   cli.add_option("--descriptor", options.descriptor_file,
-                 "with --qemu or --xen: write the descriptor that clones start from there");
+                 "with --qemu or --xen: write the descriptor that clones start from there; with "
+                 "--restore: the image's, to hold the checkpoint to, and for key and hash tree");
   cli.add_option("--free-pages", options.free_pages,
                  "with --qemu: ask at this socket which pages are free, and leave them out");
   cli.add_option("--memtap", options.memtap,
@@ -200,6 +205,11 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
   add_app_options(cli, options);
   cli.add_option("IMAGE", options.images, "raw memory images to serve");
   add_parent_options(cli, options);
+  cli.add_option("--checkpoint", options.checkpoint_file,
+                 "write the image to this file while it is served: --restore serves it again");
+  cli.add_option("--restore", options.restore,
+                 "serve the image in this file, which --checkpoint wrote, to memtaps that had it "
+                 "and to others");
   cli.add_option("--image-id", options.image_ids,
                  "hexadecimal id of each image; default: derived from the content, of a parent at "
                  "random");
@@ -244,12 +254,13 @@ ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
 
 Result<void> serve(const ServerOptions& options) {
   if (auto ok = check_sources(options); !ok) return ok;
-  const auto key = read_key(options);
+  auto key = read_key(options);
   if (!key) return std::unexpected(key.error());
   const CpuMask cpus;  // before EAL leaves this thread but one
   Result<Frozen> frozen;
   if (!has_parent(options)) frozen = open_files(options);
   if (!frozen) return std::unexpected(frozen.error());
+  if (frozen->key) key = frozen->key;
   std::vector<std::unique_ptr<Served>> served;  // before the port, which may hold their memory
   auto datapath = start_datapath(options, "memserver-dpdk", "server", {});
   if (!datapath) return std::unexpected(datapath.error());

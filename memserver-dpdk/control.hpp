@@ -31,6 +31,8 @@ struct ServerOptions : AppOptions {
   std::string descriptor_file;       ///< of the parent: where it is written
   std::string free_pages;            ///< with `qemu`: socket of the guest's port for free pages
   std::string memtap;                ///< with `qemu`: socket of the memtap that serves it, a clone
+  std::string checkpoint_file;       ///< where the frozen image is written, while it is served
+  std::string restore;               ///< such a file, to be served again
   bool detach = false;  ///< with `qemu`: copy its memory, so that it can be frozen again
 };
 

@@ -12,6 +12,7 @@
 #include <spdlog/spdlog.h>
 
 #include "fabric/base/parse_number.hpp"
+#include "memserver-dpdk/checkpoint.hpp"
 #include "memserver-dpdk/qemu_parent.hpp"
 #include "memserver-dpdk/xen_parent.hpp"
 
@@ -96,6 +97,58 @@ Result<std::uint64_t> add_descriptor(Frozen& frozen, const FrozenParent& parent,
   return ms;
 }
 
+/// A checkpoint is served with its own id and epoch, and nothing beside it.
+Result<void> check_restore(const ServerOptions& options) {
+  if (has_parent(options) || !options.images.empty())
+    return fail(EINVAL, "--restore serves a checkpoint: name no image and no parent beside it");
+  if (!options.checkpoint_file.empty())
+    return fail(EINVAL, "--checkpoint and --restore: the image is in a checkpoint already");
+  if (!options.image_ids.empty() || options.epoch != 1)
+    return fail(EINVAL, "--image-id and --epoch are the checkpoint's own with --restore");
+  if (!options.key_file.empty() && !options.descriptor_file.empty())
+    return fail(EINVAL, "--key is in the descriptor: name one of them with --restore");
+  return {};
+}
+
+/// What clones have is what they started from.
+Result<void> check_same(const Descriptor& descriptor, const Frozen& frozen) {
+  const Image& image = frozen.images.front();
+  if (descriptor.image_id != image.image_id() || descriptor.epoch != image.epoch() ||
+      descriptor.spaces.front().nb_pages != image.nb_pages())
+    return fail(EBADMSG,
+                fmt::format("the checkpoint is of image {:016x} epoch {}, {} pages, the "
+                            "descriptor of {:016x} epoch {}, {} pages",
+                            image.image_id(), image.epoch(), image.nb_pages(), descriptor.image_id,
+                            descriptor.epoch, descriptor.spaces.front().nb_pages));
+  if (!descriptor.hash_root.empty() &&
+      !std::ranges::equal(descriptor.hash_root, frozen.trees.front().root))
+    return fail(EBADMSG, "the checkpoint's hash tree has another root than the descriptor says");
+  return {};
+}
+
+Result<Frozen> open_restored(const ServerOptions& options) {
+  std::optional<Descriptor> descriptor;
+  if (!options.descriptor_file.empty()) {
+    auto read = read_descriptor(options.descriptor_file);
+    if (!read) return std::unexpected(read.error());
+    descriptor = std::move(*read);
+  }
+  const bool has_tree = options.hash_tree || (descriptor && !descriptor->hash_root.empty());
+  auto image =
+      open_checkpoint(options.restore, {.hash_pages = has_tree, .progress_fd = STDERR_FILENO});
+  if (!image) return std::unexpected(image.error());
+  Frozen frozen;
+  frozen.names = {options.restore};
+  frozen.images.push_back(std::move(*image));
+  if (has_tree)
+    if (auto ok = add_hash_tree(frozen); !ok) return std::unexpected(ok.error());
+  if (!descriptor) return frozen;
+  if (auto ok = check_same(*descriptor, frozen); !ok) return std::unexpected(ok.error());
+  if (const std::span<const std::byte> key = descriptor->group_key; key.size() == GroupKey::kBytes)
+    frozen.key.emplace(key.first<GroupKey::kBytes>());
+  return frozen;
+}
+
 }  // namespace
 
 UnservedDescriptor::~UnservedDescriptor() {
@@ -109,9 +162,16 @@ Result<void> check_sources(const ServerOptions& options) {
           std::pair{!options.memtap.empty(), "--memtap"}, std::pair{options.detach, "--detach"}})
       if (given) return fail(EINVAL, fmt::format("{} belongs to --qemu", option));
   if (options.xen.empty() && options.xen_ram) return fail(EINVAL, "--xen-ram belongs to --xen");
+  if (!options.restore.empty()) return check_restore(options);
+  if (!options.checkpoint_file.empty() && options.images.size() > 1)
+    return fail(EINVAL, "--checkpoint is of one image: name one");
+  if (!options.checkpoint_file.empty())
+    if (auto ok = may_be_checkpoint(options.checkpoint_file); !ok) return ok;
   if (!has_parent(options)) {
     if (options.images.empty())
-      return fail(EINVAL, "nothing to serve: name image files, or a parent with --qemu or --xen");
+      return fail(EINVAL,
+                  "nothing to serve: name image files, a checkpoint with --restore, or a parent "
+                  "with --qemu or --xen");
     if (!options.descriptor_file.empty())
       return fail(EINVAL, "--descriptor belongs to --qemu or --xen: a raw image has no state");
     if (!options.image_ids.empty() && options.image_ids.size() != options.images.size())
@@ -133,6 +193,7 @@ Result<void> check_sources(const ServerOptions& options) {
 }
 
 Result<Frozen> open_files(const ServerOptions& options) {
+  if (!options.restore.empty()) return open_restored(options);
   Frozen frozen;
   frozen.names = options.images;
   for (std::size_t i = 0; i < options.images.size(); ++i) {

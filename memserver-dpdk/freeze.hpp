@@ -45,6 +45,7 @@ struct Frozen {
   std::vector<ServedTree> trees;   ///< of the images, or none
   Snapshot freeze;                 ///< how long what took, if a parent was frozen
   UnservedDescriptor descriptor;
+  std::optional<GroupKey> key{};  ///< of a restored image, by its descriptor
 };
 
 /// @return EINVAL: the options name nothing to serve, or what cannot go together

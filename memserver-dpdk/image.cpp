@@ -98,7 +98,10 @@ Result<Image> Image::open(const std::filesystem::path& path, const ImageOptions&
   try {
     Image image{std::move(*mapping)};
     image.live_ = options.live;
-    image.crcs_.resize(image.bytes().size() / kPageSize);
+    const std::uint64_t nb_in_file = image.bytes().size() / kPageSize;
+    if (options.nb_pages.value_or(nb_in_file) > nb_in_file)
+      return fail(EINVAL, fmt::format("image {} has {} pages alone", path.string(), nb_in_file));
+    image.crcs_.resize(options.nb_pages.value_or(nb_in_file));
     if (options.hash_pages) image.hashes_.resize(image.nb_pages());
     image.zero_words_.resize((image.crcs_.size() + kPagesPerWord - 1) / kPagesPerWord);
     for (const PageRange& pages : options.zeros)
@@ -106,8 +109,8 @@ Result<Image> Image::open(const std::filesystem::path& path, const ImageOptions&
         return fail(EINVAL, fmt::format("zero pages behind the end of image {}", path.string()));
     std::optional<Progress> progress;
     if (options.progress_fd)
-      progress.emplace(fmt::format("scan {}", path.filename().string()), image.bytes().size(),
-                       *options.progress_fd);
+      progress.emplace(fmt::format("scan {}", path.filename().string()),
+                       image.nb_pages() * kPageSize, *options.progress_fd);
     const bool readable = image.scan(progress ? &*progress : nullptr, options.stop);
     if (options.stop != nullptr && *options.stop)
       return fail(ECANCELED, fmt::format("the scan of {} was stopped", path.string()));

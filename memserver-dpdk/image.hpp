@@ -23,6 +23,7 @@ struct ImageOptions {
   std::optional<std::uint64_t> image_id{};  ///< not 0; without it, derived from the content
   std::uint32_t epoch = 1;                  ///< of this freeze of the image
   std::uint8_t space = 0;                   ///< page space that it is
+  std::optional<std::uint64_t> nb_pages{};  ///< the file's first; without it, all
   bool hash_pages = false;                  ///< for hash_tree_of()
   std::optional<int> progress_fd{};         ///< where to show the scan's progress, e.g. stderr
   /// RAM of a running parent: it is the first pages, and the file holds the others at their places.
@@ -59,7 +60,8 @@ class Image {
  public:
   /// Maps and scans `path`, on all CPUs of the calling thread: EAL pins its caller to one, and TBB
   /// workers started then would all share it.
-  /// @return as FileMapping::open; EINVAL: image id 0, or zeros behind the last page; EIO: a block
+  /// @return as FileMapping::open; EINVAL: image id 0, or pages behind the file's last; EIO: a
+  /// block
   ///         cannot be read; ECANCELED: stopped; ENOMEM
   [[nodiscard]] static Result<Image> open(const std::filesystem::path& path,
                                           const ImageOptions& options = {});

@@ -89,6 +89,7 @@ const std::atomic<bool>& stop_on_signals() {
   sigaction(SIGTERM, &action, nullptr);
   action.sa_handler = SIG_IGN;
   sigaction(SIGPIPE, &action, nullptr);
+  sigaction(SIGXFSZ, &action, nullptr);  // a file that grows too large is an error of its write
   return stop_requested;
 }
 

@@ -65,6 +65,32 @@ def dead_memserver_is_a_clear_error(context):
 
 
 @case(120)
+def memserver_restored_from_its_checkpoint(context):
+    """Killed half way, and started again from the file that it wrote meanwhile: the same image, also by its hash tree."""
+    with context.world(server_args=("--hash-tree", *SLOW_WIRE)) as fleet:
+        checkpoint = fleet.dir / "checkpoint"
+        fleet.server.stop()
+        fleet.start_server(extra=("--checkpoint", checkpoint))
+        image_id = fleet.info["images"][0]["image_id"]
+        guests = start_clones(fleet, 4, MIXED)
+        half_way(context, fleet)
+        wait_until(checkpoint.exists, "the checkpoint is complete")
+        check(any(guest.status() is None for guest in guests), "the guests were complete too soon: slow the wire down")
+        fleet.server.kill()
+        image, fleet.opt.image = fleet.opt.image, None
+        began = time.monotonic()
+        fleet.start_server(extra=("--restore", checkpoint))
+        fleet.opt.image = image
+        check(fleet.info["images"][0]["image_id"] == image_id, "another image")
+        before = [fleet.memtap_stats(host)["rx_pages"] for host in fleet.memtaps]
+        wait_until(lambda: [fleet.memtap_stats(host)["rx_pages"] for host in fleet.memtaps] > before, "pages come again")
+        took_s = time.monotonic() - began
+        check_complete(context, fleet, guests)
+        check(fleet.server_stats()["pages_sent_once"] > 0, "the pages were not the restored memserver's")
+        return f"pages again after {took_s:.2f} s"
+
+
+@case(120)
 def siblings_repair_what_a_dead_memserver_owes(context):
     """Hosts that joined just before it died get every page from the one that keeps them, and hold it to the hash tree."""
     with context.world(nb_hosts=3, memtaps=[1], server_args=("--hash-tree",), memtap_args=("--give-up", GIVE_UP_S)) as fleet:

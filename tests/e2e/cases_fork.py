@@ -311,6 +311,22 @@ def fork_memserver_killed_parent_runs_on_and_clones_pause(context):
         check_parent(vms)
 
 
+@case(240)
+def fork_goes_on_from_its_checkpoint(context):
+    """memserver is killed under its clones, and another serves what it had written of the parent, which runs on meanwhile."""
+    with family(context) as vms:
+        checkpoint = vms.fleet.dir / "checkpoint"
+        vms.fleet.opt.server_args = ("--checkpoint", checkpoint)
+        clones = fork(vms, 2)
+        wait_until(checkpoint.exists, "the checkpoint is complete", 60.0)
+        vms.fleet.server.kill()
+        vms.fleet.opt.server_args = ()
+        vms.fleet.start_server(extra=("--restore", checkpoint, "--descriptor", vms.descriptor))
+        for clone in clones:
+            check_memory(clone.vm)
+        check_parent(vms)
+
+
 @case(120)
 def parent_with_a_writable_disk_is_refused(context):
     lab = lablib.Lab(lab_name(), 1)
