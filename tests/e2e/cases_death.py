@@ -5,7 +5,7 @@ import sys
 import time
 
 import lablib
-from lib import SLOW_WIRE, case, check, check_complete, half_way, start_clones, wait_until, ROOT
+from lib import SLOW_WIRE, case, check, check_complete, half_way, seconds_since, start_clones, wait_until, ROOT
 
 MIXED = ["sequential", "random", "hotset"]
 GIVE_UP_S = 3
@@ -21,6 +21,10 @@ def memtap_killed_others_complete(context):
         orphans = [g for g in guests if g.host == 2]
         check(fleet.wait_guests(20.0, orphans), "guests of the dead memtap hang")
         check(all(g.status() != 0 for g in orphans), "a guest of the dead memtap claims to be complete")
+        began = time.monotonic()
+        fleet.start_memtap(2)
+        check_complete(context, fleet, start_clones(fleet, 1, "random", hosts=[2]))
+        return f"the next memtap has completed a new guest after {seconds_since(began)}"
 
 
 @case(120)
@@ -39,10 +43,15 @@ def memserver_restarted_all_complete(context):
         guests = start_clones(fleet, 8, MIXED)
         half_way(context, fleet)
         fleet.server.kill()
+        before = fleet.memtap_stats(1)["rx_pages"]
+        began = time.monotonic()
         fleet.start_server()
+        wait_until(lambda: fleet.memtap_stats(1)["rx_pages"] > before, "pages come again")
+        took = seconds_since(began)
         check_complete(context, fleet, guests)
         seen = [fleet.memtap_stats(host)["server_restarts"] for host in fleet.memtaps]
         check(all(count >= 1 for count in seen), f"server_restarts by memtap: {seen}")
+        return f"pages again after {took}"
 
 
 @case(120)

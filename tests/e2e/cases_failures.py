@@ -9,7 +9,7 @@ import time
 
 import lablib
 from fleetlib import PAGE, SERVER
-from lib import SLOW_WIRE, case, check, check_complete, half_way, start_clones, wait_until
+from lib import SLOW_WIRE, case, check, check_complete, half_way, seconds_since, start_clones, wait_until
 
 SLOWER_WIRE = ("--rate-gbps", "0.02", "--max-rate-gbps", "0.02")  # some 9 s of the image
 OUTAGE_S = 1.0
@@ -174,12 +174,15 @@ def too_small_mtu_is_a_clear_error(context):
     """A memtap whose port cannot take the server's frames says so and ends; with the MTU raised it serves."""
     with context.world(nb_hosts=1, memtaps=[]) as fleet:
         set_mtu(fleet, 1, 1500)
+        began = time.monotonic()
         fleet.launch_memtap(1)
         check(fleet.memtaps[1].wait(10.0) == 1, f"memtap ended with {fleet.memtaps[1].status()}")
+        took = seconds_since(began)
         check("raise the MTU here" in fleet.memtaps.pop(1).tail(), "memtap says another thing")
         set_mtu(fleet, 1, 9000)
         fleet.start_memtap(1)
         check_complete(context, fleet, start_clones(fleet, 1, "random"))
+        return f"error after {took}"
 
 
 @case(60)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cases with real VMs: a running QEMU is frozen, its clones are unmodified QEMUs, the guests check their own memory."""
+import json
 import os
 import pathlib
 import re
@@ -11,8 +12,8 @@ import fleetlib
 import forklib
 import lablib
 import vmlib
-from forking import VM_MB, check_memory, check_parent, check_verified, family, fork
-from lib import Failed, check, check_no_leftovers, case, key_file, lab_name, wait_until
+from forking import VM_MB, check_memory, check_parent, check_verified, family, fork, start_memtaps
+from lib import Failed, check, check_no_leftovers, case, key_file, lab_name, seconds_since, wait_until
 
 SMALL_VM_MB = 192
 NB_VM_PAGES = VM_MB * 256
@@ -83,6 +84,33 @@ def fork_clones_answer_as_themselves(context):
         check(len(drawn) == 1 + len(clones), f"clones have the random numbers of others: {drawn}")
         check_parent(vms)
         return f"{nb_bytes} bytes of descriptor, 1/{(SMALL_VM_MB << 20) // nb_bytes} of the memory"
+
+
+def frames_sent(vm):
+    """By its network card, as the host's end of it counts them."""
+    nic = vm.nic
+    stats = json.loads(lablib.run(["ip", *(["-n", nic.netns] if nic.netns else []), "-s", "-j", "link", "show", nic.tap]))
+    return stats[0]["stats64"]["rx"]["packets"]
+
+
+@case(240)
+def fork_clone_sends_nothing_until_it_is_somebody(context):
+    """It runs, and still takes itself for its parent, whose address it is asked for: its link is down until it has its own."""
+    with family(context, nb_hosts=1) as vms:
+        vms.fork(2)
+        start_memtaps(vms)
+        clones = [vms.spawn(1, 1), vms.spawn(2, 1, postcopy=False)]
+        before = [vms.ask_web(vms.identity(0)) for _ in range(5)]  # with the parent's address on every card
+        check(len(before) == 5, "the parent does not answer")
+        for clone in clones:
+            wait_until(lambda c=clone: vms.guest_counters(c).get("faults", 0) > 0, "the clone runs")
+        time.sleep(1.0)
+        sent = [frames_sent(clone.vm) for clone in clones]
+        check(sent == [0, 0], f"frames sent by clones that are nobody: {sent}")
+        for clone in clones:
+            vms.settle(clone)
+        sent = [frames_sent(clone.vm) for clone in clones]
+        check(all(sent), f"frames sent by clones that are somebody: {sent}")
 
 
 def fork_with_free_pages(vms, check_clone):
@@ -256,10 +284,13 @@ def fork_memtap_killed_pauses_its_clones_alone(context):
         vms.fleet.memtaps[1].kill()
         clones[0].vm.channel.send("VERIFY")
         check_memory(clones[1].vm)
+        began = time.monotonic()
         vms.fleet.start_memtap(1)
         vms.recover(clones[0])
+        took = seconds_since(began)
         check_verified(clones[0].vm, vmlib.fields(clones[0].vm.channel.expect("VERIFIED", 120.0)))
         check_parent(vms)
+        return f"the next memtap has it after {took}"
 
 
 @case(240)
@@ -294,9 +325,13 @@ def fork_memtap_killed_clones_that_share_memory_wait_for_the_next(context):
         for clone in clones:
             clone.vm.channel.send("VERIFY")
         time.sleep(0.5)  # they come to pages they lack
+        began = time.monotonic()
         vms.fleet.start_memtap(1)
+        wait_until(lambda: vms.fleet.memtap_stats(1).get("guests") == len(clones), "the next memtap has them")
+        took = seconds_since(began)
         for clone in clones:
             check_verified(clone.vm, vmlib.fields(clone.vm.channel.expect("VERIFIED", 120.0)))
+        return f"the next memtap has both after {took}"
 
 
 @case(240)
@@ -306,9 +341,12 @@ def fork_memserver_killed_parent_runs_on_and_clones_pause(context):
         vms.fleet.server.kill()
         for clone in clones:
             clone.vm.channel.send("VERIFY")
+        began = time.monotonic()
         for clone in clones:
             clone.vm.wait_migration("postcopy-paused", timeout_s=GIVE_UP_S + 15.0)  # its page cannot be had
+        took = seconds_since(began)
         check_parent(vms)
+        return f"both are paused after {took}"
 
 
 @case(240)
@@ -320,11 +358,14 @@ def fork_goes_on_from_its_checkpoint(context):
         clones = fork(vms, 2)
         wait_until(checkpoint.exists, "the checkpoint is complete", 60.0)
         vms.fleet.server.kill()
+        began = time.monotonic()
         vms.fleet.opt.server_args = ()
         vms.fleet.start_server(extra=("--restore", checkpoint, "--descriptor", vms.descriptor))
+        took = seconds_since(began)
         for clone in clones:
             check_memory(clone.vm)
         check_parent(vms)
+        return f"served again after {took}"
 
 
 @case(120)

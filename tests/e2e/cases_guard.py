@@ -8,7 +8,7 @@ import time
 
 from cases_fork_more import check_forkable
 from forking import family
-from lib import Failed, case, check, wait_until
+from lib import Failed, case, check, seconds_since, wait_until
 from vmlib import VmTimeout
 
 ATTEMPTS = 8
@@ -86,13 +86,17 @@ def in_snapshot(vms, is_still=None):
 
 
 def check_set_back(vms, guard, settings):
+    """@return how long the guard took from now on"""
+    began = time.monotonic()
     wait_until(lambda: has_ended(guard), "the guard ends", 60.0)
+    took = seconds_since(began)
     check(vms.parent.qmp("query-status")["status"] == "running", "the parent stands still")
     check(settings_of(vms.parent) == settings, f"the parent's settings are not as before: {settings_of(vms.parent)}")
     vms.parent.cancel_fork("the freeze was broken off")
     check(not vms.descriptor.exists(), f"{vms.descriptor} is there")
     check_forkable(vms)
     check(settings_of(vms.parent) == settings, f"a fork changes the parent's settings: {settings_of(vms.parent)}")
+    return took
 
 
 @case(300)
@@ -103,8 +107,32 @@ def fork_memserver_killed_in_the_pause(context):
         settings = settings_of(vms.parent)
         server, guard = strike_amid(vms, lambda server: server, in_pause(vms))
         server.kill()
+        began = time.monotonic()
         check(came(vms.parent, "RESUME", 20.0), "the parent does not run on")
+        took = seconds_since(began)
         check_set_back(vms, guard, settings)
+        return f"the parent runs on after {took}"
+
+
+@case(300)
+def fork_goes_on_without_its_guard(context):
+    """It is killed amid the pause; memserver, which lives, ends the freeze as ever."""
+    with family(context) as vms:
+        settings = settings_of(vms.parent)
+        server, guard = strike_amid(vms, lambda server: server, in_pause(vms))
+        os.kill(guard, signal.SIGKILL)
+        os.kill(server.pid, signal.SIGCONT)
+        began = time.monotonic()
+        check(came(vms.parent, "RESUME", 20.0), "the parent does not run on")
+        took = seconds_since(began)
+        vms.fleet.wait_server()
+        check(vms.descriptor.exists(), "there is no descriptor")
+        vms.parent.go_on()
+        vms.end_fork()
+        vms.descriptor.unlink()
+        check_forkable(vms)
+        check(settings_of(vms.parent) == settings, f"the parent's settings are not as before: {settings_of(vms.parent)}")
+        return f"the parent runs on after {took}"
 
 
 @case(300)
@@ -115,7 +143,7 @@ def fork_memserver_killed_during_a_background_snapshot(context):
         settings = settings_of(vms.parent)
         server, guard = strike_amid(vms, lambda server: server, in_snapshot(vms))
         server.kill()
-        check_set_back(vms, guard, settings)
+        return f"all is set back after {check_set_back(vms, guard, settings)}"
 
 
 @case(300)
@@ -130,9 +158,11 @@ def fork_parent_stalls_in_the_pause(context):
         vms.fleet.server = None
         check(not has_ended(guard), "the guard has ended too soon")
         os.kill(vms.parent.process.pid, signal.SIGCONT)
+        began = time.monotonic()
         check(came(vms.parent, "RESUME", 20.0), "the parent does not run on")
+        took = seconds_since(began)
         check_set_back(vms, guard, settings)
-        return said[-1].partition(" error ")[2]
+        return f"{said[-1].partition(' error ')[2]}; the parent runs on {took} after QEMU does"
 
 
 @case(300)
@@ -148,4 +178,4 @@ def fork_parent_falls_silent_in_a_background_snapshot(context):
         vms.fleet.server = None
         check(not has_ended(guard), "the guard has ended too soon")
         os.kill(vms.parent.process.pid, signal.SIGCONT)
-        check_set_back(vms, guard, settings)
+        return f"all is set back {check_set_back(vms, guard, settings)} after QEMU goes on"

@@ -43,6 +43,10 @@ def check(holds, text):
         raise Failed(text)
 
 
+def seconds_since(began):
+    return f"{time.monotonic() - began:.2f} s"
+
+
 def wait_until(holds, what, timeout_s=20.0):
     deadline = time.monotonic() + timeout_s
     while not holds():
