@@ -121,7 +121,8 @@ std::size_t Repairs::next(std::span<std::byte> out, Nanos now) noexcept {
 
 /// Demands first.
 std::size_t Repairs::write_next(std::span<std::byte> out, Nanos now) noexcept {
-  if (fragment_ != 0) return write_page(out, *source_->bytes(page_));
+  if (fragment_ != 0)
+    if (const auto bytes = source_->bytes(page_)) return write_page(out, *bytes);
   Entry* first = nullptr;
   for (Entry& entry : std::span{entries_}.first(nb_entries_))
     if (!entry.sent && entry.at <= now &&

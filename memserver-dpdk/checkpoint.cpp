@@ -85,7 +85,8 @@ Result<void> write_pages(const Image& image, NewFile& file, Progress* progress,
     if (auto ok = file.write(std::span{room}.first(nb_bytes)); !ok) return ok;
     if (progress != nullptr) progress->add(nb_zero * kPageSize + nb_bytes);
     page += nb_zero + *nb_data;
-    if ((unsynced_bytes += nb_bytes) < kSyncBytes) continue;
+    unsynced_bytes += nb_bytes;
+    if (unsynced_bytes < kSyncBytes) continue;
     if (auto ok = file.sync(); !ok) return ok;
     unsynced_bytes = 0;
   }

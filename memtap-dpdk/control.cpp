@@ -186,7 +186,8 @@ void GuestControl::look_at_guests(Nanos now) {
     spdlog::info("process {} is to get all its memory", request.guest);
     completions_.begin(std::move(request), listener_->guests(), *host_);
   }
-  completions_.step(*host_, engine_.state() != ClientState::kServerDead || pages_come(now), now);
+  const bool come = pages_come(now);
+  completions_.step(*host_, come || engine_.state() != ClientState::kServerDead, now);
   for (const auto& guest : events.gone) bury(*guest);
   host_stats_.guests_of_others.add(events.nb_of_others);
   for (const Error& error : events.rejected) {
