@@ -50,17 +50,22 @@ class FakeShelf final : public RepairSource {
   }
 };
 
+/// What a sibling of this client asks the group for.
+Parsed sibling_request(const TestClient& client, const std::vector<wire::WantEntry>& wants) {
+  return test::made_by([&](auto out) {
+    return wire::write_request(
+        out, client.server, group_address(client.server.image_id), test::mac_of(kSibling),
+        {.client_id = kSibling, .report = test::report(0)}, wants, wire::kFlagSibling);
+  });
+}
+
 struct RepairsTest : testing::Test {
   void SetUp() override {
     client.join(kPages);
     repairs.serve(&shelf);
   }
-  void asked(std::vector<wire::WantEntry> wants) {
-    const Parsed request = test::made_by([&](auto out) {
-      return wire::write_request(
-          out, client.server, group_address(client.server.image_id), test::mac_of(kSibling),
-          {.client_id = kSibling, .report = test::report(0)}, wants, wire::kFlagSibling);
-    });
+  void asked(const std::vector<wire::WantEntry>& wants) {
+    const Parsed request = sibling_request(client, wants);
     ASSERT_EQ(client.give(request), wire::Drop::kNone);
     repairs.on_request(request.frame, client.now);
   }
@@ -205,12 +210,7 @@ TEST_F(RepairsTest, HostsDoNotAnswerAllAtOnce) {
     other.join(kPages);
     Repairs theirs{other.engine};
     theirs.serve(&shelf);
-    const Parsed request = test::made_by([&](auto out) {
-      return wire::write_request(out, client.server, group_address(client.server.image_id),
-                                 test::mac_of(kSibling),
-                                 {.client_id = kSibling, .report = test::report(0)},
-                                 std::array{want(5)}, wire::kFlagSibling);
-    });
+    const Parsed request = sibling_request(client, {want(5)});
     theirs.on_request(request.frame, client.now);
     times.insert(theirs.deadline() - client.now);
   }
@@ -251,12 +251,7 @@ TEST_F(RepairsTest, APageInFragmentsIsSentWhole) {
   Repairs theirs{narrow.engine};
   theirs.serve(&shelf);
   shelf.put(5);
-  const Parsed request = test::made_by([&](auto out) {
-    return wire::write_request(out, narrow.server, group_address(narrow.server.image_id),
-                               test::mac_of(kSibling),
-                               {.client_id = kSibling, .report = test::report(0)},
-                               std::array{want(5)}, wire::kFlagSibling);
-  });
+  const Parsed request = sibling_request(narrow, {want(5)});
   theirs.on_request(request.frame, narrow.now);
   std::array<std::byte, wire::kMaxFrameBytes> out;
   std::vector<std::byte> page;
