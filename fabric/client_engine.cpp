@@ -74,8 +74,9 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
     rx_bytes_ += frame_bytes;
   }
   if (frame.type == FrameType::kBye) return Drop::kNone;  // no sign of life
+  last_heard_ = now;
   // One of another life is not ours before its WELCOME.
-  frame.incarnation == identity_.incarnation ? hear(now) : void(last_heard_ = now);
+  if (frame.incarnation == identity_.incarnation) hear(now);
   return Drop::kNone;
 }
 
