@@ -19,6 +19,7 @@ DESCRIPTOR, FORKED, ENDED = SHARED / "vm.desc", SHARED / "forked.json", SHARED /
 SERVE = ["--push", "--rate-gbps", "0.02", "--max-rate-gbps", "0.1"]
 GOOD_TICKS = 3  # that a clone must have had
 PATIENCE_S = 300  # for what takes a quarter of it where nothing else runs
+END_S = 60  # likewise, of a process that is told to end
 
 
 class ForkError(Exception):
@@ -214,7 +215,7 @@ def make_folders():
 
 def end(processes, clone_names):
     """Stops them in this order. @return what was wrong with that, in words"""
-    complaints = [complaint for complaint in (process.stop() for process in processes) if complaint]
+    complaints = [complaint for complaint in (process.stop(END_S) for process in processes) if complaint]
     complaints += [f"{p.name} ended with status {p.status()}:\n{p.tail()}" for p in processes if p.status() != 0]
     left = [line.split()[0] for line in run("xl", "list").splitlines()[1:]]
     return complaints + [f"the domain of {name} is left" for name in clone_names if name in left]

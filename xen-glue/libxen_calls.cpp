@@ -173,7 +173,9 @@ class LibxenCalls final : public XenCalls {
     return errno_of(xc_mem_paging_enable(xc(), raw(domain), &port));
   }
   int paging_disable(DomId domain) noexcept override {
-    return errno_of(xc_mem_paging_disable(xc(), raw(domain)));
+    const int errnum = errno_of(xc_mem_paging_disable(xc(), raw(domain)));
+    // There is none. Source: vm_event_domctl() of xen/common/vm_event.c.
+    return errnum == EINVAL ? 0 : errnum;
   }
   int paging_resume(DomId domain) noexcept override {
     return errno_of(xc_mem_paging_resume(xc(), raw(domain)));

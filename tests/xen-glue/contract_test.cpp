@@ -192,6 +192,21 @@ TEST_F(XenContract, APagerTakesOverFromOneThatIsThere) {
   EXPECT_EQ(value_of(at(kNbPages - 1)), 7);
 }
 
+TEST_F(XenContract, APagerTakesOverFromOneThatHasEnded) {
+  EXPECT_EQ(xen.paging_disable(bed.domain), 0);  // of which there is none yet
+  std::vector<Gfn> kept;
+  {
+    const auto first = DomainPager::enable(domain);
+    ASSERT_TRUE(first) << first.error().what;
+    ASSERT_TRUE((*first)->evict({at(0), kNbPages}, kept));
+  }
+  const auto next = DomainPager::take_over(domain);
+  ASSERT_TRUE(next) << next.error().what << ": " << std::strerror(next.error().errnum);
+  std::memset(buffer, 8, kPageSize);
+  for (std::uint64_t i = 0; i < kNbPages; ++i) ASSERT_EQ((*next)->load(at(i), buffer), 0);
+  EXPECT_EQ(value_of(at(kNbPages - 1)), 8);
+}
+
 TEST_F(XenContract, AnEvictedPageIsLoadedOnce) {
   const auto pager = DomainPager::enable(domain);
   ASSERT_TRUE(pager) << pager.error().what << ": " << std::strerror(pager.error().errnum);

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """In dom0: one fork of a parent of many vCPUs. The parent is destroyed, a clone is destroyed while it waits for a page, and memtap
-is killed twice while the other clone's paging ring is full and its vCPUs wait for room; that clone claims free pages and balloons,
-too. Ends with status 0 if it goes on with its memory right."""
+is killed twice while the other clone's paging ring is full and its vCPUs wait for room, and then told to end; that clone claims
+free pages and balloons, too. Ends with status 0 if it goes on with its memory right."""
 import ctypes
 import mmap
 import os
@@ -54,8 +54,22 @@ def kill_memtap(clones):
     clones.tap.kill()
 
 
+def end_memtap(clones):
+    """As its user does, while its clone runs; and starts the next. @return what was wrong, in words"""
+    wait_for_faults(clones)
+    before = clones.tap
+    complaint = before.stop(xenfork.END_S)
+    clones.start_tap()
+    return complaint or (before.status() != 0 and f"memtap ended with status {before.status()}:\n{before.tail()}")
+
+
+def nb_ends_while_pages_lacked(keeper):
+    """How many memtaps have ended, in whatever way, before the clone had all its memory."""
+    return keeper.tail(lines=1000).count("memtap is gone, and the clone waits for the next: it lacks")
+
+
 def take_overs(keeper):
-    """Of each memtap that died: whether its ring was full."""
+    """Of each memtap that ended: whether its ring was full."""
     return ["more vCPUs waited" in line for line in keeper.tail(lines=1000).splitlines() if "handed to the next memtap" in line]
 
 
@@ -103,6 +117,13 @@ def main():
             clones.start_tap()
     if not all(take_overs(keepers[0])):
         print("the ring was not full when memtap died")
+        return 1
+    if complaint := end_memtap(clones):
+        print(complaint)
+        return 1
+    xenfork.wait_for("take-over", lambda: len(take_overs(keepers[0])) == NB_KILLS + 1, xenfork.PATIENCE_S, clones.tap, keepers[0])
+    if nb_ends_while_pages_lacked(keepers[0]) != NB_KILLS + 1:
+        print("a memtap ended when its clone had all its memory")
         return 1
     balloon(clones)
     clones.wait(2 * xenfork.PATIENCE_S, len(xenfork.ticks("clone1")) + xenfork.GOOD_TICKS)
