@@ -29,10 +29,11 @@ class Bed:
     """The machine's parts, and a folder that dom0 sees as /host. Use with `with`.
     @param net     arguments of QEMU for a network card, which dom0 sees as eth0
     @param shared  a folder that dom0 sees as /shared, as other machines do
-    @param boots   or it starts from the snapshot of a machine that has booted; one with more devices boots"""
+    @param boots   or it starts from the snapshot of a machine that has booted; one with more devices or memory boots
+    @param vm_mb   memory of its largest guest"""
 
-    def __init__(self, net=(), shared=None, boots=False):
-        self.extra = [*net, *self._shared_args(shared)]
+    def __init__(self, net=(), shared=None, boots=False, vm_mb=0):
+        self.extra = [*net, *self._shared_args(shared), *xenmachine.room_for(vm_mb)]
         self.machine, self.guest = None, xenbuild.guest()
         self.snapshot = None if boots or self.extra else xenmachine.snapshot()
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="run-", dir=xenbuild.cache()))

@@ -36,7 +36,9 @@ def ratios(measured):
         "extra_pause_to_copy_ratio": extra_s / seconds["bare_copy_us"],
         "descriptor_bytes": measured["descriptor_bytes"], "ram_bytes": rounds[0]["pages"] * 4096,
         "faults_limit": faults["bare"], "faults_fabric": faults["fabric"], "faults_kept": faults["kept"],
-        "fabric_ratio": faults["fabric"] / faults["bare"], "kept_ratio": faults["kept"] / faults["bare"],
+        "faults_pushed": faults["pushed"],
+        "pushed_share": statistics.median(came / nb_pages for came, nb_pages in measured["pushed_pages"]),
+        **{f"{kind}_ratio": faults[kind] / faults["bare"] for kind in ("fabric", "kept", "pushed")},
     }
 
 
@@ -49,11 +51,13 @@ def show(result):
           f"descriptor               {result['descriptor_bytes']:9} bytes, 1/{result['ram_bytes'] / result['descriptor_bytes']:.0f} of the memory\n"
           f"faults over the fabric   {result['faults_fabric']:9.0f} /s, bare pager {result['faults_limit']:.0f}: "
           f"{result['fabric_ratio']:.2f}\n"
-          f"faults on kept pages     {result['faults_kept']:9.0f} /s: {result['kept_ratio']:.2f}", flush=True)
+          f"faults on kept pages     {result['faults_kept']:9.0f} /s: {result['kept_ratio']:.2f}\n"
+          f"faults on pushed pages   {result['faults_pushed']:9.0f} /s: {result['pushed_ratio']:.2f}; the push had brought "
+          f"{result['pushed_share']:.1%} of all pages but zeros", flush=True)
 
 
 def run(build, rounds, vm_mb, seconds, logs):
-    with xenbed.Bed() as bed, tempfile.TemporaryDirectory(prefix="snowfabric-xen-") as tmp:
+    with xenbed.Bed(vm_mb=vm_mb) as bed, tempfile.TemporaryDirectory(prefix="snowfabric-xen-") as tmp:
         job = pathlib.Path(tmp) / "job"
         job.write_text("exec python3 -B /host/xenmeasure.py\n")
         for path in (*xendemo.files(build), build / PROGRAM, HERE / "xenmeasure.py"):

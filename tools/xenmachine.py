@@ -14,7 +14,17 @@ from bootlib import VmError, run
 from vmchannel import LineSocket, Qmp
 from vmlib import QEMU
 
-QEMU_MB, DOM0_MB = 2304, 1024
+VM_MB = 512  # of the largest guest that there is room for: twice, and once more in dom0
+
+
+def dom0_mb(vm_mb):
+    return vm_mb + 512
+
+
+def qemu_mb(vm_mb):
+    return dom0_mb(vm_mb) + 2 * vm_mb + 256
+
+
 # Why these: docs/xen.md, What QEMU cannot do.
 CPU = "EPYC,+svm,+npt,-smap,-monitor,-rdtscp,-xsave"
 XEN_ARGS = ("console=com1 com1=115200,8n1 dom0_mem={mb}M,max:{mb}M dom0_max_vcpus=1 dom0_vcpus_pin cpuidle=0 bootscrub=0 "
@@ -25,8 +35,8 @@ BOOT_S = 300.0  # for what takes a tenth of it where nothing else runs
 # Of QEMU, but for what differs from run to run. Nothing is written to the disk.
 ARGUMENTS = [
     "-machine", "pc", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", CPU, "-smp", "2",
-    "-m", str(QEMU_MB), "-display", "none", "-vga", "none", "-nodefaults", "-no-reboot",
-    "-kernel", "xen.elf", "-append", XEN_ARGS.format(mb=DOM0_MB),
+    "-m", str(qemu_mb(VM_MB)), "-display", "none", "-vga", "none", "-nodefaults", "-no-reboot",
+    "-kernel", "xen.elf", "-append", XEN_ARGS.format(mb=dom0_mb(VM_MB)),
     "-initrd", "vmlinuz console=hvc0,initrd.img",
     "-drive", "file=disk.ext4,if=none,id=root,format=raw,readonly=on",
     "-device", "virtio-blk-pci,drive=root",
@@ -35,6 +45,11 @@ ARGUMENTS = [
     "-fsdev", "local,id=host,path=host,security_model=none",
     "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
 ]
+
+
+def room_for(vm_mb):
+    """Arguments beside those, for larger guests. Of two QEMU takes the last."""
+    return [] if vm_mb <= VM_MB else ["-m", str(qemu_mb(vm_mb)), "-append", XEN_ARGS.format(mb=dom0_mb(vm_mb))]
 
 
 def _die_with_parent():

@@ -3,12 +3,14 @@
 /host/bench.json, writes /host/result.json."""
 import json
 import pathlib
+import time
 
 import xenfork
 from xenfork import HOST, RUN
 
 PATTERN_PAGES = 64 * 256  # that a clone looks at, one behind the other, as soon as it runs
 TICKS = 3
+QUIET_S = 10  # after which a push is over
 
 
 def freezes(rounds):
@@ -44,7 +46,7 @@ def measure_clone(name, socket, config, *others):
 
 
 def stop(process):
-    if complaint := process.stop():
+    if complaint := process.stop(xenfork.END_S):
         raise xenfork.ForkError(complaint)
 
 
@@ -57,8 +59,34 @@ def bare_rate(number, server, config):
     return rate
 
 
-def measure_faults(rounds, server):
-    clones = xenfork.Clones([], tap_args=["--prefetch", "0"])  # as the bare pager: one page a fault
+def wait_for_push(clones):
+    """Until it is over. @return how many pages it brought"""
+    def kept():
+        return clones.counters()[0].get("kept_pages", 0)
+    xenfork.wait_for("page of the push", kept, xenfork.PATIENCE_S, clones.tap)
+    nb_pages = 0
+    while kept() != nb_pages:
+        nb_pages = kept()
+        time.sleep(QUIET_S)
+    return nb_pages
+
+
+def measure_pushed(rounds, parent, clones):
+    """A freeze each: what the push did not bring, a clone fetches, and the next would have it. @return the rates, and of each
+    push how many pages it brought and how many it should have"""
+    rates, pushes = [], []
+    for i in range(rounds):
+        parent.freeze("--push")
+        image = json.loads((RUN / "server.json").read_text())["images"][0]
+        clones.start_tap()
+        pushes.append((wait_for_push(clones), image["pages"] - image["zero_pages"]))
+        rates.append(measure_clone(f"pushed{i}", clones.socket, clones.config, clones.tap))
+        stop(clones.tap)
+        stop(parent.server)
+    return rates, pushes
+
+
+def measure_faults(rounds, server, clones):
     rates = {"bare": [], "fabric": [], "kept": []}
     for i in range(rounds):
         rates["bare"].append(bare_rate(i, server, clones.config))
@@ -81,8 +109,10 @@ def main():
     settings = f"memory={options['vm_mb']}", 'extra="console=hvc0 panic=-1 SF_MIB=64"'
     parent = xenfork.Parent(*settings, before=lambda: measured.update(freezes=freezes(rounds)))
     measured["descriptor_bytes"] = xenfork.DESCRIPTOR.stat().st_size
-    measured["faults"] = measure_faults(rounds, parent.server)
+    clones = xenfork.Clones([], tap_args=["--prefetch", "0"])  # as the bare pager: one page a fault
+    measured["faults"] = measure_faults(rounds, parent.server, clones)
     stop(parent.server)
+    measured["faults"]["pushed"], measured["pushed_pages"] = measure_pushed(rounds, parent, clones)
     (HOST / "result.json").write_text(json.dumps(measured))
     return 0
 

@@ -71,7 +71,7 @@ def race(nb_races):
         for i in range(nb_races):
             nb_claimed += fork.row(0, RACE_TICKS)["claimed_pages"]
             clone = fork.clones.clones.pop()
-            if complaint := clone.keeper.stop():
+            if complaint := clone.keeper.stop(xenfork.END_S):
                 raise xenfork.ForkError(complaint)
             if i + 1 < nb_races:
                 fork.clones.add(f"clone{i + 1}")
@@ -83,11 +83,13 @@ def main():
     xenfork.make_folders()
     xenfork.make_network()
     nb_claimed = race(nb_races) if nb_races > 0 else None
-    print(f"races: {nb_races} clones right, which claimed {nb_claimed} pages", flush=True)
+    print(f"note: {nb_races} clones right that raced, which claimed {nb_claimed} pages", flush=True)
     xenfork.SERVE.remove("--push")
     without, with_agent = fetched(None), fetched(0)
     avoided = (without - with_agent) / (FILL_MIB * PAGES_PER_MIB)
-    print(f"fetched without an agent {without}, with one {with_agent}: avoided {avoided:.0%} of {FILL_MIB} MiB", flush=True)
+    print(f"note: fetched without an agent {without}, with one {with_agent}: avoided {avoided:.0%} of {FILL_MIB} MiB", flush=True)
+    if nb_claimed == 0:
+        print("no clone of the races claimed a page: they did not race")
     return 0 if nb_claimed != 0 and avoided >= AVOIDED else 1
 
 

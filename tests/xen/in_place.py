@@ -40,7 +40,9 @@ def main():
     os.kill(parent.server.pid, signal.SIGSTOP)
     time.sleep(1)  # in which the vCPUs come to pages that they do not get
     parent.server.kill()
-    parent.ticks_then = len(xenfork.ticks(xenfork.PARENT))
+    parent.ticks_then, began = len(xenfork.ticks(xenfork.PARENT)), time.monotonic()
+    xenfork.wait_for("tick", lambda: len(xenfork.ticks(xenfork.PARENT)) > parent.ticks_then, xenfork.PATIENCE_S)
+    print(f"note: the parent is at work again after {time.monotonic() - began:.1f} s", flush=True)
     good &= checked("parent whose memserver was killed", parent.row()["checksum_ok"])
     print("\n".join(complaints))
     return 0 if good else 1
