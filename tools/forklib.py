@@ -80,13 +80,14 @@ class Family:
     their own, in which this machine has an address."""
 
     def __init__(self, lab, fleet, *, number=0, mb=192, cpus=1, kernel=None, shim=True, devices=(),
-                 spare_modules=()):
+                 spare_modules=(), kernel_args=()):
         """@param shim  start the parent with the preload library, to freeze it by write protection
         @param devices  that each VM has beside the usual ones
-        @param spare_modules  of the kernel, that lie ready in the VM"""
+        @param spare_modules  of the kernel, that lie ready in the VM; kernel_args: of its command line"""
         self.lab, self.fleet, self.number, self.shim = lab, fleet, number, shim
         self.kernel = kernel or bootlib.fetch_kernel()
-        self.mb, self.cpus, self.devices, self.spare_modules = mb, cpus, devices, spare_modules
+        self.mb, self.cpus, self.devices = mb, cpus, devices
+        self.spare_modules, self.kernel_args = spare_modules, kernel_args
         self.machine = vmlib.machine_args(mb, cpus, devices=devices)
         self.parent_machine = vmlib.machine_args(mb, cpus, shared=shim, devices=devices)
         self.descriptor = fleet.dir / f"family{number}.descriptor"
@@ -124,7 +125,7 @@ class Family:
         preload = ["env", f"LD_PRELOAD={(self.fleet.opt.build / SHIM).absolute()}",
                    f"SF_SHIM_SOCKET={self.fleet.dir / f'shim{self.number}.sock'}"] if self.shim else []
         self.parent = vmlib.Vm(f"parent{self.number}", self.fleet.dir, self.parent_machine,
-                               boot=vmlib.boot_args(self.kernel, initramfs, self.identity(0)), nic=self._nic(0),
+                               boot=vmlib.boot_args(self.kernel, initramfs, self.identity(0), self.kernel_args), nic=self._nic(0),
                                prefix=preload, extra=["-qmp", f"unix:{self.freezer},server=on,wait=off"])
         self.parent.start()
         self.parent.wait_ready()

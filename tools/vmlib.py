@@ -119,9 +119,9 @@ def has_nic(args):
     return any(f"netdev={NETDEV}" in arg.split(",") for arg in args)
 
 
-def boot_args(kernel, initramfs, identity=None):
+def boot_args(kernel, initramfs, identity=None, kernel_args=()):
     """What a parent boots; a clone boots nothing."""
-    line = "console=ttyS0 quiet panic=-1 ipv6.disable=1"
+    line = " ".join(("console=ttyS0 quiet panic=-1 ipv6.disable=1", *kernel_args))
     if identity:
         line += f" SF_HOSTNAME={identity.hostname} SF_IP={identity.ip}"
     return ["-kernel", str(bootlib.vmlinuz(kernel)), "-initrd", str(initramfs), "-append", line]

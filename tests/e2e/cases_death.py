@@ -33,8 +33,14 @@ def guest_killed_others_complete(context):
     with context.world(server_args=SLOW_WIRE) as fleet:
         guests = start_clones(fleet, 8, MIXED)
         half_way(context, fleet)
+        gone = fleet.memtap_stats(guests[0].host)["guests_gone"]
+        check(all(guest.status() is None for guest in guests), "a guest was complete too soon: slow the wire down")
+        began = time.monotonic()
         guests[0].kill()
+        wait_until(lambda: fleet.memtap_stats(guests[0].host)["guests_gone"] > gone, "its memtap has noticed")
+        took = seconds_since(began)
         check_complete(context, fleet, guests[1:])
+        return f"forgotten after {took}"
 
 
 @case(120)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cases in which something fails for a while, or for good: a link, a process, a resource, an image. Each says what
 docs/failure-semantics.md says of it, and most how long it takes until pages come again."""
+import contextlib
 import os
 import pathlib
 import resource
@@ -93,6 +94,50 @@ def partition_longer_than_give_up(context):
         heard_s = time.monotonic() - began
         check_complete(context, fleet, start_clones(fleet, 1, "random", hosts=[2]))
         return f"heard after {heard_s:.2f} s, a new guest complete after {time.monotonic() - began:.2f} s"
+
+
+@case(60)
+def host_that_falls_silent_comes_back(context):
+    """Its memtap stands still for longer than --client-timeout. The server forgets it, serves the other, and takes it again."""
+    with context.world(nb_hosts=2, server_args=("--client-timeout", 1, *SLOWER_WIRE)) as fleet:
+        guests = start_clones(fleet, 4, ["sequential", "random"])
+        half_way(context, fleet)
+        forgotten = fleet.server_stats()["clients_timed_out"]
+        os.kill(fleet.memtaps[2].pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: fleet.server_stats()["clients_timed_out"] > forgotten, "the server forgets the silent host")
+            wait_until(lambda: fleet.server_stats()["clients"] == 1, "the other host is the only one")
+            check(any(guest.host == 2 and guest.status() is None for guest in guests), "the silent host lacked nothing")
+        finally:
+            os.kill(fleet.memtaps[2].pid, signal.SIGCONT)
+        began = time.monotonic()
+        wait_until(lambda: fleet.server_stats()["clients"] == 2, "the host has joined again")
+        took = seconds_since(began)
+        check_complete(context, fleet, guests)
+        return f"joined again after {took}"
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    folder.mkdir()
+    lablib.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "snowfabric-test", str(folder)])
+    try:
+        yield folder
+    finally:
+        lablib.run(["umount", "--lazy", str(folder)])
+
+
+@case(60)
+def full_disk_costs_a_checkpoint_alone(context):
+    """memserver says so, leaves no half of it behind, and serves on."""
+    with context.world(nb_hosts=2, memtaps=[]) as fleet, small_disk(fleet.dir / "disk", "1m") as disk:
+        fleet.server.stop()
+        fleet.start_server(extra=("--checkpoint", disk / "checkpoint"))
+        wait_until(lambda: "is not written" in fleet.server.log.read_text(), "memserver says that there is no checkpoint")
+        check("No space left on device" in fleet.server.log.read_text(), "memserver does not say why")
+        check(not list(disk.iterdir()), f"left on the disk: {list(disk.iterdir())}")
+        fleet.start_memtaps([1, 2])
+        check_complete(context, fleet, start_clones(fleet, 2, "random"))
 
 
 @case(60)

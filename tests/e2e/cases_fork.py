@@ -173,6 +173,18 @@ def fork_never_avoids_a_page_in_use(context):
         return "; ".join(notes)
 
 
+@case(240)
+def fork_avoids_nothing_where_the_agent_refuses(context):
+    """As it does under page_poison=1, even where the kernel, as Debian's for clouds, knows nothing of that."""
+    with family(context, mb=SMALL_VM_MB, kernel_args=("page_poison=1",)) as vms:
+        for clone in fork(vms, 1):
+            avoided = vms.fleet.info["freeze"]["avoided_pages"]
+            check(avoided == 0, f"{avoided} pages avoided")
+            check("page_poison=1" in vms.fleet.server.tail(1000), "memserver does not say why no page was avoided")
+            check_memory(clone.vm)
+        check_parent(vms)
+
+
 @case(300)
 def fork_avoids_free_pages_behind_the_hole_for_devices(context):
     """Of a guest with more memory than fits below 4 GiB, where frames and pages have different numbers."""

@@ -5,12 +5,13 @@ import os
 import pathlib
 import re
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import vmlib
 from forking import (NB_DIRTY_PAGES, NB_PATTERN_PAGES, check_answer, check_memory, check_parent, check_verified, family,
                      fork, parent_in, second_fleet_of, start_memtaps, vm_lab)
-from lib import Failed, case, check, check_no_leftovers, wait_until
+from lib import Failed, case, check, check_no_leftovers, seconds_since, wait_until
 
 LARGE_VM_MB, LARGE_FILL_MB = 192, 64
 
@@ -96,15 +97,17 @@ def fork_parent_rewrites_everything_while_clones_read_it(context):
 
 
 def stop_at(vms, came_so_far, extra=()):
-    """Starts to fork and stops memserver when `came_so_far` says so of it. @return what it logged"""
+    """Starts to fork and stops memserver when `came_so_far` says so of it. @return what it logged, and how long it took to end"""
     vms.parent.ask_fork(1)
     server = vms.launch_server(extra)
     wait_until(lambda: came_so_far(server), "memserver is at work", 60.0)
+    began = time.monotonic()
     complaint = server.stop()
+    took = seconds_since(began)
     check(not complaint and server.status() == 0, f"memserver: {complaint or server.status()}")
     vms.parent.channel.send("FAIL the memserver was stopped")
     vms.parent.channel.line(30.0)  # the agent's ERROR about its FORK
-    return server.log.read_text()
+    return server.log.read_text(), took
 
 
 def check_forkable(vms):
@@ -119,7 +122,7 @@ def fork_memserver_stopped_while_it_scans(context):
     """Its descriptor goes with it, and the parent, which ran on, can be forked again."""
     with family(context) as vms:
         for attempt in range(1, 6):
-            said = stop_at(vms, lambda _: vms.descriptor.exists(), ("--detach",))
+            said, took = stop_at(vms, lambda _: vms.descriptor.exists(), ("--detach",))
             if "stopped before anything was served" in said:
                 break
             vms.descriptor.unlink()
@@ -127,17 +130,18 @@ def fork_memserver_stopped_while_it_scans(context):
             raise Failed("memserver served its image before it could be stopped, each time")
         check(not vms.descriptor.exists(), f"{vms.descriptor} is there still")
         check_forkable(vms)
-        return f"stopped in attempt {attempt}"
+        return f"ended after {took}, in attempt {attempt}"
 
 
 @case(300)
 def fork_memserver_stopped_during_a_background_snapshot(context):
     """QEMU would hang if the snapshot were broken off."""
     with family(context, shim=False) as vms:
-        said = stop_at(vms, lambda server: "freezing the parent" in server.log.read_text())
+        said, took = stop_at(vms, lambda server: "freezing the parent" in server.log.read_text())
         check("stopped before anything was served" in said, f"memserver says {said}")
         check(not vms.descriptor.exists(), f"{vms.descriptor} is there")
         check_forkable(vms)
+        return f"ended after {took}"
 
 
 @case(300)

@@ -25,7 +25,7 @@ def vm_lab(nb_hosts=2, mtu=9000):
 
 @contextlib.contextmanager
 def parent_in(lab, context, *, number=0, mb=VM_MB, cpus=1, shim=True, devices=(), spare_modules=(),
-              fill_mb=FILL_MB, **options):
+              kernel_args=(), fill_mb=FILL_MB, **options):
     """A booted parent with a pattern in its memory, which it goes on rewriting. Several with different numbers may be
     in one lab.
     @param options  of the fleet"""
@@ -33,7 +33,7 @@ def parent_in(lab, context, *, number=0, mb=VM_MB, cpus=1, shim=True, devices=()
     with fleetlib.Fleet(lab, options) as fleet:
         try:
             with forklib.Family(lab, fleet, number=number, mb=mb, cpus=cpus, shim=shim, devices=devices,
-                                spare_modules=spare_modules) as vms:
+                                spare_modules=spare_modules, kernel_args=kernel_args) as vms:
                 boot(vms, fill_mb)
                 yield vms
             complaints = fleet.stop()
