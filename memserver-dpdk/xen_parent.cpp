@@ -43,7 +43,7 @@ std::uint64_t us(std::chrono::microseconds time) {
 }
 
 /// See XenCalls::paging_enable.
-constexpr std::array kCannotBePaged{EBUSY, ENOSYS, ENODEV, EMLINK, EXDEV};
+constexpr std::array kCannotBePaged{EBUSY, ENOSYS, ENODEV, EMLINK, EXDEV, EOPNOTSUPP};
 
 /// Of this host, without swapping. @return 0: it does not say
 std::uint64_t available_kib() {

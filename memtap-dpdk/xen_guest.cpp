@@ -290,7 +290,7 @@ Install XenGuest::start() noexcept {
     mark_gone();
     return Install::kGone;
   }
-  if (errnum != 0) {
+  if (errnum != 0 && errnum != EINVAL) {  // that: somebody else has let it run
     set_trouble("Xen refused to let the clone run");
     return Install::kFailed;
   }

@@ -40,6 +40,9 @@ void Copier::end() noexcept {
 }
 
 Result<void> Copier::begin() {
+  const auto info = domain_.info();
+  if (!info) return std::unexpected(info.error());
+  nb_pages_ = info->nb_pages;
   const auto ok =
       domain_.checked(domain_.calls().log_dirty(domain_.id(), true), "log what is written");
   logs_ = ok.has_value();
@@ -52,9 +55,14 @@ void Copier::skip(const FreeWords& free) {
 }
 
 Result<std::size_t> Copier::look() {
+  // Before the other: writes to a page that comes between the two are noted by nobody.
+  const auto info = domain_.info();
+  if (!info) return std::unexpected(info.error());
   const int errnum = domain_.calls().take_dirty(domain_.id(), dirty_);
   if (const auto ok = domain_.checked(errnum, "look what was written"); !ok)
     return std::unexpected(ok.error());
+  if (std::exchange(nb_pages_, info->nb_pages) != info->nb_pages)
+    std::ranges::fill(dirty_, ~std::uint64_t{0});
   return dirty_pages().size();
 }
 

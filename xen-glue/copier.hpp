@@ -35,7 +35,8 @@ class Copier {
   [[nodiscard]] Result<void> begin();
   /// Leaves out pages that were free since begin(), until they are written. @pre no look() yet
   void skip(const FreeWords& free);
-  /// @return how many pages were written since the last look
+  /// @return how many pages were written since the last look; all, if the domain has more or fewer
+  ///         than then: a page that it has got and written since is not noted
   [[nodiscard]] Result<std::size_t> look();
   /// Ends what begin() began.
   void end() noexcept;
@@ -64,6 +65,7 @@ class Copier {
 
   Domain domain_;
   int fd_;
+  std::uint64_t nb_pages_ = 0;  // that the domain had at the last look
   std::vector<std::uint64_t> dirty_;
   std::vector<bool> holds_;  // of each page: the copy has its bytes
   FreeWords free_;           // empty: nobody said

@@ -123,6 +123,9 @@ Result<Domain> find_domain(XenCalls& calls, const std::string& name) {
     const auto number = number_of(text);
     if (!number) continue;
     const Domain domain{calls, DomId{*number}};
+    // xenstore keeps the name of one that was destroyed until its toolstack has cleaned up.
+    const auto info = domain.info();
+    if (info ? info->dying : info.error().errnum == ESRCH) continue;
     if (const auto its = domain.store_read("name"); its && *its == name) return domain;
   }
   return fail(ENOENT, fmt::format("no domain of this host is named {}", name));

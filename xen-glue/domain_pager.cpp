@@ -163,6 +163,9 @@ DomainPager::~DomainPager() {
   DomainInfo info;
   const bool ran = calls.info(domain_.id(), info) == 0 && !info.paused;
   if (ran) calls.pause(domain_.id());
+  // To empty the ring for good the domain would have to run, and ask for more. What it has asked
+  // for it never asks for again: whoever takes over has to hear of it, however much it is.
+  if (ran && info.nb_paged_pages > 0) return;
   bool may_wait = answer_all() == kRingSlots || was_full_;
   for (unsigned i = 0; ran && may_wait && i < kMostRestsAtEnd; ++i) {
     calls.unpause(domain_.id());
@@ -171,8 +174,7 @@ DomainPager::~DomainPager() {
     may_wait = answer_all() == kRingSlots;
   }
   if (!may_wait) calls.paging_disable(domain_.id());
-  if (ran && calls.info(domain_.id(), info) == 0 && info.nb_paged_pages == 0)
-    calls.unpause(domain_.id());
+  if (ran) calls.unpause(domain_.id());
 }
 
 /// @return how many waited

@@ -55,9 +55,9 @@ class DomainPager {
 
   DomainPager(const DomainPager&) = delete;
   DomainPager& operator=(const DomainPager&) = delete;
-  /// No vCPU is left waiting for an answer. If pages are missing the domain is paused: Xen would
-  /// stop each vCPU for ever at its first touch of one. Blocks up to 1 s where more vCPUs waited
-  /// than the ring has slots; if the domain is paused then, the ring stays for pause_drained().
+  /// No vCPU is left waiting for an answer. Blocks up to 1 s where more waited than the ring has
+  /// slots. A domain that runs and lacks pages is paused instead, and the ring stays as it is, for
+  /// pause_drained(): so it is if one is paused for whose vCPUs the ring has too few slots.
   ~DomainPager();
 
   /// @param kept  gets the pages that Xen refused to evict, because more than the guest refers to

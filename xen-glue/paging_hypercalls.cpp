@@ -103,8 +103,10 @@ void PagingHypercalls::free(DomId domain, std::span<const Gfn> pages,
 int PagingHypercalls::load(DomId domain, Gfn page, const std::byte* bytes) noexcept {
   std::memcpy(shared_->page, bytes, kPageSize);
   shared_->ops[0] = operation(XENMEM_paging_op_prep, domain, page, shared_->page);
-  return errno_of(
-      xencall2(calls_, __HYPERVISOR_memory_op, XENMEM_paging_op, address(shared_->ops)));
+  const int errnum =
+      errno_of(xencall2(calls_, __HYPERVISOR_memory_op, XENMEM_paging_op, address(shared_->ops)));
+  // It is being destroyed. Source: rcu_lock_live_remote_domain_by_id() of xen/common/domain.c.
+  return errnum == EINVAL ? ESRCH : errnum;
 }
 
 void PagingHypercalls::add(std::size_t at, unsigned what, DomId domain, Gfn page) noexcept {

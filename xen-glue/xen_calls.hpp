@@ -60,7 +60,8 @@ class EventPort {
 };
 
 /// Every function returns 0 or a positive errno: ESRCH: no such domain; EPERM: this is no dom0;
-/// others by name. One thread at a time.
+/// others by name. A domain that is destroyed stays for calls, which may say what they like of it,
+/// until nobody maps its pages any more. One thread at a time.
 class XenCalls {
  public:
   XenCalls() = default;
@@ -71,14 +72,15 @@ class XenCalls {
   virtual int info(DomId domain, DomainInfo& out) noexcept = 0;
   /// Counted: as many unpause() let it run again.
   virtual int pause(DomId domain) noexcept = 0;
+  /// @return EINVAL: it is not paused
   virtual int unpause(DomId domain) noexcept = 0;
-  /// Lets a suspended domain go on as if its suspend had been cancelled.
+  /// Lets a suspended domain go on as if its suspend had been cancelled. @return EINVAL: it is none
   virtual int resume(DomId domain) noexcept = 0;
   /// Ends it: kills the guest and gives its memory back.
   virtual int destroy(DomId domain) noexcept = 0;
 
-  /// Maps pages in a row. Evicted ones are asked for and have ENOENT; while all of them are evicted
-  /// it blocks: not for a domain one pages oneself.
+  /// Maps pages in a row. Evicted ones are asked for and have ENOENT, but it may block until
+  /// they have come: not for a domain one pages oneself.
   /// @param errors  of each page, 0 or errno; as many as pages
   /// @param out     the first page, if 0 is returned; pages with an error are not to be touched
   virtual int map(DomId domain, Access access, std::span<const Gfn> pages, std::span<int> errors,
@@ -87,12 +89,12 @@ class XenCalls {
   /// Gives pages to the domain, with any content; evicted pages become present.
   /// @return EBUSY: not all of them could be had
   virtual int populate(DomId domain, std::span<const Gfn> pages) noexcept = 0;
-  /// Takes a page from the domain.
+  /// Takes a page from the domain. @return EINVAL: no page is there
   virtual int depopulate(DomId domain, Gfn page) noexcept = 0;
   /// The most memory it may have, special pages among it.
   virtual int set_max_pages(DomId domain, std::uint64_t nb_pages) noexcept = 0;
-  /// Has Xen note which pages the domain writes, or gives and takes. @return EINVAL: it does
-  /// already
+  /// Has Xen note which pages the domain writes, but not those it gets or gives back, nor what it
+  /// writes to one it got, until the next take_dirty(). @return EINVAL: it does already
   virtual int log_dirty(DomId domain, bool on) noexcept = 0;
   /// What was written since the last call, or since it is noted.
   /// @param words  bit p % 64 of word p / 64: page p was written; for all pages that matter
@@ -103,7 +105,7 @@ class XenCalls {
   /// @param port  of the domain's event channel for the ring
   /// @return ENOSYS: the hypervisor is built without memory paging; ENODEV: neither HVM nor PVH, or
   ///         no HAP; EBUSY: somebody pages the domain already; EMLINK: it has an IOMMU; EXDEV: it
-  ///         populates on demand
+  ///         populates on demand; EOPNOTSUPP: this dom0 is not PV
   virtual int paging_enable(DomId domain, std::uint32_t& port) noexcept = 0;
   /// Whoever asks: also the paging of another process. Good if nobody pages the domain.
   /// @return EBUSY: a vCPU waits for room in the ring
@@ -120,18 +122,20 @@ class XenCalls {
   virtual void paging_nominate(DomId domain, std::span<const Gfn> pages,
                                std::span<int> errors) noexcept = 0;
   /// Gives nominated pages back. Xen asks the pager for each on the way, and nobody waits.
-  /// @pre none is evicted, nor does Xen note what is written
+  /// @pre somebody pages the domain, or it crashes; none is evicted, nor does Xen note what is
+  ///      written
   /// @param errors  of each page: 0: it is the guest's; EAGAIN: the ring is full; EINVAL: no page
   virtual void paging_free(DomId domain, std::span<const Gfn> pages,
                            std::span<int> errors) noexcept = 0;
   /// @param bytes  a page; one that was asked for but never evicted keeps its own
-  /// @return ENOENT: it is neither evicted nor asked for; ENOMEM: the host is short of memory
+  /// @return ESRCH: also of a domain that is being destroyed; ENOENT: the page is neither evicted
+  ///         nor asked for; ENOMEM: the host is short of memory, or the domain has all it may
   virtual int paging_load(DomId domain, Gfn page, const std::byte* bytes) noexcept = 0;
   virtual int bind(DomId domain, std::uint32_t port, std::unique_ptr<EventPort>& out) noexcept = 0;
 
   /// The HVM save record of all vCPUs and devices.
   virtual int get_context(DomId domain, std::vector<std::byte>& out) noexcept = 0;
-  /// @return EINVAL: not a record for this domain
+  /// @return EINVAL, ENODATA and others: not a record for this domain
   virtual int set_context(DomId domain, std::span<const std::byte> context) noexcept = 0;
   virtual int get_tsc(DomId domain, TscInfo& out) noexcept = 0;
   virtual int set_tsc(DomId domain, const TscInfo& tsc) noexcept = 0;

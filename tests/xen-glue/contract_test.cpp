@@ -168,6 +168,41 @@ TEST_F(XenContract, WhatIsWrittenIsNotedUntilItIsTaken) {
   ASSERT_EQ(xen.log_dirty(bed.domain, false), 0);
 }
 
+TEST_F(XenContract, PagesThatComeAndGoAreNotNoted) {
+  ASSERT_EQ(xen.log_dirty(bed.domain, true), 0);
+  const auto before = domain.info()->nb_pages;
+  ASSERT_EQ(xen.depopulate(bed.domain, at(0)), 0);
+  EXPECT_EQ(domain.info()->nb_pages, before - 1);
+  std::vector<std::uint64_t> words((bed.first.value + kNbPages + 63) / 64, ~std::uint64_t{0});
+  ASSERT_EQ(xen.take_dirty(bed.domain, words), 0);
+  EXPECT_TRUE(std::ranges::all_of(words, [](std::uint64_t word) { return word == 0; }));
+  const Gfn page = at(0);
+  ASSERT_EQ(xen.populate(bed.domain, {&page, 1}), 0);
+  ASSERT_EQ(xen.take_dirty(bed.domain, words), 0);
+  EXPECT_TRUE(std::ranges::all_of(words, [](std::uint64_t word) { return word == 0; }));
+  ASSERT_EQ(xen.log_dirty(bed.domain, false), 0);
+}
+
+TEST_F(XenContract, APageThatWasTakenAwayIsNone) {
+  const auto pager = DomainPager::enable(domain);
+  ASSERT_TRUE(pager) << pager.error().what;
+  const Gfn page = at(0);
+  ASSERT_EQ(xen.depopulate(bed.domain, page), 0);
+  EXPECT_EQ(xen.depopulate(bed.domain, page), EINVAL);
+  std::vector<Gfn> refused, kept;
+  EXPECT_TRUE((*pager)->nominate(std::array{page}, refused));
+  EXPECT_EQ(refused, std::vector{page});
+  EXPECT_TRUE((*pager)->evict({page, 1}, kept));
+  EXPECT_EQ(kept, std::vector{page});
+  EXPECT_EQ((*pager)->load(page, buffer), ENOENT);
+  std::vector<int> errors(1);
+  xen.paging_free(bed.domain, {&page, 1}, errors);
+  EXPECT_EQ(errors[0], EINVAL);
+  EXPECT_EQ(xen.populate(bed.domain, {&page, 1}), 0);
+}
+
+TEST_F(XenContract, OnlyASuspendedDomainIsResumed) { EXPECT_EQ(xen.resume(bed.domain), EINVAL); }
+
 TEST_F(XenContract, AShellGrowsToTheMostItMayHave) {
   const auto before = domain.info()->nb_pages;
   const Gfn next{bed.beyond.value + 1};

@@ -109,12 +109,22 @@ TEST_F(DomainPagerTest, TheEndLeavesNobodyWaitingWhenAllPagesAreIn) {
   EXPECT_FALSE(guest.crashed);
 }
 
-TEST_F(DomainPagerTest, TheEndPausesADomainThatLacksPages) {
+TEST_F(DomainPagerTest, TheEndPausesADomainThatLacksPagesAndTheNextHearsOfAllThatWereAskedFor) {
+  const auto ring_page = DomainPager::map_ring_page(domain);
+  ASSERT_TRUE(ring_page) << ring_page.error().what;
   auto pager = evicted();
-  guest.touch(0, Gfn{3});
+  for (std::uint32_t vcpu = 0; vcpu < kNbVcpus; ++vcpu) guest.touch(vcpu, Gfn{vcpu});
+  DomainPager::Fault fault;
+  for (int i = 0; i < 2; ++i) ASSERT_EQ(pager->take(fault), PagingRing::Take::kRequest);
   pager.reset();
   EXPECT_EQ(guest.nb_pauses, 1U);
   EXPECT_FALSE(guest.crashed);
+  std::vector<Gfn> asked;
+  ASSERT_TRUE(DomainPager::pause_drained(domain, std::array{ring_page->page(0)}, asked));
+  std::ranges::copy(PagingRing::left_asked(ring_page->page(0)), std::back_inserter(asked));
+  std::ranges::sort(asked);
+  EXPECT_EQ(asked, list_of({Gfn{0}, kNbVcpus}));
+  expect_that_the_next_pager_frees_all();
 }
 
 TEST_F(DomainPagerTest, ATakeOverLetsAVcpuGoOnThatXenStoppedSeveralTimes) {

@@ -64,7 +64,10 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(Domain, IsFoundByItsNumberAndByItsName) {
   FakeXen xen;
-  xen.store = {{"/local/domain/0/name", "Domain-0"}, {"/local/domain/7/name", "web"}};
+  xen.add(DomId{7}, 1);
+  xen.store = {{"/local/domain/0/name", "Domain-0"},
+               {"/local/domain/3/name", "web"},  // that is destroyed
+               {"/local/domain/7/name", "web"}};
   EXPECT_EQ(find_domain(xen, "12")->id(), DomId{12});
   EXPECT_EQ(find_domain(xen, "web")->id(), DomId{7});
   const auto nobody = find_domain(xen, "db");

@@ -111,9 +111,9 @@ void FakeDomain::replace(Gfn page) { make_ram(page); }
 void FakeDomain::drop(Gfn page) {
   const std::lock_guard lock{mutex_};
   if (paging_ && state(page) != P2m::kRam) put(page, 0, 0, kDropPage);
+  if (state(page) != P2m::kNone) --info.nb_pages;
   make_ram(page);
   state(page) = P2m::kNone;
-  if (dirty) dirty->insert(page);
 }
 
 /// Xen's side of a request. @return false: no room

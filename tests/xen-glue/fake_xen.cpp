@@ -99,6 +99,7 @@ int FakeXen::unpause(DomId id) noexcept {
 int FakeXen::resume(DomId id) noexcept {
   FakeDomain* domain;
   if (const int errnum = begin(Call::kResume, id, domain)) return errnum;
+  if (!domain->info.suspended) return EINVAL;
   domain->info.suspended = domain->info.shut_down = false;
   return 0;
 }
@@ -155,8 +156,8 @@ int FakeXen::populate(DomId id, std::span<const Gfn> pages) noexcept {
 int FakeXen::depopulate(DomId id, Gfn page) noexcept {
   FakeDomain* domain;
   if (const int errnum = begin(Call::kDepopulate, id, domain)) return errnum;
-  if (!domain->known(page)) return EBUSY;
-  if (domain->state(page) != FakeDomain::P2m::kNone) --domain->info.nb_pages;
+  if (!domain->known(page) || domain->state(page) == FakeDomain::P2m::kNone) return EINVAL;
+  --domain->info.nb_pages;
   domain->state(page) = FakeDomain::P2m::kNone;
   return 0;
 }

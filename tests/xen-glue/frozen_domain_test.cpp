@@ -138,6 +138,18 @@ TEST_F(FrozenDomainTest, AServerThatCannotStartLeavesTheParentAllItsRam) {
     ASSERT_EQ(domain.p2m(Gfn{i}), FakeDomain::P2m::kRam) << i;
 }
 
+TEST_F(FrozenDomainTest, HoldsWhatTheGuestWroteToAPageThatItGotWhileItWasCopied) {
+  const Gfn page{301};
+  domain.drop(page);
+  domain.meanwhile = [&] {
+    if (domain.p2m(page) == FakeDomain::P2m::kNone) ASSERT_EQ(xen.populate(kDom, {&page, 1}), 0);
+    std::memset(domain.page(page), 9, kPageSize);  // which Xen does not note
+  };
+  const auto frozen = freeze();
+  ASSERT_TRUE(frozen) << frozen.error().what;
+  EXPECT_EQ(byte_of(*frozen, 301), 9);
+}
+
 TEST_F(FrozenDomainTest, HoldsWhatTheGuestWroteWhileItWasCopied) {
   int round = 0;
   domain.meanwhile = [&] {

@@ -182,6 +182,8 @@ TEST_F(XenGuestTest, ACompleteCloneOutlivesItsMemtap) {
 }
 
 TEST_F(XenGuestTest, AnIncompleteCloneStandsStillUntilTheNextMemtap) {
+  const auto ring = DomainPager::map_ring_page(Domain{xen, kDom});  // as sf-xen-clone does
+  ASSERT_TRUE(ring);
   auto guest = adopt();
   for (std::uint32_t vcpu = 0; vcpu < 12; ++vcpu) domain.touch(vcpu, Gfn{vcpu});
   EXPECT_EQ(polled(*guest).size(), 8U);
@@ -189,7 +191,10 @@ TEST_F(XenGuestTest, AnIncompleteCloneStandsStillUntilTheNextMemtap) {
   guest.reset();
   EXPECT_EQ(domain.nb_pauses, 1U);
   EXPECT_FALSE(domain.crashed);
-  auto next = try_adopt(true);
+  std::vector<Gfn> asked;
+  ASSERT_TRUE(DomainPager::pause_drained(Domain{xen, kDom}, std::array{ring->page(0)}, asked));
+  std::ranges::copy(PagingRing::left_asked(ring->page(0)), std::back_inserter(asked));
+  auto next = try_adopt(true, std::move(asked));
   ASSERT_TRUE(next) << next.error().what;
   EXPECT_EQ(domain.nb_pauses, 0U);
   EXPECT_EQ(install(**next, 0, kNbPages), Install::kDone);
