@@ -142,7 +142,8 @@ TEST_F(FrozenDomainTest, HoldsWhatTheGuestWroteToAPageThatItGotWhileItWasCopied)
   const Gfn page{301};
   domain.drop(page);
   domain.meanwhile = [&] {
-    if (domain.p2m(page) == FakeDomain::P2m::kNone) ASSERT_EQ(xen.populate(kDom, {&page, 1}), 0);
+    const bool is_new = domain.p2m(page) == FakeDomain::P2m::kNone;
+    ASSERT_EQ(is_new ? xen.populate(kDom, {&page, 1}) : 0, 0);
     std::memset(domain.page(page), 9, kPageSize);  // which Xen does not note
   };
   const auto frozen = freeze();
