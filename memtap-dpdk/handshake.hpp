@@ -25,7 +25,7 @@ struct Region {
 
 inline constexpr std::size_t kMaxRegions = 64;
 inline constexpr std::size_t kMaxHandshakeBytes = 64 * 1024;
-inline constexpr std::size_t kMaxAskedPages = 256;
+inline constexpr std::size_t kMaxAskedPages = 4096;
 inline constexpr std::size_t kMaxHandshakeFds = 2;  ///< userfaultfd, and one the guest may add
 
 /// Reads Firecracker's message: a JSON array of {base_host_virt_addr, size, offset} with the page

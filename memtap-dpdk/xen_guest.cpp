@@ -82,6 +82,7 @@ Result<std::unique_ptr<XenGuest>> XenGuest::adopt(std::uint32_t id, XenAttachmen
   std::unique_ptr<XenGuest> guest{new XenGuest{id, std::move(attachment.peer), std::move(presence),
                                                std::move(*pager), std::move(*bitmap), pages.eager}};
   guest->left_asked_ = std::move(attachment.asked);
+  std::ranges::sort(guest->left_asked_);
   if (guest->nb_eager_in_ == guest->eager_.size() && guest->start() != Install::kDone)
     return snowfabric::fail(EIO, std::string{guest->trouble()});
   return guest;
@@ -153,7 +154,7 @@ bool XenGuest::on_fault(const xen::DomainPager::Fault& fault) noexcept {
 
 bool XenGuest::waits(Gfn page) const noexcept {
   if (pager_->waits(page)) return true;
-  if (std::ranges::find(left_asked_, page) != left_asked_.end())
+  if (std::ranges::binary_search(left_asked_, page))
     return presence_.state(page) != PageState::kPresent;
   return is_eager(page) && presence_.absent(page);
 }

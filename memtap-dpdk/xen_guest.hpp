@@ -99,7 +99,7 @@ class XenGuest final : public ProcessGuest {
   std::vector<Gfn> starved_;  // waited for, and there was no memory for their zeros
   std::vector<Gfn> failed_;   // waited for, and could not be had
   Clock::time_point next_look_{}, next_retry_{};
-  std::vector<Gfn> left_asked_;  // of a memtap that died
+  std::vector<Gfn> left_asked_;  // of a memtap that died; ascending
   std::size_t nb_left_reported_ = 0;
   std::size_t nb_eager_reported_ = 0, nb_eager_in_ = 0;
   bool started_ = false;

@@ -187,8 +187,13 @@ class RingView {
   [[nodiscard]] const std::vector<Gfn>& left_asked() {
     for (const ForeignPages& ring : pages_)
       for (const Gfn page : PagingRing::left_asked(ring.page(0))) add(page);
-    if (left_.size() > kMaxAskedPages)  // those of the last deaths
+    if (left_.size() > kMaxAskedPages) {  // those of the last deaths
+      say(
+          fmt::format("{} pages that earlier memtaps were asked for are forgotten: complete the "
+                      "clone, or who touches one waits for ever",
+                      left_.size() - kMaxAskedPages));
       left_.erase(left_.begin(), left_.end() - kMaxAskedPages);
+    }
     return left_;
   }
 

@@ -36,7 +36,8 @@ class Copier {
   /// Leaves out pages that were free since begin(), until they are written. @pre no look() yet
   void skip(const FreeWords& free);
   /// @return how many pages were written since the last look; all, if the domain has more or fewer
-  ///         than then: a page that it has got and written since is not noted
+  ///         than then: a page that it has got and written since is not noted. One that was given
+  ///         back and got again between two looks is missed.
   [[nodiscard]] Result<std::size_t> look();
   /// Ends what begin() began.
   void end() noexcept;

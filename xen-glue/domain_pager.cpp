@@ -56,6 +56,7 @@ Result<std::unique_ptr<DomainPager>> DomainPager::make(Domain domain, RingFate f
   auto mapped = map_ring_page(domain);
   if (!mapped) return std::unexpected(mapped.error());
   std::unique_ptr<DomainPager> pager{new DomainPager{domain, std::move(*mapped)}};
+  pager->takes_ring_along_ = fate == RingFate::kStays;
   if (const auto ok = pager->start(); !ok) return std::unexpected(ok.error());
   if (fate == RingFate::kStays) return pager;
   // From here on the guest cannot write to the ring.
@@ -162,10 +163,14 @@ DomainPager::~DomainPager() {
   // refuses all this, and needs none of it.
   DomainInfo info;
   const bool ran = calls.info(domain_.id(), info) == 0 && !info.paused;
-  if (ran) calls.pause(domain_.id());
-  // To empty the ring for good the domain would have to run, and ask for more. What it has asked
-  // for it never asks for again: whoever takes over has to hear of it, however much it is.
-  if (ran && info.nb_paged_pages > 0) return;
+  if (ran) {
+    calls.pause(domain_.id());
+    calls.info(domain_.id(), info);
+  }
+  // Without a ring it would crash as soon as somebody lets it run. To empty the ring it would have
+  // to run, and ask for more: what it has asked for it never asks for again, so whoever takes over
+  // has to hear of all that.
+  if (info.nb_paged_pages > 0 && !takes_ring_along_) return;
   bool may_wait = answer_all() == kRingSlots || was_full_;
   for (unsigned i = 0; ran && may_wait && i < kMostRestsAtEnd; ++i) {
     calls.unpause(domain_.id());
@@ -190,6 +195,7 @@ std::size_t DomainPager::answer_all() noexcept {
 }
 
 Result<void> DomainPager::evict(PageRange pages, std::vector<Gfn>& kept) {
+  takes_ring_along_ = true;
   const std::vector<Gfn> all = list_of(pages);
   std::vector<int> errors(all.size());
   domain_.calls().paging_evict(domain_.id(), all, errors);
@@ -197,6 +203,7 @@ Result<void> DomainPager::evict(PageRange pages, std::vector<Gfn>& kept) {
 }
 
 Result<void> DomainPager::nominate(std::span<const Gfn> pages, std::vector<Gfn>& refused) {
+  takes_ring_along_ = true;
   std::vector<int> errors(pages.size());
   domain_.calls().paging_nominate(domain_.id(), pages, errors);
   return sort_out("nominate a page", pages, errors, refused);
@@ -225,11 +232,11 @@ int DomainPager::set_free(std::span<const Gfn> pages) noexcept {
 }
 
 PagingRing::Take DomainPager::take(Fault& out) noexcept {
+  was_full_ |= ring_.is_full();
   const PagingRing::Take taken = ring_.take(out.request);
   if (taken != PagingRing::Take::kRequest) return taken;
   out.repeated = waits(out.request.page);
   waiting_.push_back(out.request);
-  if (waiting_.size() == kRingSlots) was_full_ = true;
   return taken;
 }
 

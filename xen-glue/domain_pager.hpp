@@ -55,9 +55,9 @@ class DomainPager {
 
   DomainPager(const DomainPager&) = delete;
   DomainPager& operator=(const DomainPager&) = delete;
-  /// No vCPU is left waiting for an answer. Blocks up to 1 s where more waited than the ring has
-  /// slots. A domain that runs and lacks pages is paused instead, and the ring stays as it is, for
-  /// pause_drained(): so it is if one is paused for whose vCPUs the ring has too few slots.
+  /// A domain that has all its pages is left with no vCPU that waits; blocks up to 1 s if more
+  /// waited than the ring has slots. One that lacks pages is paused, and its ring stays as it is,
+  /// for pause_drained(); but not if they were evicted or nominated here: then the ring goes.
   ~DomainPager();
 
   /// @param kept  gets the pages that Xen refused to evict, because more than the guest refers to
@@ -112,6 +112,8 @@ class DomainPager {
   std::vector<PagingRequest> waiting_;  // at most kRingSlots
   bool enabled_ = false;
   bool was_full_ = false;  // somebody may have waited for room
+  /// Took pages away itself, and nobody runs without it; or is for a moment alone.
+  bool takes_ring_along_ = false;
 };
 
 }  // namespace snowfabric::xen

@@ -39,6 +39,12 @@ PagingRing::PagingRing(std::span<std::byte, kPageSize> page) noexcept : page_{pa
 
 std::uint32_t& PagingRing::word(std::size_t index) const noexcept { return word_of(page_, index); }
 
+bool PagingRing::is_full() const noexcept {
+  const std::uint32_t produced =
+      std::atomic_ref{word(kRequestsProduced)}.load(std::memory_order_acquire);
+  return produced - published_ == kRingSlots;
+}
+
 PagingRing::Take PagingRing::take(PagingRequest& out) noexcept {
   if (broken_) return Take::kBroken;
   const std::uint32_t produced =

@@ -96,6 +96,8 @@ class PagingRing {
   /// nobody knows. @pre Xen writes no more: the domain is paused
   [[nodiscard]] static std::vector<Gfn> left_asked(std::span<const std::byte, kPageSize> page);
 
+  /// Whether more may wait than there are slots. As Xen counts: until it is told of an answer.
+  [[nodiscard]] bool is_full() const noexcept;
   /// Requests taken; at most kRingSlots.
   [[nodiscard]] std::size_t nb_unanswered() const noexcept { return taken_ - answered_; }
 

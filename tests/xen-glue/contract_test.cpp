@@ -26,6 +26,8 @@ class XenContract : public testing::Test {
   Bed bed = make_bed();
   XenCalls& xen = bed.calls;
   Domain domain{xen, bed.domain};
+  // Where pages are missing the end of a pager leaves its ring.
+  void TearDown() override { EXPECT_EQ(xen.paging_disable(bed.domain), 0); }
   alignas(kPageSize) std::byte buffer[kPageSize];
 
   [[nodiscard]] Gfn at(std::uint64_t index) const { return {bed.first.value + index}; }

@@ -25,11 +25,16 @@ class DomainPagerTest : public testing::Test {
   Domain domain{xen, kDom};
   alignas(kPageSize) std::byte bytes[kPageSize] = {std::byte{5}};
 
+  /// As sf-xen-clone and memtap do, one after the other.
   std::unique_ptr<DomainPager> evicted() {
+    {
+      const auto shell = DomainPager::enable(domain);
+      EXPECT_TRUE(shell) << shell.error().what;
+      std::vector<Gfn> kept;
+      EXPECT_TRUE((*shell)->evict({Gfn{0}, 64}, kept));
+    }
     auto pager = DomainPager::enable(domain);
     EXPECT_TRUE(pager) << pager.error().what;
-    std::vector<Gfn> kept;
-    EXPECT_TRUE((*pager)->evict({Gfn{0}, 64}, kept));
     EXPECT_EQ(xen.unpause(kDom), 0);
     return std::move(*pager);
   }
@@ -124,6 +129,18 @@ TEST_F(DomainPagerTest, TheEndPausesADomainThatLacksPagesAndTheNextHearsOfAllTha
   std::ranges::copy(PagingRing::left_asked(ring_page->page(0)), std::back_inserter(asked));
   std::ranges::sort(asked);
   EXPECT_EQ(asked, list_of({Gfn{0}, kNbVcpus}));
+  expect_that_the_next_pager_frees_all();
+}
+
+TEST_F(DomainPagerTest, ADomainThatLacksPagesAndIsLetRunWithoutAPagerWaits) {
+  auto pager = evicted();
+  ASSERT_EQ(xen.pause(kDom), 0);
+  pager.reset();
+  ASSERT_EQ(xen.unpause(kDom), 0);  // by somebody who does not know
+  guest.touch(0, Gfn{3});
+  EXPECT_FALSE(guest.crashed);
+  EXPECT_TRUE(guest.anybody_waits());
+  ASSERT_EQ(xen.pause(kDom), 0);
   expect_that_the_next_pager_frees_all();
 }
 

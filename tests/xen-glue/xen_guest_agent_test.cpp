@@ -139,7 +139,7 @@ TEST_F(XenGuestWithAgent, ABitmapThatIsNotThereIsAnError) {
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().what, "map the bitmap of domain 4, gfn 0x3");
   special.bitmap = PageRange{Gfn{3}, 2};
-  EXPECT_EQ(try_adopt().error().errnum, EINVAL);
+  EXPECT_EQ(try_adopt(true).error().errnum, EINVAL);
 }
 
 }  // namespace
