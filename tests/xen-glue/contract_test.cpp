@@ -45,6 +45,14 @@ class XenContract : public testing::Test {
     const auto mapped = domain.map_page(page, Access::kRead);
     return mapped ? std::to_integer<int>(mapped->page(0)[kPageSize - 1]) : -1;
   }
+  /// @pre the pages are evicted
+  void expect_that_the_next_pager_loads_all(int value) {
+    const auto next = DomainPager::take_over(domain);
+    ASSERT_TRUE(next) << next.error().what << ": " << std::strerror(next.error().errnum);
+    std::memset(buffer, value, kPageSize);
+    for (std::uint64_t i = 0; i < kNbPages; ++i) ASSERT_EQ((*next)->load(at(i), buffer), 0);
+    EXPECT_EQ(value_of(at(kNbPages - 1)), value);
+  }
   [[nodiscard]] std::uint64_t nb_paged() const { return domain.info()->nb_paged_pages; }
 };
 
@@ -222,11 +230,7 @@ TEST_F(XenContract, APagerTakesOverFromOneThatIsThere) {
   ASSERT_TRUE(first) << first.error().what;
   std::vector<Gfn> kept;
   ASSERT_TRUE((*first)->evict({at(0), kNbPages}, kept));
-  const auto next = DomainPager::take_over(domain);
-  ASSERT_TRUE(next) << next.error().what << ": " << std::strerror(next.error().errnum);
-  std::memset(buffer, 7, kPageSize);
-  for (std::uint64_t i = 0; i < kNbPages; ++i) ASSERT_EQ((*next)->load(at(i), buffer), 0);
-  EXPECT_EQ(value_of(at(kNbPages - 1)), 7);
+  expect_that_the_next_pager_loads_all(7);
 }
 
 TEST_F(XenContract, APagerTakesOverFromOneThatHasEnded) {
@@ -237,11 +241,7 @@ TEST_F(XenContract, APagerTakesOverFromOneThatHasEnded) {
     ASSERT_TRUE(first) << first.error().what;
     ASSERT_TRUE((*first)->evict({at(0), kNbPages}, kept));
   }
-  const auto next = DomainPager::take_over(domain);
-  ASSERT_TRUE(next) << next.error().what << ": " << std::strerror(next.error().errnum);
-  std::memset(buffer, 8, kPageSize);
-  for (std::uint64_t i = 0; i < kNbPages; ++i) ASSERT_EQ((*next)->load(at(i), buffer), 0);
-  EXPECT_EQ(value_of(at(kNbPages - 1)), 8);
+  expect_that_the_next_pager_loads_all(8);
 }
 
 TEST_F(XenContract, AnEvictedPageIsLoadedOnce) {

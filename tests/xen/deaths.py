@@ -57,10 +57,9 @@ def kill_memtap(clones):
 def end_memtap(clones):
     """As its user does, while its clone runs; and starts the next. @return what was wrong, in words"""
     wait_for_faults(clones)
-    before = clones.tap
-    complaint = before.stop(xenfork.END_S)
+    complaints = xenfork.end([clones.tap], [])
     clones.start_tap()
-    return complaint or (before.status() != 0 and f"memtap ended with status {before.status()}:\n{before.tail()}")
+    return "\n".join(complaints)
 
 
 def nb_ends_while_pages_lacked(keeper):

@@ -90,7 +90,8 @@ def main():
     print(f"note: fetched without an agent {without}, with one {with_agent}: avoided {avoided:.0%} of {FILL_MIB} MiB", flush=True)
     if nb_claimed == 0:
         print("no clone of the races claimed a page: they did not race")
-    return 0 if nb_claimed != 0 and avoided >= AVOIDED else 1
+        return 1
+    return 0 if avoided >= AVOIDED else 1
 
 
 if __name__ == "__main__":
