@@ -322,7 +322,7 @@ void ClientEngine::on_timer(std::uint32_t id, Nanos now) noexcept {
 
 void ClientEngine::see_overdue(Flight& flight, Nanos now) noexcept {
   const bool dead = state_ == ClientState::kServerDead;
-  const Nanos patience = dead ? config_.repair_after : config_.page_give_up;
+  const Nanos patience = dead ? config_.give_up : config_.page_give_up;
   if (!flight.used || flight.overdue || flight.priority != Priority::kDemand ||
       now - flight.demanded_since < patience)
     return;

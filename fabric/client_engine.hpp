@@ -106,7 +106,7 @@ class ClientEngine {
       if (flight.used && flight.priority == wire::Priority::kDemand) each(flight.page);
   }
   /// The same for those that cannot be had: that a live server has not delivered within
-  /// `page_give_up`, or, when it is dead, no sibling within `repair_after`.
+  /// `page_give_up`, or, when it is dead, no sibling within `give_up`.
   template <class Each>
   void for_each_unanswered(Each&& each) const {
     if (nb_overdue_ == 0) return;
@@ -114,9 +114,10 @@ class ClientEngine {
       if (flight.overdue) each(flight.page);
   }
 
-  /// Finds what has timed out. Call only when every frame that has arrived was passed in: an answer
-  /// that waits in the receive ring of a starved host is not late, and asking again floods the
-  /// group.
+  /// Finds what has timed out. Of the time since the last call no more than `silence` counts: a
+  /// host that stood still asked nobody. Call only when every frame that has arrived was passed in:
+  /// an answer that waits in the receive ring of a starved host is not late, and asking again
+  /// floods the group.
   void expire(Nanos now) noexcept;
   /// Writes the next frame to send, if any. @param out at least wire::ControlBuffer's size
   /// @return its bytes, 0 = nothing to send now
@@ -174,6 +175,7 @@ class ClientEngine {
     return state_ == ClientState::kJoining || nb_demands_ != 0 || awaits_prefetch_;
   }
   void add_demand(Nanos now) noexcept;
+  void forgive(Nanos standstill, Nanos now) noexcept;
   void watch_server(Nanos now) noexcept;
   void greet(Nanos now) noexcept;
   std::size_t write_hello(std::span<std::byte> out, Nanos now) noexcept;
@@ -210,6 +212,7 @@ class ClientEngine {
   Nanos last_heard_ = kNever;      // any frame of our image
   Nanos last_sequenced_ = kNever;  // frame to the group
   Nanos waiting_since_ = kNever;   // something has been asked since then
+  Nanos expired_at_{0};
   Nanos next_hello_ = kNever;
   unsigned nb_hellos_ = 0;    // of this round of greeting
   unsigned broadcast_phase_;  // which of them go to all: not the same of all clients

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The sending half of the client engine: HELLO, REQUEST, and when the next one is due.
 #include <algorithm>
+#include <utility>
 
 #include "fabric/client_engine.hpp"
 
@@ -18,6 +19,9 @@ bool extends(const wire::WantEntry& run, const wire::WantEntry& next) noexcept {
 }  // namespace
 
 void ClientEngine::expire(Nanos now) noexcept {
+  const Nanos gap = now - std::exchange(expired_at_, now);
+  if (gap > config_.silence) [[unlikely]]
+    forgive(gap - config_.silence, now);
   timers_.expire(now, [&](std::uint32_t id) { on_timer(id, now); });
   watch_server(now);
 }
@@ -33,6 +37,14 @@ std::size_t ClientEngine::next(std::span<std::byte> out, Nanos now) noexcept {
   if (!has_output(now)) return 0;
   if (now >= next_hello_) return write_hello(out, now);
   return write_request(out, now);
+}
+
+/// Time passes too where this host stands still, suspended or starved: nobody was asked in it, and
+/// nobody is given up for it.
+void ClientEngine::forgive(Nanos standstill, Nanos now) noexcept {
+  const auto later = [&](Nanos since) { return std::min(since + standstill, now); };
+  if (waiting_since_ != kNever) waiting_since_ = later(std::max(last_heard_, waiting_since_));
+  for (Flight& flight : flights_) flight.demanded_since = later(flight.demanded_since);
 }
 
 void ClientEngine::watch_server(Nanos now) noexcept {

@@ -188,14 +188,13 @@ TEST(ClientPatience, ASilentServerIsMissedWhenSomebodyWaitsForPrefetchedPages) {
   client.send();
   EXPECT_EQ(client.engine.state(), ClientState::kJoined);
   client.engine.await_prefetch(true, client.now);
-  client.now = 21s;
+  client.send_until(21s);
   client.engine.await_prefetch(true, client.now);
   client.demand(6);  // the time goes on
   client.send();
   EXPECT_EQ(client.engine.state(), ClientState::kJoined);
   EXPECT_LE(client.engine.deadline(client.now), 22s);
-  client.now = 22s;
-  client.send();
+  client.send_until(22100ms);
   EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
 }
 
@@ -320,9 +319,45 @@ TEST(ClientPatience, WithADeadServerEveryDemandIsUnanswered) {
   client.demand(5);
   client.prefetch(6);
   EXPECT_THAT(unanswered(client), IsEmpty());
-  client.now = 11s;
-  client.send();
+  client.send_until(11s);
+  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
   EXPECT_THAT(unanswered(client), testing::ElementsAre(5));
+}
+
+TEST(ClientPatience, TimeInWhichItStoodStillItselfGivesUpNothing) {
+  TestClient client;
+  client.join();
+  client.demand(5);
+  client.send_until(1s);  // asked for again and again already, with HELLOs
+  client.now += 60s;      // as a machine that was suspended sees it
+  const Nanos awake = client.now;
+  client.send_until(awake + 8s);
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  EXPECT_THAT(unanswered(client), IsEmpty());
+  client.send_until(awake + 9s);
+  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
+  EXPECT_THAT(unanswered(client), testing::ElementsAre(5));
+}
+
+TEST(ClientPatience, APageOfALiveServerIsAskedForAgainAfterAStandstill) {
+  TestClient client;
+  client.join();
+  client.demand(5);
+  client.send_until(1s);
+  client.now += 60s;
+  client.page(7);  // it lay in the port
+  EXPECT_FALSE(client.send_wants().empty());
+  EXPECT_THAT(unanswered(client), IsEmpty());
+}
+
+TEST(ClientPatience, AHostThatGetsItsTurnSeldomGivesUpLateButDoesSo) {
+  TestClient client;
+  client.join();
+  client.demand(5);
+  for (; client.now < 19s; client.now += 1s) client.send();  // half of it counts
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  for (; client.now < 22s; client.now += 1s) client.send();
+  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
 }
 
 TEST(ClientPatience, TheDeadlineIsNeverInThePastAndNeverMissesWork) {

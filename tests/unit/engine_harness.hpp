@@ -230,6 +230,10 @@ class TestClient {
           wants.push_back(parsed.frame.want(i));
     return wants;
   }
+  /// As the poll loop does it, while nobody answers.
+  void send_until(Nanos until) {
+    for (; now < until; now += std::chrono::milliseconds{1}) send();
+  }
   void join(std::uint64_t nb_pages = 1024, std::uint16_t mtu_bytes = 9000) {
     send();
     ASSERT_EQ(welcome(nb_pages, kMe, mtu_bytes), wire::Drop::kNone);

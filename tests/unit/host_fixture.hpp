@@ -34,8 +34,7 @@ struct HostTest : ::testing::Test {
     host.on_zeros(range, client.now);
   }
   void server_dies() {
-    client.now += std::chrono::seconds{11};
-    client.send();
+    client.send_until(client.now + std::chrono::seconds{12});
     ASSERT_EQ(client.engine.state(), ClientState::kServerDead);
   }
   [[nodiscard]] std::vector<std::uint64_t> demands() const {
