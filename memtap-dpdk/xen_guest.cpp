@@ -73,7 +73,8 @@ Result<std::unique_ptr<XenGuest>> XenGuest::adopt(std::uint32_t id, XenAttachmen
                             to_string(domain.id()) + " runs, and a new clone has to be paused");
   if (!info->paused)
     if (const auto ok = domain.pause(); !ok) return std::unexpected(ok.error());
-  // If that fails it stays paused: without any paging it would not survive its first touch.
+  // If that fails it stays paused: without any paging it would not survive its first touch. If
+  // what follows fails the ring stays, and only `recover` can take it.
   auto pager =
       attachment.recover ? xen::DomainPager::take_over(domain) : xen::DomainPager::enable(domain);
   if (!pager) return std::unexpected(pager.error());

@@ -187,19 +187,21 @@ class RingView {
   [[nodiscard]] const std::vector<Gfn>& left_asked() {
     for (const ForeignPages& ring : pages_)
       for (const Gfn page : PagingRing::left_asked(ring.page(0))) add(page);
-    if (left_.size() > kMaxAskedPages) {  // those of the last deaths
-      say(
-          fmt::format("{} pages that earlier memtaps were asked for are forgotten: complete the "
-                      "clone, or who touches one waits for ever",
-                      left_.size() - kMaxAskedPages));
-      left_.erase(left_.begin(), left_.end() - kMaxAskedPages);
+    if (left_.size() > kMaxAskedPages) {
+      say(fmt::format(
+          "{} pages that earlier memtaps were asked for, gfn {:#x} among them, are "
+          "forgotten: send [{{\"complete\": {}}}] to the next memtap's socket, or a vCPU "
+          "that touches one of those that have not come waits for ever",
+          left_.size() - kMaxAskedPages, left_.front().value, getpid()));
+      left_.erase(left_.begin(), left_.end() - kMaxAskedPages);  // the last deaths' stay
     }
     return left_;
   }
 
  private:
   void add(Gfn page) {
-    if (std::ranges::find(left_, page) == left_.end()) left_.push_back(page);
+    std::erase(left_, page);
+    left_.push_back(page);
   }
 
   Domain domain_;

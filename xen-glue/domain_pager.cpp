@@ -160,38 +160,34 @@ DomainPager::~DomainPager() {
   if (!enabled_) return;
   XenCalls& calls = domain_.calls();
   // Nobody may touch a page between the last answer and the end of the ring. A domain that is gone
-  // refuses all this, and needs none of it.
+  // needs none of it, and of one that cannot be looked at the ring has to stay.
   DomainInfo info;
-  const bool ran = calls.info(domain_.id(), info) == 0 && !info.paused;
-  if (ran) {
-    calls.pause(domain_.id());
-    calls.info(domain_.id(), info);
-  }
+  if (calls.info(domain_.id(), info) != 0) return;
+  const bool ran = !info.paused;
+  if (ran && (calls.pause(domain_.id()) != 0 || calls.info(domain_.id(), info) != 0)) return;
   // Without a ring it would crash as soon as somebody lets it run. To empty the ring it would have
   // to run, and ask for more: what it has asked for it never asks for again, so whoever takes over
   // has to hear of all that.
   if (info.nb_paged_pages > 0 && !takes_ring_along_) return;
-  bool may_wait = answer_all() == kRingSlots || was_full_;
-  for (unsigned i = 0; ran && may_wait && i < kMostRestsAtEnd; ++i) {
+  answer_all();
+  for (unsigned i = 0; was_full_ && i < kMostRestsAtEnd; ++i) {
+    was_full_ = false;
     calls.unpause(domain_.id());
     std::this_thread::sleep_for(kRest);
     calls.pause(domain_.id());
-    may_wait = answer_all() == kRingSlots;
+    answer_all();
   }
-  if (!may_wait) calls.paging_disable(domain_.id());
+  if (!was_full_) calls.paging_disable(domain_.id());
   if (ran) calls.unpause(domain_.id());
 }
 
-/// @return how many waited
-std::size_t DomainPager::answer_all() noexcept {
-  if (port_ == nullptr) return 0;
+void DomainPager::answer_all() noexcept {
+  if (port_ == nullptr) return;
   for (Fault fault; take(fault) == PagingRing::Take::kRequest;) {
   }
   for (const PagingRequest& request : waiting_) ring_.answer(request, false);
-  const std::size_t nb_waited = waiting_.size();
   waiting_.clear();
   notify();
-  return nb_waited;
 }
 
 Result<void> DomainPager::evict(PageRange pages, std::vector<Gfn>& kept) {
@@ -203,7 +199,6 @@ Result<void> DomainPager::evict(PageRange pages, std::vector<Gfn>& kept) {
 }
 
 Result<void> DomainPager::nominate(std::span<const Gfn> pages, std::vector<Gfn>& refused) {
-  takes_ring_along_ = true;
   std::vector<int> errors(pages.size());
   domain_.calls().paging_nominate(domain_.id(), pages, errors);
   return sort_out("nominate a page", pages, errors, refused);
@@ -232,7 +227,6 @@ int DomainPager::set_free(std::span<const Gfn> pages) noexcept {
 }
 
 PagingRing::Take DomainPager::take(Fault& out) noexcept {
-  was_full_ |= ring_.is_full();
   const PagingRing::Take taken = ring_.take(out.request);
   if (taken != PagingRing::Take::kRequest) return taken;
   out.repeated = waits(out.request.page);
@@ -253,7 +247,9 @@ std::size_t DomainPager::answer(Gfn page) noexcept {
 }
 
 void DomainPager::notify() noexcept {
-  if (ring_.publish()) port_->notify();
+  if (!ring_.publish()) return;
+  port_->notify();
+  was_full_ |= ring_.was_full();
 }
 
 }  // namespace snowfabric::xen

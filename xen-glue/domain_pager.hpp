@@ -55,9 +55,10 @@ class DomainPager {
 
   DomainPager(const DomainPager&) = delete;
   DomainPager& operator=(const DomainPager&) = delete;
-  /// A domain that has all its pages is left with no vCPU that waits; blocks up to 1 s if more
-  /// waited than the ring has slots. One that lacks pages is paused, and its ring stays as it is,
-  /// for pause_drained(); but not if they were evicted or nominated here: then the ring goes.
+  /// A domain that has all its pages is left with no vCPU that waits; if more waited than the ring
+  /// has slots it runs meanwhile, also if it is paused, and this blocks up to 1 s. One that lacks
+  /// pages is paused, and its ring stays as it is, for pause_drained(); but not if they were
+  /// evicted here: then the ring goes.
   ~DomainPager();
 
   /// @param kept  gets the pages that Xen refused to evict, because more than the guest refers to
@@ -101,7 +102,7 @@ class DomainPager {
                                                 std::span<const RingPage> rings,
                                                 std::vector<Gfn>& asked, bool& paused);
   [[nodiscard]] static Result<void> release_vcpus(Domain domain, std::uint32_t nb_vcpus);
-  std::size_t answer_all() noexcept;
+  void answer_all() noexcept;
   [[nodiscard]] Result<void> sort_out(const char* call, std::span<const Gfn> pages,
                                       std::span<const int> errors, std::vector<Gfn>& busy) const;
 
@@ -112,7 +113,8 @@ class DomainPager {
   std::vector<PagingRequest> waiting_;  // at most kRingSlots
   bool enabled_ = false;
   bool was_full_ = false;  // somebody may have waited for room
-  /// Took pages away itself, and nobody runs without it; or is for a moment alone.
+  /// The ring goes also where pages are missing: the domain has not run since they were evicted
+  /// here; or nobody had this ring but for release_vcpus(), and the next pager has its own.
   bool takes_ring_along_ = false;
 };
 

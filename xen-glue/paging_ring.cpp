@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <utility>
 
 namespace snowfabric::xen {
 namespace {
@@ -39,10 +40,10 @@ PagingRing::PagingRing(std::span<std::byte, kPageSize> page) noexcept : page_{pa
 
 std::uint32_t& PagingRing::word(std::size_t index) const noexcept { return word_of(page_, index); }
 
-bool PagingRing::is_full() const noexcept {
+bool PagingRing::was_full() const noexcept {
   const std::uint32_t produced =
       std::atomic_ref{word(kRequestsProduced)}.load(std::memory_order_acquire);
-  return produced - published_ == kRingSlots;
+  return static_cast<std::int32_t>(produced - told_before_) >= std::int32_t{kRingSlots};
 }
 
 PagingRing::Take PagingRing::take(PagingRequest& out) noexcept {
@@ -129,7 +130,7 @@ std::vector<Gfn> PagingRing::left_asked(std::span<const std::byte, kPageSize> pa
 
 bool PagingRing::publish() noexcept {
   if (published_ == answered_) return false;
-  published_ = answered_;
+  told_before_ = std::exchange(published_, answered_);
   std::atomic_ref{word(kAnswersProduced)}.store(answered_, std::memory_order_release);
   return true;
 }

@@ -96,8 +96,9 @@ class PagingRing {
   /// nobody knows. @pre Xen writes no more: the domain is paused
   [[nodiscard]] static std::vector<Gfn> left_asked(std::span<const std::byte, kPageSize> page);
 
-  /// Whether more may wait than there are slots. As Xen counts: until it is told of an answer.
-  [[nodiscard]] bool is_full() const noexcept;
+  /// Whether, since the publish() before the last, more may have waited at once than there are
+  /// slots: Xen counts those that it has not been told the answer of. @pre it knows of the last
+  [[nodiscard]] bool was_full() const noexcept;
   /// Requests taken; at most kRingSlots.
   [[nodiscard]] std::size_t nb_unanswered() const noexcept { return taken_ - answered_; }
 
@@ -111,7 +112,7 @@ class PagingRing {
   [[nodiscard]] std::uint32_t& word(std::size_t index) const noexcept;
 
   std::span<std::byte, kPageSize> page_;
-  std::uint32_t taken_ = 0, answered_ = 0, published_ = 0;  // wrap like Xen's
+  std::uint32_t taken_ = 0, answered_ = 0, published_ = 0, told_before_ = 0;  // wrap like Xen's
   bool broken_ = false;
 };
 

@@ -114,6 +114,31 @@ TEST_F(DomainPagerTest, TheEndLeavesNobodyWaitingWhenAllPagesAreIn) {
   EXPECT_FALSE(guest.crashed);
 }
 
+TEST_F(DomainPagerTest, TheEndOfAPausedDomainsPagingLetsThoseOutThatWaitedForRoom) {
+  auto pager = evicted();
+  for (std::uint32_t vcpu = 0; vcpu < kNbVcpus; ++vcpu) guest.touch(vcpu, Gfn{vcpu});
+  for (std::uint64_t i = 0; i < 64; ++i) ASSERT_EQ(pager->load(Gfn{i}, bytes), 0);
+  ASSERT_EQ(xen.pause(kDom), 0);  // by its user
+  pager.reset();
+  EXPECT_EQ(guest.nb_pauses, 1U);
+  EXPECT_TRUE(DomainPager::enable(domain)) << "the ring is gone";
+  ASSERT_EQ(xen.unpause(kDom), 0);
+  guest.run();
+  EXPECT_FALSE(guest.anybody_waits());
+  EXPECT_FALSE(guest.crashed);
+}
+
+TEST_F(DomainPagerTest, ThePagingOfADomainThatXenSaysNothingOfStays) {
+  auto pager = evicted();
+  guest.touch(0, Gfn{0});
+  xen.fail(Call::kInfo, EPERM);
+  pager.reset();
+  EXPECT_EQ(guest.nb_pauses, 0U);
+  EXPECT_TRUE(guest.vcpu_waits(0)) << "nothing was answered";
+  ASSERT_EQ(xen.pause(kDom), 0);
+  expect_that_the_next_pager_frees_all();
+}
+
 TEST_F(DomainPagerTest, TheEndPausesADomainThatLacksPagesAndTheNextHearsOfAllThatWereAskedFor) {
   const auto ring_page = DomainPager::map_ring_page(domain);
   ASSERT_TRUE(ring_page) << ring_page.error().what;

@@ -128,6 +128,24 @@ TEST_F(PagingRingTest, WhatADeadPagerWasAskedForCanBeReadOffItsPage) {
   EXPECT_EQ(PagingRing::left_asked(page), std::vector{Gfn{200}});
 }
 
+TEST_F(PagingRingTest, WhetherSomebodyMayHaveWaitedForRoomIsKnownAfterThePublish) {
+  const auto serve = [&](std::uint64_t nb_more) {
+    for (std::uint64_t i = 0; i < nb_more; ++i) ask(i);
+    for (std::uint64_t i = 0; i < nb_more; ++i) ring.answer(taken(), true);
+    EXPECT_TRUE(ring.publish());
+    return ring.was_full();
+  };
+  EXPECT_FALSE(serve(kRingSlots - 1));
+  EXPECT_TRUE(serve(kRingSlots));
+  EXPECT_FALSE(serve(1));
+  // The last slot filled while seven were being answered, and before Xen knew.
+  for (std::uint64_t i = 0; i < kRingSlots - 1; ++i) ask(i);
+  for (std::uint64_t i = 0; i < kRingSlots - 1; ++i) ring.answer(taken(), true);
+  ask(7);
+  EXPECT_TRUE(ring.publish());
+  EXPECT_TRUE(ring.was_full());
+}
+
 TEST_F(PagingRingTest, MoreRequestsThanSlotsAreNotBelieved) {
   PagingRequest request;
   set_word(0, kRingSlots + 1);
