@@ -115,7 +115,7 @@ Result<void> give_up_capabilities(Capabilities kept) {
 
 // --- system calls ----------------------------------------------------------------------------
 
-#if defined(__SANITIZE_ADDRESS__)
+#ifdef SNOWFABRIC_SANITIZE_ADDRESS
 constexpr bool kLeakCheck = true;  // at the exit a process made by clone(2) traces this one
 #else
 constexpr bool kLeakCheck = false;
