@@ -16,7 +16,8 @@ namespace snowfabric {
                                      const std::string& name);
 
 /// A file that appears whole or not at all: written beside its place, by its owner alone to be
-/// read, and renamed. Control path.
+/// read, and renamed. Nothing is left if its writer dies, where the file system knows files without
+/// a name (O_TMPFILE); else `path` with six more letters is. Control path.
 class NewFile {
  public:
   /// @param path  of nothing, or of a regular file, which is replaced
@@ -25,14 +26,16 @@ class NewFile {
 
   NewFile(NewFile&& from) noexcept
       : path_{std::move(from.path_)},
-        name_{std::exchange(from.name_, {})},
+        name_{std::move(from.name_)},
+        has_name_{std::exchange(from.has_name_, false)},
+        in_place_{from.in_place_},
         folder_{std::move(from.folder_)},
         fd_{std::move(from.fd_)} {}
   NewFile& operator=(NewFile&&) = delete;
   ~NewFile();  ///< what was not finished goes
 
   [[nodiscard]] Result<void> write(std::span<const std::byte> bytes) {
-    return write_all(fd_.get(), bytes, name_);
+    return write_all(fd_.get(), bytes, path_);
   }
   /// Zeros that take no room.
   [[nodiscard]] Result<void> skip(std::uint64_t nb_bytes);
@@ -41,12 +44,14 @@ class NewFile {
   /// Puts it in its place, on the disk too.
   [[nodiscard]] Result<void> finish();
   /// Though finish() may have failed: its name is not on the disk then.
-  [[nodiscard]] bool is_in_place() const noexcept { return name_.empty(); }
+  [[nodiscard]] bool is_in_place() const noexcept { return in_place_; }
 
  private:
   explicit NewFile(const std::string& path) : path_{path}, name_{path + ".XXXXXX"} {}
+  [[nodiscard]] Result<void> give_name();
 
-  std::string path_, name_;  // name_: empty once it has gone
+  std::string path_, name_;  // name_: until it is in place, from give_name() on or always
+  bool has_name_ = false, in_place_ = false;
   UniqueFd folder_, fd_;
 };
 
