@@ -69,7 +69,7 @@ def a_parent_whose_memory_stays_in_place_gets_it_back_also_from_a_killed_memserv
 
 
 def free_pages_are_not_fetched_by_clones_that_fill_or_claim_them():
-    status, said = run_script("free_pages.py", "2", seconds=1200)
+    status, said = run_script("free_pages.py", "1", seconds=1200)
     return status == 0, said
 
 
