@@ -114,10 +114,10 @@ class ClientEngine {
       if (flight.overdue) each(flight.page);
   }
 
-  /// Finds what has timed out. Of the time since the last call no more than `silence` counts: a
-  /// host that stood still asked nobody. Call only when every frame that has arrived was passed in:
-  /// an answer that waits in the receive ring of a starved host is not late, and asking again
-  /// floods the group.
+  /// Finds what has timed out. Of the time since the last call no more than `silence`, or a
+  /// quarter of `give_up`, counts: a host that stood still asked nobody. Call only when every frame
+  /// that has arrived was passed in: an answer that waits in the receive ring of a starved host is
+  /// not late, and asking again floods the group.
   void expire(Nanos now) noexcept;
   /// Writes the next frame to send, if any. @param out at least wire::ControlBuffer's size
   /// @return its bytes, 0 = nothing to send now

@@ -20,8 +20,8 @@ bool extends(const wire::WantEntry& run, const wire::WantEntry& next) noexcept {
 
 void ClientEngine::expire(Nanos now) noexcept {
   const Nanos gap = now - std::exchange(expired_at_, now);
-  if (gap > config_.silence) [[unlikely]]
-    forgive(gap - config_.silence, now);
+  if (const Nanos most = std::min(config_.silence, config_.give_up / 4); gap > most) [[unlikely]]
+    forgive(gap - most, now);
   timers_.expire(now, [&](std::uint32_t id) { on_timer(id, now); });
   watch_server(now);
 }

@@ -164,7 +164,11 @@ DomainPager::~DomainPager() {
   DomainInfo info;
   if (calls.info(domain_.id(), info) != 0) return;
   const bool ran = !info.paused;
-  if (ran && (calls.pause(domain_.id()) != 0 || calls.info(domain_.id(), info) != 0)) return;
+  if (ran && calls.pause(domain_.id()) != 0) return;
+  if (ran && calls.info(domain_.id(), info) != 0) {
+    calls.unpause(domain_.id());
+    return;
+  }
   // Without a ring it would crash as soon as somebody lets it run. To empty the ring it would have
   // to run, and ask for more: what it has asked for it never asks for again, so whoever takes over
   // has to hear of all that.
