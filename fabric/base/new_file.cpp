@@ -30,8 +30,7 @@ Result<void> check_target(const std::string& path) {
   return {};
 }
 
-/// One without a name goes with its writer, however that ends. @return EOPNOTSUPP or EISDIR: the
-/// file system, or the kernel, has none
+/// One without a name goes with its writer, however that ends. @return none where there can be none
 UniqueFd open_nameless(const std::string& folder) {
   if (::access("/proc/self/fd", X_OK) != 0) return {};  // by which it gets its name
   return UniqueFd{::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, S_IRUSR | S_IWUSR)};
@@ -65,7 +64,7 @@ Result<NewFile> NewFile::create(const std::string& path) {
 }
 
 NewFile::~NewFile() {
-  if (fd_ && has_name_) ::unlink(name_.c_str());
+  if (fd_ && has_name_ && !is_in_place()) ::unlink(name_.c_str());
 }
 
 /// A name can be taken from another file by rename(2) alone, and so there has to be one before.
@@ -97,8 +96,7 @@ Result<void> NewFile::finish() {
   if (::fsync(fd_.get()) != 0) return failed("fsync", path_);
   if (const auto ok = give_name(); !ok) return ok;
   if (::rename(name_.c_str(), path_.c_str()) != 0) return failed("rename", path_);
-  has_name_ = false;
-  in_place_ = true;
+  name_.clear();
   if (::fsync(folder_.get()) != 0 && errno != EINVAL)  // which some file systems have not
     return failed("fsync of the folder", path_);
   return {};

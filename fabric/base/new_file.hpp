@@ -26,9 +26,8 @@ class NewFile {
 
   NewFile(NewFile&& from) noexcept
       : path_{std::move(from.path_)},
-        name_{std::move(from.name_)},
-        has_name_{std::exchange(from.has_name_, false)},
-        in_place_{from.in_place_},
+        name_{std::exchange(from.name_, {})},
+        has_name_{from.has_name_},
         folder_{std::move(from.folder_)},
         fd_{std::move(from.fd_)} {}
   NewFile& operator=(NewFile&&) = delete;
@@ -44,14 +43,14 @@ class NewFile {
   /// Puts it in its place, on the disk too.
   [[nodiscard]] Result<void> finish();
   /// Though finish() may have failed: its name is not on the disk then.
-  [[nodiscard]] bool is_in_place() const noexcept { return in_place_; }
+  [[nodiscard]] bool is_in_place() const noexcept { return name_.empty(); }
 
  private:
   explicit NewFile(const std::string& path) : path_{path}, name_{path + ".XXXXXX"} {}
   [[nodiscard]] Result<void> give_name();
 
-  std::string path_, name_;  // name_: until it is in place, from give_name() on or always
-  bool has_name_ = false, in_place_ = false;
+  std::string path_, name_;  // name_: empty once it has gone
+  bool has_name_ = false;    // from the start, or from give_name() on
   UniqueFd folder_, fd_;
 };
 
