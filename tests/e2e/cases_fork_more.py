@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cases with real VMs that go against each other: several parents, parents that change, and that are gone."""
-import contextlib
-import os
 import pathlib
 import re
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -185,28 +182,3 @@ def fork_checkpoints_of_one_parent_are_served_at_once(context):
             check(clone.answer["counter"] == counters[vms] + 1, f"VM {clone.vm.name} answers {clone.answer}")
             check_memory(clone.vm)
     check_no_leftovers(first.lab, second.fleet)
-
-
-@case(240)
-def fork_memserver_killed_in_the_freeze_leaves_a_parent_that_forks_again(context):
-    """It is killed as soon as it has stopped the parent: sf-guard lets that run on."""
-    with family(context) as vms:
-        def kill():
-            vms.parent.qmp.wait_event("STOP", 60.0)
-            os.kill(vms.fleet.server.pid, signal.SIGSTOP)  # until its death is noticed nobody else asks QEMU
-            status = vms.parent.qmp("query-status")["status"]
-            vms.fleet.server.kill()
-            return status
-
-        def left_stopped():
-            killed = vms.pool.submit(kill)
-            with contextlib.suppress(vmlib.VmError):
-                vms.fork(1)
-            return killed.result() != "running"
-
-        # The parent stands still for some 15 ms.
-        check(any(left_stopped() for _ in range(5)), "memserver was never killed before the parent ran again")
-        check_memory(vms.parent)
-        for clone in fork(vms, 1):
-            check_memory(clone.vm)
-        check_parent(vms)
