@@ -3,10 +3,13 @@
 
 #include <gmock/gmock.h>
 
+#include "tests/unit/fake_qemu.hpp"
+
 namespace snowfabric::testing {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 TEST(GuestRam, RamOfTheMemoryViewIsFoundOnBothSidesOfTheHole) {
@@ -50,6 +53,18 @@ TEST(GuestRam, AnEndlessLineIsPassedOver) {
                               "  0000000000000000-0000000000000fff (prio 0, ram): " +
                               endless + "\n  0000000000001000-0000000000001fff (prio 0, ram): b"),
               ElementsAre(RamSpan{{1, 1}, "b", 0}));
+}
+
+TEST(GuestRam, QemuIsAskedForItAndHasToHaveSome) {
+  const std::string view = R"("FlatView #0\r\n AS \"memory\", root: system\r\n)"
+                           R"(  0000000000000000-0000000000000fff (prio 0, ram): pc.ram\r\n")";
+  EXPECT_THAT(asked_of_qemu({{"info mtree -f", view}}, ask_ram_spans).value(),
+              ElementsAre(RamSpan{{0, 1}, "pc.ram", 0}));
+  for (const char* nothing : {R"("FlatView #0\r\n")", "[]", "{}"})
+    EXPECT_EQ(asked_of_qemu({{"info mtree -f", nothing}}, ask_ram_spans).error().errnum, EPROTO)
+        << nothing;
+  EXPECT_THAT(asked_of_qemu({{"info mtree -f", "!no monitor"}}, ask_ram_spans).error().what,
+              HasSubstr("no monitor"));
 }
 
 }  // namespace

@@ -235,6 +235,26 @@ TEST_F(ImageTest, RefusesMorePagesThanThirtyTwoBitsCount) {
   ::close(fd);
 }
 
+TEST_F(ImageTest, RefusesToServeMorePagesThanAreThere) {
+  const Error error = open_error(file(pages("ab")), {.nb_pages = 3});
+  EXPECT_EQ(error.errnum, EINVAL);
+  EXPECT_THAT(error.what, HasSubstr("2 pages alone"));
+}
+
+TEST_F(ImageTest, TellsThatAFileCannotBeMapped) {
+  const int fd = ::memfd_create("image", MFD_CLOEXEC | MFD_HUGETLB);
+  if (fd < 0) GTEST_SKIP() << "this kernel has no hugetlbfs";
+  ASSERT_EQ(::ftruncate(fd, off_t{1} << 40), 0);
+  const Error error = open_error("/proc/self/fd/" + std::to_string(fd));
+  EXPECT_EQ(error.errnum, ENOMEM) << "no machine has so many hugepages";
+  EXPECT_THAT(error.what, HasSubstr("mmap"));
+  ::close(fd);
+}
+
+TEST_F(ImageTest, AFileHasNoPagesAside) {
+  EXPECT_EQ(Image::open(file(pages("ab")))->nb_aside_pages(), 0U);
+}
+
 TEST_F(ImageTest, AStopEndsTheScan) {
   const std::atomic<bool> stop{true};
   const Error error = open_error(file(pages("ab")), {.stop = &stop});
@@ -251,6 +271,18 @@ TEST_F(ImageTest, ShowsProgressWhereItIsTold) {
   ASSERT_GT(n, 0);
   EXPECT_THAT(text, HasSubstr("scan image.raw: 3000 pages, 12.3 MB"));
   ::close(fd);
+}
+
+TEST(ImageSigbus, IsHandledFromWhenThatIsAskedForAndNoOtherSignal) {
+  struct sigaction bus{}, segv{}, after{};
+  ASSERT_EQ(sigaction(SIGSEGV, nullptr, &segv), 0);
+  ASSERT_EQ(sigaction(SIGBUS, nullptr, &bus), 0);
+  install_sigbus_handler();
+  ASSERT_EQ(sigaction(SIGBUS, &bus, &after), 0);
+  EXPECT_NE(after.sa_handler, SIG_DFL);
+  EXPECT_NE(after.sa_handler, bus.sa_handler);
+  ASSERT_EQ(sigaction(SIGSEGV, nullptr, &after), 0);
+  EXPECT_EQ(after.sa_handler, segv.sa_handler);
 }
 
 // No fixture: the process that dies would leave its folder behind.

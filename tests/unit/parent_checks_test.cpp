@@ -2,12 +2,14 @@
 #include "memserver-dpdk/parent_checks.hpp"
 
 #include <functional>
-#include <map>
 #include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include <gmock/gmock.h>
 
-#include "tests/unit/fake_server.hpp"
+#include "tests/unit/fake_qemu.hpp"
 
 namespace snowfabric::testing {
 namespace {
@@ -15,33 +17,14 @@ namespace {
 using ::testing::HasSubstr;
 
 using Check = std::function<Result<void>(Qmp&)>;
-/// What a QEMU answers, by command or by its first argument; [] to all others.
-using Answers = std::map<std::string, std::string>;
-
-std::string answer_to(const Qmp::Json& command, const Answers& answers) {
-  for (const auto& [what, answer] : answers)
-    if (command["execute"] == what || command.dump().contains('"' + what + '"')) return answer;
-  return command["execute"] == "qmp_capabilities" ? "{}" : "[]";
-}
 
 /// What the check says of a QEMU that answers so, or nothing.
-std::optional<Error> refusal(const Check& check, const Answers& answers) {
-  FakeServer qemu{[&](FakeServer& q) {
-    q.say("{\"QMP\": {}}\n");
-    for (;;) {
-      const Qmp::Json command = Qmp::Json::parse(q.hear().first, nullptr, false);
-      if (!command.is_object()) return;  // it closed
-      q.say("{\"return\": " + answer_to(command, answers) + "}\n");
-    }
-  }};
-  auto qmp = Qmp::connect(qemu.path());
-  EXPECT_TRUE(qmp) << qmp.error().what;
-  const auto ok = check(*qmp);
-  const Qmp closed{std::move(*qmp)};  // or QEMU waits for more
+std::optional<Error> refusal(const Check& check, const QemuAnswers& answers) {
+  const auto ok = asked_of_qemu(answers, check);
   return ok ? std::nullopt : std::optional{ok.error()};
 }
 
-Error error_of(const Check& check, const Answers& answers) {
+Error error_of(const Check& check, const QemuAnswers& answers) {
   return refusal(check, answers).value_or(Error{0, "no error"});
 }
 
@@ -92,6 +75,31 @@ TEST(ParentChecks, AWritableDiskIsRefused) {
                      {{"query-block", R"([{"device": "hd", "inserted": {"ro": false}}])"}})
                 .errnum,
             EROFS);
+}
+
+TEST(ParentChecks, ADeviceThatGivesMemoryBackIsRefused) {
+  constexpr const char* kNoBalloon = "!No balloon device has been activated";
+  EXPECT_FALSE(refusal(refuse_returned_memory, {{"query-balloon", kNoBalloon}}));
+  Error error = error_of(refuse_returned_memory, {{"query-balloon", R"({"actual": 4096})"}});
+  EXPECT_EQ(error.errnum, ENOTSUP);
+  EXPECT_THAT(error.what, HasSubstr("balloon"));
+  error = error_of(refuse_returned_memory,
+                   {{"query-balloon", kNoBalloon},
+                    {"query-memory-devices", R"([{"type": "virtio-mem", "data": {}}])"}});
+  EXPECT_EQ(error.errnum, ENOTSUP);
+  EXPECT_THAT(error.what, HasSubstr("virtio-mem"));
+}
+
+TEST(ParentChecks, AQemuThatDoesNotSayWhatItHasIsRefused) {
+  const std::vector<std::pair<Check, std::string>> checks{
+      {refuse_returned_memory, "query-memory-devices"},
+      {refuse_writable_disks, "query-block"},
+      {refuse_foreign_writers, "qom-list"},
+      {refuse_foreign_writers, "info network"}};
+  for (const auto& [check, command] : checks)
+    EXPECT_THAT(error_of(check, {{"query-balloon", "!none"}, {command, "!it is not told"}}).what,
+                HasSubstr("it is not told"))
+        << command;
 }
 
 /// The verdict on RAM of 4096 bytes.
