@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -68,6 +69,18 @@ class ServerEngine {
   /// @param image  at most 2^32 - 1 pages
   /// @pre wire::fragments_for_mtu(config.mtu_bytes) != 0
   ServerEngine(const ServerConfig& config, const ImageView& image, ServerStats& stats);
+
+  /// Asks the cache for what on_frame() will need of a page, if the image has it.
+  void prefetch(Gfn page) const noexcept {
+    if (page.value < pages_.size()) __builtin_prefetch(&pages_[page.value], 1);
+  }
+
+  /// The page that is likely to be sent after the one next() gave last.
+  [[nodiscard]] std::optional<Gfn> upcoming() const noexcept {
+    for (const PageQueue& queue : queues_)
+      if (!queue.empty()) return Gfn{queue.front()};
+    return std::nullopt;
+  }
 
   /// Takes one parsed frame from a client. @return why it was dropped, or kNone
   wire::Drop on_frame(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;

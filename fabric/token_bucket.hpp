@@ -17,6 +17,7 @@ class TokenBucket {
   [[nodiscard]] double rate() const noexcept { return rate_; }
 
   void refill(Nanos now) noexcept {
+    if (now == last_) return;  // frames of one burst are sent at one time
     if (last_ != kNever) {
       const double grant = rate_ * std::chrono::duration<double>(now - last_).count();
       granted_ += grant;

@@ -2,6 +2,7 @@
 #include "memserver-dpdk/worker.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 #include "fabric/poll_loop.hpp"
 #include "fabric/seal_mbuf.hpp"
@@ -11,6 +12,8 @@ namespace {
 
 /// Frames the tail may hold before engines are asked for more: a burst in the ring, one behind it.
 constexpr std::size_t kTailFrames = 2 * kBurst;
+/// Frames between one that is looked at and one whose page is asked for.
+constexpr std::uint16_t kLookAhead = 4;
 
 ImageView view_of(const Image& image) {
   return {.image_id = image.image_id(),
@@ -57,10 +60,24 @@ unsigned ServerWorker::turn(Nanos now) noexcept { return receive(now) + send(now
 unsigned ServerWorker::receive(Nanos now) noexcept {
   std::array<rte_mbuf*, kBurst> burst;
   const std::uint16_t nb_rx = queue_.rx_burst(burst);
-  for (std::uint16_t i = 0; i < nb_rx; ++i) on_frame(*burst[i], now);
+  for (std::uint16_t i = 0; i < nb_rx; ++i) {
+    if (i + kLookAhead < nb_rx) prefetch_wanted(*burst[i + kLookAhead]);
+    on_frame(*burst[i], now);
+  }
   rte_pktmbuf_free_bulk(burst.data(), nb_rx);
   stats_.rx_injected_loss.set(queue_.rx_lost().read());
   return nb_rx;
+}
+
+/// What a REQUEST asks for first, should it be one. No cache holds what is known of all pages of an
+/// image, and waiting for memory takes longer than all else there is to do.
+void ServerWorker::prefetch_wanted(const rte_mbuf& mbuf) const noexcept {
+  constexpr std::size_t kWants =
+      sizeof(wire::EthHdr) + sizeof(wire::Header) + sizeof(wire::RequestBody);
+  wire::WantEntry want;
+  if (mbuf.data_len < kWants + sizeof want) return;
+  std::memcpy(&want, rte_pktmbuf_mtod_offset(&mbuf, const std::byte*, kWants), sizeof want);
+  for (const auto& served : served_) served->engine.prefetch(Gfn{want.first.host()});
 }
 
 void ServerWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {
@@ -164,6 +181,9 @@ void ServerWorker::attach_page(Served& served, const ServerTx& tx, rte_mbuf& hea
   const std::size_t offset = tx.fragment * wire::fragment_stride(nb_fragments);
   const std::size_t nb_bytes = wire::fragment_bytes(tx.fragment, nb_fragments);
   if (mode_ == TxMode::kCopy) {
+    // A neighbour's bytes the CPU fetches ahead without being asked.
+    const auto next = served.engine.upcoming();
+    if (next && next->value != tx.range.first.value + 1) served.image.prefetch(*next);
     served.image.copy(tx.range.first, offset,
                       {rte_pktmbuf_mtod_offset(&header, std::byte*, header.data_len), nb_bytes});
     header.data_len = static_cast<std::uint16_t>(header.data_len + nb_bytes);

@@ -48,6 +48,7 @@ class ServerWorker {
 
  private:
   unsigned receive(Nanos now) noexcept;
+  void prefetch_wanted(const rte_mbuf& mbuf) const noexcept;
   void on_frame(const rte_mbuf& mbuf, Nanos now) noexcept;
   [[nodiscard]] Served* served_by(const wire::Frame& frame) const noexcept;
   unsigned send(Nanos now) noexcept;

@@ -42,42 +42,49 @@ BareSender::BareSender(const Image& image, const Port& port, TxMode mode, double
   rte_mbuf_ext_refcnt_set(&extbuf_, 1);  // ours: it never falls to 0
 }
 
+BareSender::~BareSender() { rte_pktmbuf_free_bulk(burst_.data(), nb_waiting_); }
+
 void BareSender::run(const std::atomic<bool>& stop, const IdleConfig& idle_config) noexcept {
   Idle idle{idle_config};
   const std::uint64_t began = rte_rdtsc();
-  while (!stop.load(std::memory_order_relaxed)) {
+  while (!stop.load(std::memory_order_relaxed) && !done()) {
     const bool early = pages_per_s_ > 0 && static_cast<double>(next_page_) >
                                                seconds_of(rte_rdtsc() - began) * pages_per_s_;
-    if (nb_waiting_ == 0 && !early && !fill() && next_page_ == image_.nb_pages()) break;
-    const std::uint16_t nb_tx = queue_.tx_burst(std::span{burst_}.first(nb_waiting_));
-    std::copy(burst_.begin() + nb_tx, burst_.begin() + nb_waiting_, burst_.begin());
-    nb_waiting_ = static_cast<std::uint16_t>(nb_waiting_ - nb_tx);
-    if (nb_tx != 0)
+    if ((nb_waiting_ != 0 || !early) && turn() != 0)
       idle.hit();
     else
       idle.miss();
   }
-  rte_pktmbuf_free_bulk(burst_.data(), nb_waiting_);
-  nb_waiting_ = 0;
   seconds_ = seconds_of(rte_rdtsc() - began);
 }
 
+std::uint16_t BareSender::turn() noexcept {
+  if (nb_waiting_ == 0) fill();
+  const std::uint16_t nb_tx = queue_.tx_burst(std::span{burst_}.first(nb_waiting_));
+  std::copy(burst_.begin() + nb_tx, burst_.begin() + nb_waiting_, burst_.begin());
+  nb_waiting_ = static_cast<std::uint16_t>(nb_waiting_ - nb_tx);
+  return nb_tx;
+}
+
+bool BareSender::done() const noexcept {
+  return order_.empty() && next_page_ == image_.nb_pages() && nb_waiting_ == 0;
+}
+
 /// A burst of frames, as far as pages and mbufs go.
-bool BareSender::fill() noexcept {
+void BareSender::fill() noexcept {
   std::array<rte_mbuf*, 2 * kBurst> mbufs;
-  const std::uint64_t nb_left = (image_.nb_pages() - next_page_) * nb_fragments_ - next_fragment_;
+  const std::uint64_t nb_left =
+      order_.empty() ? (image_.nb_pages() - next_page_) * nb_fragments_ - next_fragment_ : kBurst;
   const auto nb_frames = static_cast<unsigned>(std::min<std::uint64_t>(kBurst, nb_left));
   const unsigned nb_mbufs = mode_ == TxMode::kZeroCopy ? 2 * nb_frames : nb_frames;
-  if (nb_frames == 0 || rte_pktmbuf_alloc_bulk(port_.pool(), mbufs.data(), nb_mbufs) != 0)
-    return false;
+  if (nb_frames == 0 || rte_pktmbuf_alloc_bulk(port_.pool(), mbufs.data(), nb_mbufs) != 0) return;
   for (unsigned i = 0; i < nb_frames; ++i)
     burst_[i] = next_frame(mbufs[i], mode_ == TxMode::kZeroCopy ? mbufs[nb_frames + i] : nullptr);
   nb_waiting_ = static_cast<std::uint16_t>(nb_frames);
-  return true;
 }
 
 rte_mbuf* BareSender::next_frame(rte_mbuf* header, rte_mbuf* page) noexcept {
-  const Gfn gfn{next_page_};
+  const Gfn gfn{order_.empty() ? next_page_ : order_[place_]};
   auto* out = rte_pktmbuf_mtod(header, std::byte*);
   const std::size_t nb_header = wire::write_page_header(
       {out, wire::kPageHeaderBytes}, identity_, group_, port_.mac(), gfn, image_.crc(gfn),
@@ -104,6 +111,7 @@ rte_mbuf* BareSender::next_frame(rte_mbuf* header, rte_mbuf* page) noexcept {
   if (++next_fragment_ == nb_fragments_) {
     next_fragment_ = 0;
     ++next_page_;
+    if (++place_ == order_.size()) place_ = 0;
   }
   return header;
 }

@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "fabric/eth_port.hpp"
@@ -17,22 +18,31 @@
 /// decided. No requests, no presence, no flow control; a page that is lost stays lost.
 namespace snowfabric::bench {
 
-/// Sends every page of an image once, in order, to the image's group.
+/// Sends every page of an image once, in ascending order if no other is given, to its group.
 class BareSender {
  public:
   /// @param pages_per_s  pace; 0: as fast as the port takes them
   BareSender(const Image& image, const Port& port, TxMode mode, double pages_per_s);
   BareSender(const BareSender&) = delete;
   BareSender& operator=(const BareSender&) = delete;
+  /// Frees what the port has not taken.
+  ~BareSender();
 
-  /// Until the last page is with the port, or `stop`.
+  /// From now on in this order, which it borrows, and again and again.
+  void repeat(std::span<const std::uint32_t> order) noexcept { order_ = order; }
+
+  /// Up to a burst. @return frames the port took
+  std::uint16_t turn() noexcept;
+  /// Whether the last page is with the port.
+  [[nodiscard]] bool done() const noexcept;
+  /// Until done(), or `stop`.
   void run(const std::atomic<bool>& stop, const IdleConfig& idle) noexcept;
 
   [[nodiscard]] std::uint64_t nb_pages() const noexcept { return next_page_; }
   [[nodiscard]] double seconds() const noexcept { return seconds_; }
 
  private:
-  [[nodiscard]] bool fill() noexcept;
+  void fill() noexcept;
   [[nodiscard]] rte_mbuf* next_frame(rte_mbuf* header, rte_mbuf* page) noexcept;
 
   const Image& image_;
@@ -44,9 +54,11 @@ class BareSender {
   wire::Identity identity_;
   MacAddr group_;
   rte_mbuf_ext_shared_info extbuf_{};
+  std::span<const std::uint32_t> order_;
   std::array<rte_mbuf*, kBurst> burst_{};
   std::uint16_t nb_waiting_ = 0;  // built, at the front of burst_
   std::uint64_t next_page_ = 0;
+  std::size_t place_ = 0;  // of the next page in order_
   std::size_t next_fragment_ = 0;
   std::uint32_t seq_ = 0;
   double seconds_ = 0;

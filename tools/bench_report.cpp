@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "tools/bench_report.hpp"
 
+#include <rte_cycles.h>
+
 #include <algorithm>
 #include <array>
 
@@ -24,9 +26,9 @@ struct Summary {
   double ratio = 0;
 };
 
-Summary summary_of(const RingResult& result) {
+Summary summary_of(const std::vector<Pair>& pairs) {
   std::vector<double> bare, fabric, ratios;
-  for (const RingPair& pair : result.pairs) {
+  for (const Pair& pair : pairs) {
     bare.push_back(pair.bare);
     fabric.push_back(pair.fabric);
     ratios.push_back(pair.fabric / pair.bare);
@@ -42,6 +44,26 @@ constexpr std::array kTelling{
     "tx_requests",  "server_tx_back_pressure", "server_tx_no_mbuf",
     "server_wants", "server_lockstep_hits",    "server_tx_pages_multicast",
     "bursts"};
+
+using Json = nlohmann::ordered_json;
+
+/// What every result has.
+void add_figures(Json& json, const std::vector<Pair>& pairs) {
+  const Summary s = summary_of(pairs);
+  json["unit"] = "pages/s";
+  json["rate"] = s.fabric.median;
+  json["limit"] = s.bare.median;
+  json["ratio"] = s.ratio;
+  json["ratio_min"] = s.pair.min;
+  json["ratio_max"] = s.pair.max;
+  json["runs"] = Json::array();
+  for (const Pair& pair : pairs)
+    json["runs"].push_back({{"limit", pair.bare}, {"rate", pair.fabric}});
+}
+
+double cycles_per_page(double pages_per_s) {
+  return static_cast<double>(rte_get_tsc_hz()) / pages_per_s;
+}
 
 const char* name_of(Mode mode) {
   constexpr std::array kNames{"list", "faults", "push"};
@@ -59,42 +81,34 @@ double median(std::vector<double> values) {
 
 std::string ring_json(const RingOptions& options, std::uint64_t nb_pages, std::size_t nb_fragments,
                       const RingResult& result) {
-  const Summary s = summary_of(result);
-  nlohmann::ordered_json json{
+  Json json{
       {"benchmark", "ring"},
-      {"unit", "pages/s"},
-      {"rate", s.fabric.median},
-      {"limit", s.bare.median},
-      {"ratio", s.ratio},
-      {"ratio_min", s.pair.min},
-      {"ratio_max", s.pair.max},
       {"limited_by_flow_control", result.flow_limited},
       {"verified", true},  // run_ring() returns no result otherwise
       {"pages", nb_pages},
-      {"mtu", options.mtu},
+      {"mtu", options.bed.mtu},
       {"frames_per_page", nb_fragments},
       {"tx", std::string{to_string(options.tx)}},
       {"mode", name_of(options.mode)},
-      {"hugepages", !options.no_huge},
+      {"hugepages", !options.bed.no_huge},
       {"seed", options.seed},
   };
-  json["runs"] = nlohmann::ordered_json::array();
-  for (const RingPair& pair : result.pairs)
-    json["runs"].push_back({{"limit", pair.bare}, {"rate", pair.fabric}});
+  add_figures(json, result.pairs);
   for (const char* name : kTelling) json["last_run"][name] = counter(result.counters, name);
   return json.dump(2) + "\n";
 }
 
 std::string ring_table(const RingOptions& options, std::uint64_t nb_pages, std::size_t nb_fragments,
                        const RingResult& result) {
-  const Summary s = summary_of(result);
+  const Summary s = summary_of(result.pairs);
   const auto row = [&](const char* name, const Spread& spread) {
     return fmt::format("{:8} {:>10.0f} {:>10.0f} {:>10.0f}   {:6.0f} ns a page\n", name, spread.min,
                        spread.median, spread.max, 1e9 / spread.median);
   };
-  std::string out = fmt::format(
-      "ring: {} pages, MTU {} ({} frame(s) a page), TX {}, mode {}, {} runs\n", nb_pages,
-      options.mtu, nb_fragments, to_string(options.tx), name_of(options.mode), result.pairs.size());
+  std::string out =
+      fmt::format("ring: {} pages, MTU {} ({} frame(s) a page), TX {}, mode {}, {} runs\n",
+                  nb_pages, options.bed.mtu, nb_fragments, to_string(options.tx),
+                  name_of(options.mode), result.pairs.size());
   out += fmt::format("{:8} {:>10} {:>10} {:>10}\n", "pages/s", "min", "median", "max");
   out += row("bare", s.bare);
   out += row("fabric", s.fabric);
@@ -104,6 +118,42 @@ std::string ring_table(const RingOptions& options, std::uint64_t nb_pages, std::
       s.pair.min, s.ratio, s.pair.max);
   if (result.flow_limited)
     out += "the flow control's rate was the limit: repeat with a higher --max-rate-gbps\n";
+  return out;
+}
+
+std::string serve_json(const ServeOptions& options, const std::vector<ServeResult>& results) {
+  const auto ratio = [](const ServeResult& result) { return summary_of(result.pairs).ratio; };
+  Json json{{"benchmark", "serve"},
+            {"worst", std::ranges::min(results, {}, ratio).what.name},
+            {"verified", true},  // run_serve() returns no result otherwise
+            {"pages", options.nb_pages},
+            {"mtu", options.bed.mtu},
+            {"hugepages", !options.bed.no_huge},
+            {"seed", options.seed}};
+  add_figures(json, std::ranges::min(results, {}, ratio).pairs);
+  for (const ServeResult& result : results) {
+    Json one{{"case", result.what.name},
+             {"pages_per_want", result.what.nb_pages},
+             {"tx", std::string{to_string(result.what.tx)}}};
+    add_figures(one, result.pairs);
+    one["tsc_cycles_per_page"] = cycles_per_page(one["rate"].get<double>());
+    json["cases"].push_back(std::move(one));
+  }
+  return json.dump(2) + "\n";
+}
+
+std::string serve_table(const ServeOptions& options, const std::vector<ServeResult>& results) {
+  std::string out =
+      fmt::format("serve: one server lcore, {} pages in random order, MTU {}, {} runs of {} s\n",
+                  options.nb_pages, options.bed.mtu, options.runs, options.seconds);
+  out += fmt::format("{:24}{:>14}{:>14}{:>8}{:>16}{:>18}\n", "medians", "bare, page/s", "served",
+                     "ratio", "(of neighbours)", "TSC cycles/page");
+  for (const ServeResult& result : results) {
+    const Summary s = summary_of(result.pairs);
+    out += fmt::format("{:24}{:>14.0f}{:>14.0f}{:>8.3f}{:>9.2f} to {:.2f}{:>18.0f}\n",
+                       result.what.name, s.bare.median, s.fabric.median, s.ratio, s.pair.min,
+                       s.pair.max, cycles_per_page(s.fabric.median));
+  }
   return out;
 }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "tools/bench_ring.hpp"
+#include "tools/bench_serve.hpp"
 
 namespace snowfabric::bench {
 
@@ -15,5 +16,11 @@ namespace snowfabric::bench {
 /// The same for people.
 [[nodiscard]] std::string ring_table(const RingOptions& options, std::uint64_t nb_pages,
                                      std::size_t nb_fragments, const RingResult& result);
+
+/// As ring_json(), of the case that is the worst by its ratio; `cases` has all.
+[[nodiscard]] std::string serve_json(const ServeOptions& options,
+                                     const std::vector<ServeResult>& results);
+[[nodiscard]] std::string serve_table(const ServeOptions& options,
+                                      const std::vector<ServeResult>& results);
 
 }  // namespace snowfabric::bench

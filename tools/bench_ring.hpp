@@ -7,31 +7,24 @@
 
 #include "fabric/base/result.hpp"
 #include "memserver-dpdk/image.hpp"
-#include "pmd-config/eal.hpp"
+#include "tools/bench_bed.hpp"
 #include "tools/bench_fetch.hpp"
 
 namespace snowfabric::bench {
 
 struct RingOptions {
+  BedOptions bed;
   unsigned runs = 5;
-  unsigned mtu = 4200;
   std::uint64_t seed = 1;
   TxMode tx = TxMode::kCopy;
   Mode mode = Mode::kList;
   double max_rate_gbps = 0;  ///< 0: the profile's
-  bool no_huge = false;
-  bool sealed = false;     ///< the fabric's frames; the bare ones go in the clear
-  bool hash_tree = false;  ///< the fabric's client holds each page to it
-  std::vector<std::string> eal_args;
-};
-
-/// Pages per second of one bare run and of the fabric's run that followed it.
-struct RingPair {
-  double bare = 0, fabric = 0;
+  bool sealed = false;       ///< the fabric's frames; the bare ones go in the clear
+  bool hash_tree = false;    ///< the fabric's client holds each page to it
 };
 
 struct RingResult {
-  std::vector<RingPair> pairs;
+  std::vector<Pair> pairs;
   Snapshot counters;  ///< both sides, of the last fabric run
   /// The flow control's rate, not the CPUs, held a run back.
   bool flow_limited = false;

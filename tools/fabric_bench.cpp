@@ -7,6 +7,8 @@
 
 #include <cstdio>
 #include <cstring>
+#include <set>
+#include <string>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -18,6 +20,7 @@
 #include "tools/bench_bare.hpp"
 #include "tools/bench_report.hpp"
 #include "tools/bench_ring.hpp"
+#include "tools/bench_serve.hpp"
 
 namespace snowfabric::bench {
 namespace {
@@ -29,6 +32,7 @@ constexpr Nanos kSilence = std::chrono::milliseconds{500};
 
 struct Options : AppOptions {
   RingOptions ring;
+  ServeOptions serve;
   std::uint64_t nb_pages = kPages;
   std::string mode = "list", json_path, image_path, server_mac, image_id;
   bool zero_copy = false, gate = false;
@@ -83,14 +87,15 @@ Result<void> complete_mode(Options& options) {
   options.ring.mode = *mode;
   options.ring.tx = options.zero_copy ? TxMode::kZeroCopy : TxMode::kCopy;
   options.ring.seed = options.seed;
-  options.ring.eal_args = options.eal_args;
+  options.serve.seed = options.seed;
+  options.ring.bed.eal_args = options.serve.bed.eal_args = options.eal_args;
   return {};
 }
 
 // --- subcommands -----------------------------------------------------------------------------
 
 Result<void> ring(const Options& options) {
-  const std::size_t nb_fragments = wire::fragments_for_mtu(options.ring.mtu);
+  const std::size_t nb_fragments = wire::fragments_for_mtu(options.ring.bed.mtu);
   auto image = anonymous_image(options.nb_pages, options.seed, options.ring.hash_tree);
   if (!image) return std::unexpected(image.error());
   const auto result = run_ring(options.ring, std::move(*image), stop_on_signals());
@@ -99,6 +104,16 @@ Result<void> ring(const Options& options) {
   if (options.json_path.empty()) return {};
   return write_file(options.json_path,
                     ring_json(options.ring, options.nb_pages, nb_fragments, *result));
+}
+
+Result<void> serve(const Options& options) {
+  auto image = anonymous_image(options.serve.nb_pages, options.seed, false);
+  if (!image) return std::unexpected(image.error());
+  const auto results = run_serve(options.serve, std::move(*image), stop_on_signals());
+  if (!results) return std::unexpected(results.error());
+  fmt::print("{}", serve_table(options.serve, *results));
+  if (options.json_path.empty()) return {};
+  return write_file(options.json_path, serve_json(options.serve, *results));
 }
 
 Result<void> make_image(const Options& options) {
@@ -185,14 +200,36 @@ Result<void> client(const Options& options) {
 
 using Action = Result<void> (*)(const Options&);
 
-void add_ring(CLI::App& app, Options& options) {
-  app.add_option("--runs", options.ring.runs, "pairs of runs, bare and fabric by turns")
+/// What the scenarios of one process share.
+void add_bed(CLI::App& app, Options& options, unsigned& runs, std::uint64_t& nb_pages,
+             int least_pages, BedOptions& bed) {
+  app.add_option("--runs", runs, "pairs of runs, bare and fabric by turns")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  app.add_option("--pages", options.nb_pages, "pages of the image")
-      ->check(CLI::Range(1024, 4 << 20))
+  app.add_option("--pages", nb_pages, "pages of the image")
+      ->check(CLI::Range(least_pages, 4 << 20))
       ->capture_default_str();
-  app.add_option("--mtu", options.ring.mtu,
+  app.add_flag("--no-huge", bed.no_huge, "without hugepages: slower, both sides");
+  app.add_option("--seed", options.seed, "of the image")->capture_default_str();
+  app.add_option("--json", options.json_path, "write the result there");
+}
+
+void add_serve(CLI::App& app, Options& options) {
+  add_bed(app, options, options.serve.runs, options.serve.nb_pages, 16384, options.serve.bed);
+  app.add_option("--seconds", options.serve.seconds, "of a run")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->capture_default_str();
+  app.add_option("--only", options.serve.only, "one of the cases alone")
+      ->check(CLI::IsMember(std::set<std::string>{kServeCases.begin(), kServeCases.end()}));
+  app.add_option("--range", options.serve.range_pages,
+                 "pages of a want, where ranges are asked for")
+      ->check(CLI::IsMember({2, 4, 8, 16, 32, 64, 128, 256}))
+      ->capture_default_str();
+}
+
+void add_ring(CLI::App& app, Options& options) {
+  add_bed(app, options, options.ring.runs, options.nb_pages, 1024, options.ring.bed);
+  app.add_option("--mtu", options.ring.bed.mtu,
                  "of the ports: 4140 or more is one frame a page, sealed 4188")
       ->capture_default_str();
   app.add_option_function<std::string>(
@@ -205,9 +242,6 @@ void add_ring(CLI::App& app, Options& options) {
                "the fabric seals its frames, the bare loop does not");
   app.add_flag("--hash-tree", options.ring.hash_tree,
                "the fabric's client holds each page to a hash tree, the bare loop does not");
-  app.add_flag("--no-huge", options.ring.no_huge, "without hugepages: slower, both sides");
-  app.add_option("--seed", options.seed, "of the image")->capture_default_str();
-  app.add_option("--json", options.json_path, "write the result there");
 }
 
 void add_mode(CLI::App& app, Options& options) {
@@ -231,6 +265,8 @@ int bench(int argc, char** argv) {
   auto* ring_app = cli.add_subcommand("ring", "both ends in this process, over DPDK rings");
   add_ring(*ring_app, options);
   add_mode(*ring_app, options);
+  auto* serve_app = cli.add_subcommand("serve", "one server lcore alone, over DPDK rings");
+  add_serve(*serve_app, options);
   auto* image_app = cli.add_subcommand("image", "write an image of random pages");
   image_app->add_option("FILE", options.image_path)->required();
   image_app->add_option("--pages", options.nb_pages)->capture_default_str();
@@ -246,11 +282,9 @@ int bench(int argc, char** argv) {
   client_app->add_option("--server", options.server_mac, "memserver's MAC address");
   client_app->add_option("--timeout", options.timeout_s, "seconds")->capture_default_str();
   if (const auto status = parse_command_line(cli, argc, argv, options)) return *status;
-  const std::pair<CLI::App*, Action> actions[]{{ring_app, ring},
-                                               {image_app, make_image},
-                                               {send_app, send},
-                                               {receive_app, receive},
-                                               {client_app, client}};
+  const std::pair<CLI::App*, Action> actions[]{{ring_app, ring},        {serve_app, serve},
+                                               {image_app, make_image}, {send_app, send},
+                                               {receive_app, receive},  {client_app, client}};
   Result<void> result = complete_mode(options);
   for (const auto& [app, action] : actions)
     if (result && app->parsed()) result = action(options);
