@@ -124,6 +124,15 @@ TEST(ServerEngine, AQueuedPrefetchIsPromotedByADemandAndSentOnce) {
   EXPECT_EQ(server.stats.wants_merged.read(), 1U);
 }
 
+TEST(ServerEngine, SaysWhichPageIsLikelyNext) {
+  Joined server{100};
+  EXPECT_FALSE(server.engine->upcoming());
+  server.request(1, {want(10, 2, Priority::kPrefetch), want(20, 1, Priority::kDemand)});
+  EXPECT_EQ(server.engine->upcoming(), Gfn{20});
+  EXPECT_EQ(server.drain_pages().size(), 3U);
+  EXPECT_FALSE(server.engine->upcoming());
+}
+
 TEST(ServerEngine, NothingIsPushedWithoutMembers) {
   ServerConfig config = test::unlimited();
   config.push = true;
