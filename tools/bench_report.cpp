@@ -65,6 +65,13 @@ double cycles_per_page(double pages_per_s) {
   return static_cast<double>(rte_get_tsc_hz()) / pages_per_s;
 }
 
+/// The case that is the worst by its ratio.
+template <class Result>
+const Result& worst_of(const std::vector<Result>& results) {
+  return *std::ranges::min_element(
+      results, {}, [](const Result& result) { return summary_of(result.pairs).ratio; });
+}
+
 const char* name_of(Mode mode) {
   constexpr std::array kNames{"list", "faults", "push"};
   return kNames[static_cast<std::size_t>(mode)];
@@ -122,15 +129,14 @@ std::string ring_table(const RingOptions& options, std::uint64_t nb_pages, std::
 }
 
 std::string serve_json(const ServeOptions& options, const std::vector<ServeResult>& results) {
-  const auto ratio = [](const ServeResult& result) { return summary_of(result.pairs).ratio; };
   Json json{{"benchmark", "serve"},
-            {"worst", std::ranges::min(results, {}, ratio).what.name},
+            {"worst", worst_of(results).what.name},
             {"verified", true},  // run_serve() returns no result otherwise
             {"pages", options.nb_pages},
             {"mtu", options.bed.mtu},
             {"hugepages", !options.bed.no_huge},
             {"seed", options.seed}};
-  add_figures(json, std::ranges::min(results, {}, ratio).pairs);
+  add_figures(json, worst_of(results).pairs);
   for (const ServeResult& result : results) {
     Json one{{"case", result.what.name},
              {"pages_per_want", result.what.nb_pages},
@@ -153,6 +159,41 @@ std::string serve_table(const ServeOptions& options, const std::vector<ServeResu
     out += fmt::format("{:24}{:>14.0f}{:>14.0f}{:>8.3f}{:>9.2f} to {:.2f}{:>18.0f}\n",
                        result.what.name, s.bare.median, s.fabric.median, s.ratio, s.pair.min,
                        s.pair.max, cycles_per_page(s.fabric.median));
+  }
+  return out;
+}
+
+std::string install_json(const InstallOptions& options, const std::vector<InstallResult>& results) {
+  Json json{{"benchmark", "install"},
+            {"worst", worst_of(results).what.name},
+            {"verified", true},  // run_install() returns no result otherwise
+            {"pages", options.nb_pages},
+            {"seed", options.seed}};
+  add_figures(json, worst_of(results).pairs);
+  for (const InstallResult& result : results) {
+    Json one{{"case", result.what.name},
+             {"neighbours", result.what.nb_pages},
+             {"faulting_threads", result.what.nb_threads}};
+    add_figures(one, result.pairs);
+    one["copying"] = median(result.copying);
+    json["cases"].push_back(std::move(one));
+  }
+  return json.dump(2) + "\n";
+}
+
+std::string install_table(const InstallOptions& options,
+                          const std::vector<InstallResult>& results) {
+  std::string out = fmt::format("install: UFFDIO_COPY of {} pages in random order, {} runs\n",
+                                options.nb_pages, options.runs);
+  out +=
+      fmt::format("{:24}{:>16}{:>14}{:>14}{:>8}{:>16}{:>14}\n", "medians, pages/s", "ioctl alone",
+                  "with CRC32C", "memtap", "ratio", "(of neighbours)", "to the ioctl");
+  for (const InstallResult& result : results) {
+    const Summary s = summary_of(result.pairs);
+    const double copying = median(result.copying);
+    out += fmt::format("{:24}{:>16.0f}{:>14.0f}{:>14.0f}{:>8.3f}{:>9.2f} to {:.2f}{:>14.3f}\n",
+                       result.what.name, copying, s.bare.median, s.fabric.median, s.ratio,
+                       s.pair.min, s.pair.max, s.fabric.median / copying);
   }
   return out;
 }

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "tools/bench_install.hpp"
 #include "tools/bench_ring.hpp"
 #include "tools/bench_serve.hpp"
 
@@ -20,6 +21,11 @@ namespace snowfabric::bench {
 /// As ring_json(), of the case that is the worst by its ratio; `cases` has all.
 [[nodiscard]] std::string serve_json(const ServeOptions& options,
                                      const std::vector<ServeResult>& results);
+/// As serve_json(); `copying` is the rate of the system calls alone.
+[[nodiscard]] std::string install_json(const InstallOptions& options,
+                                       const std::vector<InstallResult>& results);
+[[nodiscard]] std::string install_table(const InstallOptions& options,
+                                        const std::vector<InstallResult>& results);
 [[nodiscard]] std::string serve_table(const ServeOptions& options,
                                       const std::vector<ServeResult>& results);
 

@@ -18,6 +18,7 @@
 #include "fabric/base/prng.hpp"
 #include "pmd-config/app.hpp"
 #include "tools/bench_bare.hpp"
+#include "tools/bench_install.hpp"
 #include "tools/bench_report.hpp"
 #include "tools/bench_ring.hpp"
 #include "tools/bench_serve.hpp"
@@ -28,11 +29,13 @@ namespace {
 /// 256 MiB: far more than the caches hold, so that pages come from memory as in real use, and a run
 /// is long against its start and end; small enough that eight receivers fit into one machine.
 constexpr std::uint64_t kPages = 65536;
+constexpr const char* kNoHugeHelp = "without hugepages: slower, both sides";
 constexpr Nanos kSilence = std::chrono::milliseconds{500};
 
 struct Options : AppOptions {
   RingOptions ring;
   ServeOptions serve;
+  InstallOptions install;
   std::uint64_t nb_pages = kPages;
   std::string mode = "list", json_path, image_path, server_mac, image_id;
   bool zero_copy = false, gate = false;
@@ -87,7 +90,7 @@ Result<void> complete_mode(Options& options) {
   options.ring.mode = *mode;
   options.ring.tx = options.zero_copy ? TxMode::kZeroCopy : TxMode::kCopy;
   options.ring.seed = options.seed;
-  options.serve.seed = options.seed;
+  options.serve.seed = options.install.seed = options.seed;
   options.ring.bed.eal_args = options.serve.bed.eal_args = options.eal_args;
   return {};
 }
@@ -114,6 +117,16 @@ Result<void> serve(const Options& options) {
   fmt::print("{}", serve_table(options.serve, *results));
   if (options.json_path.empty()) return {};
   return write_file(options.json_path, serve_json(options.serve, *results));
+}
+
+Result<void> install(const Options& options) {
+  auto image = anonymous_image(options.install.nb_pages, options.seed, false);
+  if (!image) return std::unexpected(image.error());
+  const auto results = run_install(options.install, *image, stop_on_signals());
+  if (!results) return std::unexpected(results.error());
+  fmt::print("{}", install_table(options.install, *results));
+  if (options.json_path.empty()) return {};
+  return write_file(options.json_path, install_json(options.install, *results));
 }
 
 Result<void> make_image(const Options& options) {
@@ -201,26 +214,36 @@ Result<void> client(const Options& options) {
 using Action = Result<void> (*)(const Options&);
 
 /// What the scenarios of one process share.
-void add_bed(CLI::App& app, Options& options, unsigned& runs, std::uint64_t& nb_pages,
-             int least_pages, BedOptions& bed) {
+void add_runs(CLI::App& app, Options& options, unsigned& runs, std::uint64_t& nb_pages,
+              int least_pages) {
   app.add_option("--runs", runs, "pairs of runs, bare and fabric by turns")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_option("--pages", nb_pages, "pages of the image")
       ->check(CLI::Range(least_pages, 4 << 20))
       ->capture_default_str();
-  app.add_flag("--no-huge", bed.no_huge, "without hugepages: slower, both sides");
   app.add_option("--seed", options.seed, "of the image")->capture_default_str();
   app.add_option("--json", options.json_path, "write the result there");
 }
 
+void add_only(CLI::App& app, std::string& only, std::set<std::string> names) {
+  app.add_option("--only", only, "one of the cases alone")->check(CLI::IsMember(std::move(names)));
+}
+
+void add_install(CLI::App& app, Options& options) {
+  add_runs(app, options, options.install.runs, options.install.nb_pages, 1024);
+  std::set<std::string> names;
+  for (const InstallCase& what : kInstallCases) names.insert(what.name);
+  add_only(app, options.install.only, std::move(names));
+}
+
 void add_serve(CLI::App& app, Options& options) {
-  add_bed(app, options, options.serve.runs, options.serve.nb_pages, 16384, options.serve.bed);
+  add_runs(app, options, options.serve.runs, options.serve.nb_pages, 16384);
+  app.add_flag("--no-huge", options.serve.bed.no_huge, kNoHugeHelp);
   app.add_option("--seconds", options.serve.seconds, "of a run")
       ->check(CLI::Range(0.1, 3600.0))
       ->capture_default_str();
-  app.add_option("--only", options.serve.only, "one of the cases alone")
-      ->check(CLI::IsMember(std::set<std::string>{kServeCases.begin(), kServeCases.end()}));
+  add_only(app, options.serve.only, {kServeCases.begin(), kServeCases.end()});
   app.add_option("--range", options.serve.range_pages,
                  "pages of a want, where ranges are asked for")
       ->check(CLI::IsMember({2, 4, 8, 16, 32, 64, 128, 256}))
@@ -228,7 +251,8 @@ void add_serve(CLI::App& app, Options& options) {
 }
 
 void add_ring(CLI::App& app, Options& options) {
-  add_bed(app, options, options.ring.runs, options.nb_pages, 1024, options.ring.bed);
+  add_runs(app, options, options.ring.runs, options.nb_pages, 1024);
+  app.add_flag("--no-huge", options.ring.bed.no_huge, kNoHugeHelp);
   app.add_option("--mtu", options.ring.bed.mtu,
                  "of the ports: 4140 or more is one frame a page, sealed 4188")
       ->capture_default_str();
@@ -267,6 +291,9 @@ int bench(int argc, char** argv) {
   add_mode(*ring_app, options);
   auto* serve_app = cli.add_subcommand("serve", "one server lcore alone, over DPDK rings");
   add_serve(*serve_app, options);
+  auto* install_app =
+      cli.add_subcommand("install", "memtap's way into a guest alone, by userfaultfd");
+  add_install(*install_app, options);
   auto* image_app = cli.add_subcommand("image", "write an image of random pages");
   image_app->add_option("FILE", options.image_path)->required();
   image_app->add_option("--pages", options.nb_pages)->capture_default_str();
@@ -282,9 +309,9 @@ int bench(int argc, char** argv) {
   client_app->add_option("--server", options.server_mac, "memserver's MAC address");
   client_app->add_option("--timeout", options.timeout_s, "seconds")->capture_default_str();
   if (const auto status = parse_command_line(cli, argc, argv, options)) return *status;
-  const std::pair<CLI::App*, Action> actions[]{{ring_app, ring},        {serve_app, serve},
-                                               {image_app, make_image}, {send_app, send},
-                                               {receive_app, receive},  {client_app, client}};
+  const std::pair<CLI::App*, Action> actions[]{
+      {ring_app, ring}, {serve_app, serve},     {install_app, install}, {image_app, make_image},
+      {send_app, send}, {receive_app, receive}, {client_app, client}};
   Result<void> result = complete_mode(options);
   for (const auto& [app, action] : actions)
     if (result && app->parsed()) result = action(options);
