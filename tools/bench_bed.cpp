@@ -8,6 +8,7 @@
 #include <sched.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <utility>
 
 #include <fmt/format.h>
@@ -55,6 +56,10 @@ Result<std::string> lcores(unsigned nb_lcores) {
 
 }  // namespace
 
+void say_round(std::string_view what, unsigned round, unsigned nb_rounds) {
+  fmt::print(stderr, "fabric-bench: {}: round {} of {}\n", what, round, nb_rounds);
+}
+
 Result<std::unique_ptr<RingBed>> RingBed::make(const BedOptions& options) {
   auto profile = load_profile("net_ring");
   if (!profile) return std::unexpected(profile.error());
@@ -62,7 +67,7 @@ Result<std::unique_ptr<RingBed>> RingBed::make(const BedOptions& options) {
   if (!options.no_huge) profile->hugepages_mb = 1;
   const auto cpus = lcores(options.nb_lcores);
   if (!cpus) return std::unexpected(cpus.error());
-  auto eal = Eal::init({.program = "fabric-bench",
+  auto eal = Eal::init({.program = "bench-node",
                         .profile = *profile,
                         .iface = {},
                         .mtu = options.mtu,

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "fabric/base/result.hpp"
@@ -19,6 +20,9 @@ namespace snowfabric::bench {
 struct Pair {
   double bare = 0, fabric = 0;
 };
+
+/// On stderr, for who waits.
+void say_round(std::string_view what, unsigned round, unsigned nb_rounds);
 
 struct BedOptions {
   unsigned mtu = 4200;

@@ -121,7 +121,7 @@ class Fabric {
  public:
   static Result<Fabric> make(const MissingMemory& memory, const Image& image) {
     auto presence = PresenceFile::create(
-        fmt::format("/dev/shm/fabric-bench.{}.presence", getpid()),
+        fmt::format("/dev/shm/bench-node.{}.presence", getpid()),
         {.image_id = image.image_id(), .nb_pages = image.nb_pages(), .epoch = image.epoch()});
     if (!presence) return std::unexpected(presence.error());
     Attachment attachment;
@@ -167,6 +167,7 @@ class InstallRuns {
   Result<InstallResult> run(unsigned nb_runs) {
     InstallResult out{what_, {}, {}};
     for (unsigned i = 0; i < nb_runs; ++i) {
+      say_round(what_.name, i + 1, nb_runs);
       auto fabric = Fabric::make(memory_, image_);
       if (!fabric) return std::unexpected(fabric.error());
       const auto copying = timed(Bare{memory_, image_, false});

@@ -153,6 +153,7 @@ Result<double> RingRuns::verified(std::uint64_t nb_pages, double seconds, const 
 Result<RingResult> run_pairs(const RingOptions& options, RingRuns& runs) {
   RingResult out;
   for (unsigned i = 0; i < options.runs; ++i) {
+    say_round("ring", i + 1, options.runs);
     const auto bare = runs.run_bare();
     if (!bare) return std::unexpected(bare.error());
     const auto fabric = runs.run_fabric(out);

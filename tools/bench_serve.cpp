@@ -142,6 +142,7 @@ class ServeRuns {
     ServeResult out{what_, {}};
     if (const auto right = check_all(); !right) return std::unexpected(right.error());
     for (unsigned i = 0; i < options_.runs; ++i) {
+      say_round(what_.name, i + 1, options_.runs);
       const auto bare = run_bare();
       if (!bare) return std::unexpected(bare.error());
       const auto served = run_server();

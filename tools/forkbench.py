@@ -5,10 +5,10 @@ import os
 import pathlib
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
+import benchlib
 import fleetlib
 import forklib
 import lablib
@@ -42,7 +42,7 @@ def booted(args, mb, nb_hosts=1, dirty_pages=0, populated=False):
 def rounds(args):
     """Numbers of the runs, said as they begin."""
     for number in range(1, args.runs + 1):
-        print(f"bench: round {number} of {args.runs}", file=sys.stderr, flush=True)
+        benchlib.say_round(number, args.runs)
         yield number
 
 

@@ -5,9 +5,9 @@ import os
 import pathlib
 import statistics
 import subprocess
-import sys
 import tempfile
 
+import benchlib
 import fleetlib
 import lablib
 
@@ -79,7 +79,7 @@ def plan(args):
         image.write_bytes(os.urandom(args.image_mb * MIB))
         runs = []
         for number in range(1, args.runs + 1):
-            print(f"bench: round {number} of {args.runs}", file=sys.stderr, flush=True)
+            benchlib.say_round(number, args.runs)
             runs.append({n: measured(args, image, n) for n in args.clones})
     medians = {n: {what: statistics.median(run[n][what] for run in runs) for what in ("seconds", "wire_bytes")}
                for n in args.clones}

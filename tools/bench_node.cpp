@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// fabric-bench: the fabric's rate as a ratio to a bare loop over the same device. tools/bench makes
-// what it needs and calls it.
+// bench-node: what tools/fabric-bench runs, by itself or on each of its hosts.
 #include <rte_cycles.h>
+#include <rte_version.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -59,7 +59,7 @@ Result<void> write_image(int fd, std::uint64_t nb_pages, std::uint64_t seed) {
 
 /// A random image that lives in memory and has no name.
 Result<Image> anonymous_image(std::uint64_t nb_pages, std::uint64_t seed, bool hash_pages) {
-  const int fd = memfd_create("fabric-bench", MFD_CLOEXEC);
+  const int fd = memfd_create("bench-node", MFD_CLOEXEC);
   if (fd < 0) return fail(errno, "memfd_create");
   auto written = write_image(fd, nb_pages, seed);
   auto image = written
@@ -140,7 +140,7 @@ Result<void> make_image(const Options& options) {
 Result<void> send(const Options& options) {
   auto image = Image::open(options.image_path);
   if (!image) return std::unexpected(image.error());
-  auto datapath = start_datapath(options, "fabric-bench", "server", {});
+  auto datapath = start_datapath(options, "bench-node", "server", {});
   if (!datapath) return std::unexpected(datapath.error());
   const std::atomic<bool>& stop = stop_on_signals();
   BareSender sender{*image, datapath->port, datapath->port.tx_mode(), options.pages_per_s};
@@ -163,7 +163,7 @@ Result<Receiving> open_receiving(const Options& options) {
   auto arena = Arena::make(image->nb_pages());
   if (!arena) return std::unexpected(arena.error());
   auto datapath =
-      start_datapath(options, "fabric-bench", "client", {group_address(image->image_id())});
+      start_datapath(options, "bench-node", "client", {group_address(image->image_id())});
   if (!datapath) return std::unexpected(datapath.error());
   return Receiving{std::move(*image), std::move(*arena), std::move(*datapath)};
 }
@@ -283,9 +283,11 @@ void add_peer(CLI::App& app, Options& options) {
 }
 
 int bench(int argc, char** argv) {
-  CLI::App cli{"Measures the fabric against a bare loop over the same device.", "fabric-bench"};
+  CLI::App cli{"Measures the fabric against a bare loop over the same device.", "bench-node"};
   Options options;
   cli.require_subcommand(1);
+  cli.set_version_flag("--version",
+                       fmt::format("snowfabric {}, {}", SNOWFABRIC_VERSION, rte_version()));
   auto* ring_app = cli.add_subcommand("ring", "both ends in this process, over DPDK rings");
   add_ring(*ring_app, options);
   add_mode(*ring_app, options);
@@ -316,7 +318,7 @@ int bench(int argc, char** argv) {
   for (const auto& [app, action] : actions)
     if (result && app->parsed()) result = action(options);
   if (!result)
-    fmt::print(stderr, "fabric-bench: {}: {}\n", result.error().what,
+    fmt::print(stderr, "bench-node: {}: {}\n", result.error().what,
                std::strerror(result.error().errnum));
   return result ? 0 : 1;
 }

@@ -1,17 +1,5 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Measures the fabric against a bare loop over the same device, and forks against what QEMU does alone. Needs root.
-
-  tools/bench ring | serve | install [options]        one server and one client lcore in one process; a server lcore alone;
-                                                      memtap's way into a guest alone: options are `fabric-bench`'s
-  tools/bench multicast [options]                     1 -> N hosts in network namespaces
-  tools/bench fork-start | fork-pause | fork-wire | fork-memory [options]
-                                                      forks of a running VM
-  tools/bench plan [options]                          what `fabric-sim plan` says, against runs on virtual hosts
-
-Makes what it needs (hugepages, virtual hosts, an image) and gives it back. docs/performance.md says what is compared.
-"""
-import argparse
+"""A memserver fills hosts in network namespaces with an image, against a bare sender and bare receivers."""
 import contextlib
 import json
 import os
@@ -19,95 +7,28 @@ import pathlib
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 
-TOOLS = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(TOOLS))
-sys.dont_write_bytecode = True
-import fleetlib
-import forkbench
+import benchlib
 import lablib
-import planbench
 import profilelib
-import vmlib
 
-BENCH = "tools/fabric-bench"
 SERVER = "memserver-dpdk/memserver-dpdk"
-HUGEPAGES = pathlib.Path("/proc/sys/vm/nr_hugepages")
-IN_ONE_PROCESS = ("ring", "serve", "install")
-RING_HUGEPAGES = 96  # two mempools of 8191 mbufs, in pages of 2 MB
 READY_S, RUN_S = 60.0, 180.0
 
 
-class BenchError(Exception):
-    """Says what failed, on what, and what to do."""
-
-
-def program(args, name):
-    path = args.build_dir / name
-    if not os.access(path, os.X_OK):
-        raise BenchError(f"{path} is not there: meson setup --buildtype=release -Dtests=disabled {args.build_dir} && "
-                         f"ninja -C {args.build_dir}")
-    return path
-
-
-def first_in_line():
-    """Run by the child: what else this machine does is not to be measured. Of no effect without root or autogroups."""
-    with contextlib.suppress(OSError):
-        pathlib.Path("/proc/self/autogroup").write_text("-20")
-
-
-# --- in one process --------------------------------------------------------------------------------------------------------
-
-def meminfo(key):
-    fields = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
-    return int(fields[key].split()[0])
-
-
-@contextlib.contextmanager
-def hugepages(nb_pages):
-    before, free = int(HUGEPAGES.read_text()), meminfo("HugePages_Free")
-    missing = max(0, nb_pages - free)
-    if missing:
-        HUGEPAGES.write_text(str(before + missing))
-    try:
-        if meminfo("HugePages_Free") < nb_pages:
-            raise BenchError(f"only {meminfo('HugePages_Free')} of {nb_pages} hugepages could be reserved: memory is "
-                             f"short or in pieces; --no-huge runs without")
-        yield
-    finally:
-        if missing:
-            HUGEPAGES.write_text(str(before))
-
-
-def in_one_process(args, rest):
-    command = [program(args, BENCH), args.what, *rest]
-    if args.json:
-        command += ["--json", args.json]
-    needs_none = "--no-huge" in rest or args.what == "install"
-    with contextlib.nullcontext() if needs_none else hugepages(RING_HUGEPAGES):
-        with subprocess.Popen(command, start_new_session=True, preexec_fn=first_in_line) as popen:
-            try:
-                return popen.wait()
-            finally:
-                popen.terminate()  # if we were told to end: it leaves nothing behind
-
-
-# --- multicast ---------------------------------------------------------------------------------------------------
-
 class Peer:
-    """A fabric-bench process on a virtual host that waits at its gate; the last line it prints is its result."""
+    """A bench-node on a virtual host that waits at its gate; the last line it prints is its result."""
 
     def __init__(self, lab, host, command):
         self.host, self.log = host, tempfile.TemporaryFile("w+")
         self.popen = subprocess.Popen(lab.exec_args(host, [*command, "--gate"]), stdin=subprocess.PIPE,
                                       stdout=subprocess.PIPE, stderr=self.log, text=True, start_new_session=True,
-                                      preexec_fn=first_in_line)
+                                      preexec_fn=benchlib.first_in_line)
 
     def failed(self, what):
         self.log.seek(0)
-        return BenchError(f"fabric-bench on host {self.host} {what}: {self.log.read()[-2000:].strip() or 'no message'}")
+        return benchlib.BenchError(f"bench-node on host {self.host} {what}: {self.log.read()[-2000:].strip() or 'no message'}")
 
     def wait_ready(self):
         if self.popen.stdout.readline().strip() != "READY":
@@ -137,11 +58,11 @@ class Bed:
         self.port = ["--profile", args.profile, "--device", lablib.PORT, "--mtu", str(args.mtu)]
         if args.idle:
             self.port += ["--idle", args.idle]
-        subprocess.run([program(args, BENCH), "image", self.image, "--pages", str(args.pages),
+        subprocess.run([benchlib.program(args, benchlib.NODE), "image", self.image, "--pages", str(args.pages),
                         "--seed", str(args.seed)], check=True)
 
     def peer(self, host, role, *options):
-        return Peer(self.lab, host, [program(self.args, BENCH), role, *self.port, "--image", self.image, *options])
+        return Peer(self.lab, host, [benchlib.program(self.args, benchlib.NODE), role, *self.port, "--image", self.image, *options])
 
     def hosts(self):
         return range(1, self.args.hosts + 1)
@@ -156,7 +77,7 @@ class Bed:
         sent = sender.result()
         got = [receiver.result() for receiver in receivers]
         if any(r["bad_crc"] or r["foreign"] for r in got):
-            raise BenchError(f"a bare receiver got wrong or foreign frames: {got}")
+            raise benchlib.BenchError(f"a bare receiver got wrong or foreign frames: {got}")
         return {"rate": statistics.mean(rate(r) for r in got), "slowest": min(rate(r) for r in got),
                 "sent_per_s": sent["pages"] / sent["seconds"],
                 "delivered": sum(r["pages"] for r in got) / (sent["pages"] * len(got)),
@@ -173,7 +94,7 @@ class Bed:
                 peer.go()
             got = [client.result() for client in clients]
         if not all(r["verified"] for r in got):
-            raise BenchError(f"clients did not get the whole image right: {[r['pages'] for r in got]} "
+            raise benchlib.BenchError(f"clients did not get the whole image right: {[r['pages'] for r in got]} "
                              f"of {self.args.pages} pages")
         server = json.loads((self.folder / "server-stats.json").read_text())
         return {"rate": statistics.mean(rate(r) for r in got), "slowest": min(rate(r) for r in got),
@@ -189,16 +110,16 @@ class Bed:
         info, log = self.folder / "server.json", self.folder / "server.log"
         info.unlink(missing_ok=True)
         push = ["--push"] if self.args.mode == "push" else []
-        command = [program(self.args, SERVER), *self.port, "--info", info, "--stats", self.folder / "server-stats.json",
+        command = [benchlib.program(self.args, SERVER), *self.port, "--info", info, "--stats", self.folder / "server-stats.json",
                    *push, self.image]
         with open(log, "w") as out:
             popen = subprocess.Popen(self.lab.exec_args(0, command), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                     start_new_session=True, preexec_fn=first_in_line)
+                                     start_new_session=True, preexec_fn=benchlib.first_in_line)
         try:
             wait_for(info.exists, popen)
             yield json.loads(info.read_text())
-        except BenchError as error:
-            raise BenchError(f"{error}; the memserver said:\n{log.read_text()[-2000:]}") from None
+        except benchlib.BenchError as error:
+            raise benchlib.BenchError(f"{error}; the memserver said:\n{log.read_text()[-2000:]}") from None
         finally:
             popen.send_signal(signal.SIGTERM)
             popen.wait(10)
@@ -212,7 +133,13 @@ def wait_for(ready, popen):
         with contextlib.suppress(subprocess.TimeoutExpired):
             popen.wait(0.01)
             break
-    raise BenchError("the memserver did not start")
+    raise benchlib.BenchError("the memserver did not start")
+
+
+def run_pair(bed, number, nb_runs):
+    benchlib.say_round(number, nb_runs)
+    bare, fabric = bed.run_bare(), bed.run_fabric()
+    return {"limit": bare["rate"], "rate": fabric["rate"], "bare": bare, "fabric": fabric}
 
 
 def rate(result):
@@ -224,7 +151,7 @@ def summary(args, pairs):
     bare, fabric = ([pair[side] for pair in pairs] for side in ("bare", "fabric"))
     limit, speed = (statistics.median(run["rate"] for run in side) for side in (bare, fabric))
     ratios = [pair["fabric"]["rate"] / pair["bare"]["rate"] for pair in pairs]
-    return {"benchmark": "multicast", "unit": "pages/s per receiver", "rate": speed, "limit": limit,
+    return {"benchmark": "fill", "unit": "pages/s per receiver", "rate": speed, "limit": limit,
             "ratio": speed / limit, "ratio_min": min(ratios), "ratio_max": max(ratios),
             "bare_pace": args.bare_rate or "unpaced", "hosts": args.hosts, "mtu": args.mtu, "pages": args.pages,
             "mode": args.mode, "profile": args.profile, "idle": args.idle or "the profile's", "seed": args.seed,
@@ -233,7 +160,7 @@ def summary(args, pairs):
 
 def show(result):
     runs = result["runs"]
-    print(f"multicast 1 -> {result['hosts']}: {result['pages']} pages, MTU {result['mtu']}, mode {result['mode']}, "
+    print(f"fill 1 -> {result['hosts']}: {result['pages']} pages, MTU {result['mtu']}, mode {result['mode']}, "
           f"{len(runs)} runs; bare {result['bare_pace']}")
     print(f"{'pages/s per receiver':22}{'bare':>10}{'delivered':>11}{'fabric':>10}{'slowest':>10}{'sends/page':>12}"
           f"{'lost':>8}{'ratio':>8}")
@@ -245,33 +172,21 @@ def show(result):
     print(f"{'median':22}{result['limit']:>10.0f}{'':11}{result['rate']:>10.0f}{'':30}{result['ratio']:>8.3f}")
 
 
-def multicast(args):
-    lablib.require_root()
+def fill(args):
     profile = profilelib.load(args.profile)
     if profile.tap:
-        raise BenchError(f"profile {args.profile}: the bare loop runs on net_af_packet and net_af_xdp")
+        raise benchlib.BenchError(f"profile {args.profile}: the bare loop runs on net_af_packet and net_af_xdp")
     args.mtu = profile.mtu_for_lab(args.mtu)
-    program(args, BENCH), program(args, SERVER)
+    benchlib.program(args, benchlib.NODE), benchlib.program(args, SERVER)
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="snowfabric-bench-", dir=memory) as folder, \
             lablib.Lab(f"sf-bench-{os.getpid()}", args.hosts, args.mtu) as lab:
         bed = Bed(args, lab, pathlib.Path(folder))
-        result = summary(args, [{"bare": bed.run_bare(), "fabric": bed.run_fabric()} for _ in range(args.runs)])
-    return result, show
+        return summary(args, [run_pair(bed, number, args.runs) for number in range(1, args.runs + 1)])
 
 
-# --- command line ------------------------------------------------------------------------------------------------
-
-def arguments():
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--build-dir", type=pathlib.Path, default=TOOLS.parent / "build", metavar="DIR", help="(build)")
-    common.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the result there")
-    commands = parser.add_subparsers(dest="what", required=True)
-    for name in IN_ONE_PROCESS:
-        commands.add_parser(name, parents=[common], help=f"all other options go to `fabric-bench {name}`")
-    add = commands.add_parser("multicast", parents=[common]).add_argument
+def add_commands(commands, common):
+    add = commands.add_parser("fill", parents=[common], help="1 -> N hosts in network namespaces").add_argument
     add("--hosts", type=int, default=8, metavar="N", help="receivers, one a host (8)")
     add("--mtu", type=int, metavar="N", help="of the virtual wire (9000, or what the profile can)")
     add("--pages", type=int, default=65536, metavar="N", help="of the image (65536: 256 MiB)")
@@ -281,31 +196,9 @@ def arguments():
     add("--idle", choices=["busy", "yield", "backoff"], help="of every process, bare and fabric (the profile's)")
     add("--profile", default="net_af_packet", metavar="NAME", help="(net_af_packet)")
     add("--seed", type=int, default=1, metavar="N", help="of the image (1)")
-    forkbench.add_commands(commands, common)
-    planbench.add_commands(commands, common)
-    args, rest = parser.parse_known_args()
-    if rest and args.what not in IN_ONE_PROCESS:
-        parser.error(f"unknown: {' '.join(rest)}")
-    return args, rest
 
 
-def main():
-    args, rest = arguments()
-    lablib.exit_on_signals()
-    try:
-        if args.what in IN_ONE_PROCESS:
-            return in_one_process(args, rest)
-        measure = {"multicast": multicast, "plan": planbench.run}.get(args.what, forkbench.run)
-        result, show_result = measure(args)
-        show_result(result)
-        if args.json:
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
-        return 0
-    except (BenchError, planbench.PlanError, lablib.LabError, profilelib.ProfileError, fleetlib.FleetError, vmlib.VmError,
-            subprocess.CalledProcessError, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(args):
+    """@return (result, a function that prints it)"""
+    lablib.require_root()
+    return fill(args), show
