@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "tools/bench_guest.hpp"
 
+#include <fcntl.h>
 #include <rte_cycles.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
 #include <fmt/format.h>
 #include <sys/mman.h>
+
+#include "fabric/base/unique_fd.hpp"
 
 namespace snowfabric::bench {
 
@@ -20,6 +24,17 @@ Result<Arena> Arena::make(std::uint64_t nb_pages) {
   if (memory == MAP_FAILED)
     return fail(errno, fmt::format("mmap of {} MiB to receive into: fewer --pages need less",
                                    nb_bytes >> 20U));
+  return Arena{std::unique_ptr<std::byte[], Unmap>{static_cast<std::byte*>(memory), {nb_bytes}}};
+}
+
+Result<Arena> Arena::in_file(const std::string& path, std::uint64_t nb_pages) {
+  const UniqueFd fd{open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
+  if (!fd) return fail(errno, fmt::format("open {}", path));
+  const std::size_t nb_bytes = nb_pages * kPageSize;
+  if (ftruncate(fd.get(), static_cast<off_t>(nb_bytes)) != 0)
+    return fail(errno, fmt::format("make {} as large as the image", path));
+  void* memory = mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (memory == MAP_FAILED) return fail(errno, fmt::format("mmap {}", path));
   return Arena{std::unique_ptr<std::byte[], Unmap>{static_cast<std::byte*>(memory), {nb_bytes}}};
 }
 

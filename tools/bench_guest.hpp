@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "fabric/base/result.hpp"
@@ -31,6 +32,9 @@ class Arena {
   [[nodiscard]] std::byte* page(Gfn gfn) const noexcept {
     return memory_.get() + gfn.value * kPageSize;
   }
+  /// The same in a new file, whose pages are not there yet: who receives into it pays for them.
+  /// @return errno of open(2), ftruncate(2) or mmap(2)
+  [[nodiscard]] static Result<Arena> in_file(const std::string& path, std::uint64_t nb_pages);
   /// Forgets what a run left, so that verifying the next one means something.
   void clear() noexcept;
   /// Whether every byte is the image's.

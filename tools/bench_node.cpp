@@ -15,6 +15,7 @@
 #include <nlohmann/json.hpp>
 #include <sys/mman.h>
 
+#include "fabric/base/parse_number.hpp"
 #include "fabric/base/prng.hpp"
 #include "pmd-config/app.hpp"
 #include "tools/bench_bare.hpp"
@@ -37,7 +38,7 @@ struct Options : AppOptions {
   ServeOptions serve;
   InstallOptions install;
   std::uint64_t nb_pages = kPages;
-  std::string mode = "list", json_path, image_path, server_mac, image_id;
+  std::string mode = "list", json_path, image_path, out_path, server_mac, image_id;
   bool zero_copy = false, gate = false;
   double pages_per_s = 0, timeout_s = 120;
 };
@@ -184,28 +185,49 @@ Result<void> receive(const Options& options) {
   return {};
 }
 
-Result<void> client(const Options& options) {
-  auto end = open_receiving(options);
-  if (!end) return std::unexpected(end.error());
-  const Image& image = end->image;
-  Port& port = end->datapath.port;
+/// Fetches an image as memtap does. @return what there is to say of it
+nlohmann::ordered_json fetched(const Options& options, std::uint64_t image_id, std::uint32_t epoch,
+                               Arena& arena, const Datapath& datapath) {
+  const Port& port = datapath.port;
   FetchConfig config{.mode = options.ring.mode, .timeout_s = options.timeout_s};
   config.engine.client_id = random_id();
-  config.engine.image_id = image.image_id();
-  config.engine.epoch = image.epoch();
+  config.engine.image_id = image_id;
+  config.engine.epoch = epoch;
   config.engine.mac = port.mac();
   config.engine.mtu_bytes = static_cast<std::uint16_t>(port.mtu_bytes());
   config.engine.seed = config.engine.client_id;
   if (!options.server_mac.empty()) config.engine.server = parse_mac(options.server_mac);
   const std::atomic<bool>& stop = stop_on_signals();
   pass_gate(options);
-  const Fetched fetched = fetch(config, port, end->arena, end->datapath.profile.idle, stop);
-  nlohmann::ordered_json json{{"pages", fetched.nb_pages},
-                              {"seconds", fetched.seconds},
-                              {"complete", fetched.complete},
-                              {"verified", fetched.complete && end->arena.equals(image)}};
-  for (const auto& [name, value] : fetched.counters) json["counters"][name] = value;
+  const Fetched all = fetch(config, port, arena, datapath.profile.idle, stop);
+  nlohmann::ordered_json json{
+      {"pages", all.nb_pages}, {"seconds", all.seconds}, {"complete", all.complete}};
+  for (const auto& [name, value] : all.counters) json["counters"][name] = value;
+  return json;
+}
+
+Result<void> client(const Options& options) {
+  auto end = open_receiving(options);
+  if (!end) return std::unexpected(end.error());
+  auto json =
+      fetched(options, end->image.image_id(), end->image.epoch(), end->arena, end->datapath);
+  json["verified"] = json["complete"].get<bool>() && end->arena.equals(end->image);
   print_json(json);
+  return {};
+}
+
+/// Without the image: as much as a host knows.
+Result<void> receive_file(const Options& options) {
+  const auto image_id = parse_number(options.image_id, 16);
+  if (!image_id)
+    return fail(EINVAL, fmt::format("--image-id {}: not hexadecimal", options.image_id));
+  auto arena = Arena::in_file(options.out_path, options.nb_pages);
+  if (!arena) return std::unexpected(arena.error());
+  auto datapath = start_datapath(options, "bench-node", "client", {group_address(*image_id)});
+  if (!datapath) return std::unexpected(datapath.error());
+  const auto json = fetched(options, *image_id, 1, *arena, *datapath);
+  print_json(json);
+  if (!json["complete"].get<bool>()) return fail(ETIMEDOUT, "the image did not come whole");
   return {};
 }
 
@@ -276,10 +298,29 @@ void add_mode(CLI::App& app, Options& options) {
       ->capture_default_str();
 }
 
+void add_gate(CLI::App& app, Options& options) {
+  app.add_flag("--gate", options.gate, "print READY, begin after a line on standard input");
+}
+
 void add_peer(CLI::App& app, Options& options) {
   add_app_options(app, options);
   app.add_option("--image", options.image_path, "the image file")->required();
-  app.add_flag("--gate", options.gate, "print READY, begin after a line on standard input");
+  add_gate(app, options);
+}
+
+void add_client(CLI::App& app, Options& options) {
+  add_mode(app, options);
+  app.add_option("--server", options.server_mac, "memserver's MAC address");
+  app.add_option("--timeout", options.timeout_s, "seconds")->capture_default_str();
+}
+
+void add_receive_file(CLI::App& app, Options& options) {
+  add_app_options(app, options);
+  add_gate(app, options);
+  add_client(app, options);
+  app.add_option("--image-id", options.image_id, "hexadecimal")->required();
+  app.add_option("--pages", options.nb_pages, "pages of the image")->required();
+  app.add_option("--out", options.out_path, "a new file to receive into")->required();
 }
 
 int bench(int argc, char** argv) {
@@ -307,13 +348,14 @@ int bench(int argc, char** argv) {
   add_peer(*receive_app, options);
   auto* client_app = cli.add_subcommand("client", "fetch an image from a memserver");
   add_peer(*client_app, options);
-  add_mode(*client_app, options);
-  client_app->add_option("--server", options.server_mac, "memserver's MAC address");
-  client_app->add_option("--timeout", options.timeout_s, "seconds")->capture_default_str();
+  add_client(*client_app, options);
+  auto* file_app =
+      cli.add_subcommand("receive-file", "fetch an image from a memserver into a file");
+  add_receive_file(*file_app, options);
   if (const auto status = parse_command_line(cli, argc, argv, options)) return *status;
   const std::pair<CLI::App*, Action> actions[]{
       {ring_app, ring}, {serve_app, serve},     {install_app, install}, {image_app, make_image},
-      {send_app, send}, {receive_app, receive}, {client_app, client}};
+      {send_app, send}, {receive_app, receive}, {client_app, client},   {file_app, receive_file}};
   Result<void> result = complete_mode(options);
   for (const auto& [app, action] : actions)
     if (result && app->parsed()) result = action(options);

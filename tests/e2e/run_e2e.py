@@ -11,6 +11,7 @@ import time
 sys.dont_write_bytecode = True
 import lib  # noqa: E402  (finds tools/)
 import cases_basic  # noqa: E402,F401  (registers)
+import cases_bench  # noqa: E402,F401
 import cases_death  # noqa: E402,F401
 import cases_demo  # noqa: E402,F401
 import cases_failures  # noqa: E402,F401
