@@ -28,14 +28,33 @@ Result<Arena> Arena::make(std::uint64_t nb_pages) {
 }
 
 Result<Arena> Arena::in_file(const std::string& path, std::uint64_t nb_pages) {
-  const UniqueFd fd{open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
+  UniqueFd fd{open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
   if (!fd) return fail(errno, fmt::format("open {}", path));
   const std::size_t nb_bytes = nb_pages * kPageSize;
   if (ftruncate(fd.get(), static_cast<off_t>(nb_bytes)) != 0)
     return fail(errno, fmt::format("make {} as large as the image", path));
   void* memory = mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (memory == MAP_FAILED) return fail(errno, fmt::format("mmap {}", path));
-  return Arena{std::unique_ptr<std::byte[], Unmap>{static_cast<std::byte*>(memory), {nb_bytes}}};
+  return Arena{std::unique_ptr<std::byte[], Unmap>{static_cast<std::byte*>(memory), {nb_bytes}},
+               std::move(fd)};
+}
+
+bool Arena::put(Gfn first, std::span<const std::byte> pages) noexcept {
+  if (!file_) {
+    std::memcpy(page(first), pages.data(), pages.size());
+    return true;
+  }
+  for (std::size_t done = 0; done < pages.size();) {
+    const auto at = static_cast<off_t>(first.value * kPageSize + done);
+    const ssize_t n = pwrite(file_.get(), pages.data() + done, pages.size() - done, at);
+    if (n <= 0) return false;
+    done += static_cast<std::size_t>(n);
+  }
+  return true;
+}
+
+void Arena::put_zeros(Gfn gfn) noexcept {
+  if (!file_) std::memset(page(gfn), 0, kPageSize);  // a new file reads as zeros
 }
 
 void Arena::clear() noexcept { std::memset(memory_.get(), 0, nb_pages() * kPageSize); }
@@ -70,8 +89,9 @@ Install ArenaGuest::install(Gfn first, std::span<const std::byte> pages) noexcep
   for (std::uint64_t begin = 0, end = 0; begin < nb_pages; begin = ++end) {
     while (end < nb_pages && presence_.claim(Gfn{first.value + end}, PageState::kClaimedByMemtap))
       ++end;
-    std::memcpy(arena_.page(Gfn{first.value + begin}), pages.data() + begin * kPageSize,
-                (end - begin) * kPageSize);
+    if (!arena_.put(Gfn{first.value + begin},
+                    pages.subspan(begin * kPageSize, (end - begin) * kPageSize)))
+      return Install::kFailed;
     for (std::uint64_t i = begin; i < end; ++i) presence_.mark_present(Gfn{first.value + i});
     nb_claimed += end - begin;
   }
@@ -86,7 +106,7 @@ Install ArenaGuest::install_zeros(PageRange pages) noexcept {
   std::uint64_t nb_claimed = 0;
   for (std::uint64_t p = pages.first.value; p < pages.first.value + pages.nb_pages; ++p) {
     if (!presence_.claim(Gfn{p}, PageState::kClaimedByMemtap)) continue;
-    std::memset(arena_.page(Gfn{p}), 0, kPageSize);
+    arena_.put_zeros(Gfn{p});
     presence_.mark_present(Gfn{p});
     ++nb_claimed;
   }

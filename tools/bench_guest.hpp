@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "fabric/base/result.hpp"
+#include "fabric/base/unique_fd.hpp"
 #include "memserver-dpdk/image.hpp"
 #include "memtap-dpdk/guest_adapter.hpp"
 
@@ -32,17 +33,23 @@ class Arena {
   [[nodiscard]] std::byte* page(Gfn gfn) const noexcept {
     return memory_.get() + gfn.value * kPageSize;
   }
-  /// The same in a new file, whose pages are not there yet: who receives into it pays for them.
+  /// The same in a new file without pages, by write(2): who receives into it pays for them, but for
+  /// no faults.
   /// @return errno of open(2), ftruncate(2) or mmap(2)
   [[nodiscard]] static Result<Arena> in_file(const std::string& path, std::uint64_t nb_pages);
+  /// Writes neighbouring pages. @return false: the file's disk is full, or fails
+  [[nodiscard]] bool put(Gfn first, std::span<const std::byte> pages) noexcept;
+  void put_zeros(Gfn page) noexcept;
   /// Forgets what a run left, so that verifying the next one means something.
   void clear() noexcept;
   /// Whether every byte is the image's.
   [[nodiscard]] bool equals(const Image& image) const noexcept;
 
  private:
-  explicit Arena(std::unique_ptr<std::byte[], Unmap> memory) : memory_{std::move(memory)} {}
+  explicit Arena(std::unique_ptr<std::byte[], Unmap> memory, UniqueFd file = {})
+      : memory_{std::move(memory)}, file_{std::move(file)} {}
   std::unique_ptr<std::byte[], Unmap> memory_;
+  UniqueFd file_;  // none: there is but memory
 };
 
 /// A clone without a VM: installs by memcpy into an arena. What a page costs here is what the
