@@ -70,14 +70,15 @@ unsigned ServerWorker::receive(Nanos now) noexcept {
 }
 
 /// What a REQUEST asks for first, should it be one. No cache holds what is known of all pages of an
-/// image, and waiting for memory takes longer than all else there is to do.
+/// image, and waiting for memory takes longer than all else there is to do. Of a sealed frame, and
+/// of one for another image, it is a page that nobody wants: as good as none.
 void ServerWorker::prefetch_wanted(const rte_mbuf& mbuf) const noexcept {
   constexpr std::size_t kWants =
       sizeof(wire::EthHdr) + sizeof(wire::Header) + sizeof(wire::RequestBody);
   wire::WantEntry want;
-  if (mbuf.data_len < kWants + sizeof want) return;
+  if (served_.empty() || mbuf.data_len < kWants + sizeof want) return;
   std::memcpy(&want, rte_pktmbuf_mtod_offset(&mbuf, const std::byte*, kWants), sizeof want);
-  for (const auto& served : served_) served->engine.prefetch(Gfn{want.first.host()});
+  served_.front()->engine.prefetch(Gfn{want.first.host()});
 }
 
 void ServerWorker::on_frame(const rte_mbuf& mbuf, Nanos now) noexcept {

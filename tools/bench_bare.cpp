@@ -94,6 +94,7 @@ rte_mbuf* BareSender::next_frame(rte_mbuf* header, rte_mbuf* page) noexcept {
       image_.page(gfn).data() + next_fragment_ * wire::fragment_stride(nb_fragments_);
   header->data_len = static_cast<std::uint16_t>(nb_header);
   if (page == nullptr) {
+    if (!order_.empty()) prefetch_next(gfn);
     std::memcpy(out + nb_header, data, nb_bytes);
     header->data_len = static_cast<std::uint16_t>(nb_header + nb_bytes);
   } else {
@@ -114,6 +115,12 @@ rte_mbuf* BareSender::next_frame(rte_mbuf* header, rte_mbuf* page) noexcept {
     if (++place_ == order_.size()) place_ = 0;
   }
   return header;
+}
+
+/// As ServerWorker does, so that what is decided is all that differs.
+void BareSender::prefetch_next(Gfn gfn) const noexcept {
+  const std::size_t next = place_ + 1 == order_.size() ? 0 : place_ + 1;
+  if (order_[next] != gfn.value + 1) image_.prefetch(Gfn{order_[next]});
 }
 
 // --- receiver --------------------------------------------------------------------------------

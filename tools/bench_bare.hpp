@@ -43,6 +43,7 @@ class BareSender {
 
  private:
   void fill() noexcept;
+  void prefetch_next(Gfn gfn) const noexcept;
   [[nodiscard]] rte_mbuf* next_frame(rte_mbuf* header, rte_mbuf* page) noexcept;
 
   const Image& image_;

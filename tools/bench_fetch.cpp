@@ -83,7 +83,9 @@ Fetched fetch(const FetchConfig& config, const Port& port, Arena& arena, const I
   std::atomic<bool> stop{false};
   ClientStats stats;
   HostStats host_stats;
-  ClientEngine engine{config.engine, stats};
+  ClientConfig engine_config = config.engine;
+  engine_config.max_pages = arena.nb_pages();  // a server that says more is not believed
+  ClientEngine engine{engine_config, stats};
   Host host{engine, host_stats, kPrefetchPages, kBufferPages};
   ArenaGuest guest{arena, stop};
   ClientWorker worker{engine, port, 0.0, 1, config.seal};

@@ -47,7 +47,11 @@ bool Arena::put(Gfn first, std::span<const std::byte> pages) noexcept {
   for (std::size_t done = 0; done < pages.size();) {
     const auto at = static_cast<off_t>(first.value * kPageSize + done);
     const ssize_t n = pwrite(file_.get(), pages.data() + done, pages.size() - done, at);
-    if (n <= 0) return false;
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      error_ = n < 0 ? errno : EIO;
+      return false;
+    }
     done += static_cast<std::size_t>(n);
   }
   return true;
@@ -90,8 +94,10 @@ Install ArenaGuest::install(Gfn first, std::span<const std::byte> pages) noexcep
     while (end < nb_pages && presence_.claim(Gfn{first.value + end}, PageState::kClaimedByMemtap))
       ++end;
     if (!arena_.put(Gfn{first.value + begin},
-                    pages.subspan(begin * kPageSize, (end - begin) * kPageSize)))
+                    pages.subspan(begin * kPageSize, (end - begin) * kPageSize))) {
+      complete_.store(true, std::memory_order_relaxed);
       return Install::kFailed;
+    }
     for (std::uint64_t i = begin; i < end; ++i) presence_.mark_present(Gfn{first.value + i});
     nb_claimed += end - begin;
   }

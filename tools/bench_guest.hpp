@@ -37,8 +37,10 @@ class Arena {
   /// no faults.
   /// @return errno of open(2), ftruncate(2) or mmap(2)
   [[nodiscard]] static Result<Arena> in_file(const std::string& path, std::uint64_t nb_pages);
-  /// Writes neighbouring pages. @return false: the file's disk is full, or fails
+  /// Writes neighbouring pages. @return false: error() says why
   [[nodiscard]] bool put(Gfn first, std::span<const std::byte> pages) noexcept;
+  /// errno of the first write(2) that failed, or 0.
+  [[nodiscard]] int error() const noexcept { return error_; }
   void put_zeros(Gfn page) noexcept;
   /// Forgets what a run left, so that verifying the next one means something.
   void clear() noexcept;
@@ -50,13 +52,14 @@ class Arena {
       : memory_{std::move(memory)}, file_{std::move(file)} {}
   std::unique_ptr<std::byte[], Unmap> memory_;
   UniqueFd file_;  // none: there is but memory
+  int error_ = 0;
 };
 
 /// A clone without a VM: installs by memcpy into an arena. What a page costs here is what the
 /// fabric costs, not what a hypervisor does.
 class ArenaGuest final : public GuestAdapter {
  public:
-  /// @param complete  set when the last page is in
+  /// @param complete  set when the last page is in, or one cannot be
   ArenaGuest(Arena& arena, std::atomic<bool>& complete);
 
   /// From now on it faults its pages in ascending order, this many at once. Without, none.

@@ -43,7 +43,7 @@ struct InstallResult {
 /// claims and presence, UFFDIO_COPY, one thread. By turns with a loop of the same system calls in
 /// the same random order, with and without the checksum. All bytes are compared after each run. The
 /// guest is this process.
-/// @return EPERM: no userfaultfd; EBADMSG: bytes differ; EINTR: a signal; else errno of a call
+/// @return ENOSYS: no userfaultfd; EBADMSG: bytes differ; EINTR: a signal; else errno of a call
 [[nodiscard]] Result<std::vector<InstallResult>> run_install(const InstallOptions& options,
                                                              const Image& image,
                                                              const std::atomic<bool>& interrupted);

@@ -5,6 +5,7 @@
 #include <rte_version.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <set>
@@ -227,6 +228,7 @@ Result<void> receive_file(const Options& options) {
   if (!datapath) return std::unexpected(datapath.error());
   const auto json = fetched(options, *image_id, 1, *arena, *datapath);
   print_json(json);
+  if (arena->error() != 0) return fail(arena->error(), fmt::format("write {}", options.out_path));
   if (!json["complete"].get<bool>()) return fail(ETIMEDOUT, "the image did not come whole");
   return {};
 }
@@ -272,7 +274,16 @@ void add_serve(CLI::App& app, Options& options) {
       ->capture_default_str();
 }
 
+void add_mode(CLI::App& app, Options& options) {
+  app.add_option("--mode", options.mode,
+                 "list: the client asks for all as a prefetch list; faults: its guest faults them; "
+                 "push: the server sends unasked")
+      ->check(CLI::IsMember({"list", "faults", "push"}))
+      ->capture_default_str();
+}
+
 void add_ring(CLI::App& app, Options& options) {
+  add_mode(app, options);
   add_runs(app, options, options.ring.runs, options.nb_pages, 1024);
   app.add_flag("--no-huge", options.ring.bed.no_huge, kNoHugeHelp);
   app.add_option("--mtu", options.ring.bed.mtu,
@@ -288,14 +299,6 @@ void add_ring(CLI::App& app, Options& options) {
                "the fabric seals its frames, the bare loop does not");
   app.add_flag("--hash-tree", options.ring.hash_tree,
                "the fabric's client holds each page to a hash tree, the bare loop does not");
-}
-
-void add_mode(CLI::App& app, Options& options) {
-  app.add_option("--mode", options.mode,
-                 "list: the client asks for all as a prefetch list; faults: its guest faults them; "
-                 "push: the server sends unasked")
-      ->check(CLI::IsMember({"list", "faults", "push"}))
-      ->capture_default_str();
 }
 
 void add_gate(CLI::App& app, Options& options) {
@@ -323,42 +326,50 @@ void add_receive_file(CLI::App& app, Options& options) {
   app.add_option("--out", options.out_path, "a new file to receive into")->required();
 }
 
+void add_image(CLI::App& app, Options& options) {
+  app.add_option("FILE", options.image_path)->required();
+  app.add_option("--pages", options.nb_pages)->capture_default_str();
+  app.add_option("--seed", options.seed)->capture_default_str();
+}
+
+void add_send(CLI::App& app, Options& options) {
+  add_peer(app, options);
+  app.add_option("--pages-per-s", options.pages_per_s, "pace; 0: as fast as the port takes");
+}
+
+void add_peer_client(CLI::App& app, Options& options) {
+  add_peer(app, options);
+  add_client(app, options);
+}
+
+struct Subcommand {
+  const char *name, *help;
+  void (*add_options)(CLI::App&, Options&);
+  Action action;
+};
+constexpr std::array kSubcommands{
+    Subcommand{"ring", "both ends in this process, over DPDK rings", add_ring, ring},
+    Subcommand{"serve", "one server lcore alone, over DPDK rings", add_serve, serve},
+    Subcommand{"install", "memtap's way into a guest alone, by userfaultfd", add_install, install},
+    Subcommand{"image", "write an image of random pages", add_image, make_image},
+    Subcommand{"send", "bare: send every page once", add_send, send},
+    Subcommand{"receive", "bare: copy and check what comes", add_peer, receive},
+    Subcommand{"client", "fetch an image from a memserver", add_peer_client, client},
+    Subcommand{"receive-file", "fetch an image from a memserver into a file", add_receive_file,
+               receive_file}};
+
 int bench(int argc, char** argv) {
   CLI::App cli{"Measures the fabric against a bare loop over the same device.", "bench-node"};
   Options options;
   cli.require_subcommand(1);
   cli.set_version_flag("--version",
                        fmt::format("snowfabric {}, {}", SNOWFABRIC_VERSION, rte_version()));
-  auto* ring_app = cli.add_subcommand("ring", "both ends in this process, over DPDK rings");
-  add_ring(*ring_app, options);
-  add_mode(*ring_app, options);
-  auto* serve_app = cli.add_subcommand("serve", "one server lcore alone, over DPDK rings");
-  add_serve(*serve_app, options);
-  auto* install_app =
-      cli.add_subcommand("install", "memtap's way into a guest alone, by userfaultfd");
-  add_install(*install_app, options);
-  auto* image_app = cli.add_subcommand("image", "write an image of random pages");
-  image_app->add_option("FILE", options.image_path)->required();
-  image_app->add_option("--pages", options.nb_pages)->capture_default_str();
-  image_app->add_option("--seed", options.seed)->capture_default_str();
-  auto* send_app = cli.add_subcommand("send", "bare: send every page once");
-  add_peer(*send_app, options);
-  send_app->add_option("--pages-per-s", options.pages_per_s, "pace; 0: as fast as the port takes");
-  auto* receive_app = cli.add_subcommand("receive", "bare: copy and check what comes");
-  add_peer(*receive_app, options);
-  auto* client_app = cli.add_subcommand("client", "fetch an image from a memserver");
-  add_peer(*client_app, options);
-  add_client(*client_app, options);
-  auto* file_app =
-      cli.add_subcommand("receive-file", "fetch an image from a memserver into a file");
-  add_receive_file(*file_app, options);
+  for (const Subcommand& each : kSubcommands)
+    each.add_options(*cli.add_subcommand(each.name, each.help), options);
   if (const auto status = parse_command_line(cli, argc, argv, options)) return *status;
-  const std::pair<CLI::App*, Action> actions[]{
-      {ring_app, ring}, {serve_app, serve},     {install_app, install}, {image_app, make_image},
-      {send_app, send}, {receive_app, receive}, {client_app, client},   {file_app, receive_file}};
   Result<void> result = complete_mode(options);
-  for (const auto& [app, action] : actions)
-    if (result && app->parsed()) result = action(options);
+  for (const Subcommand& each : kSubcommands)
+    if (result && cli.got_subcommand(each.name)) result = each.action(options);
   if (!result)
     fmt::print(stderr, "bench-node: {}: {}\n", result.error().what,
                std::strerror(result.error().errnum));

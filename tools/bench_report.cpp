@@ -97,6 +97,9 @@ std::string ring_json(const RingOptions& options, std::uint64_t nb_pages, std::s
       {"frames_per_page", nb_fragments},
       {"tx", std::string{to_string(options.tx)}},
       {"mode", name_of(options.mode)},
+      {"sealed", options.sealed},
+      {"hash_tree", options.hash_tree},
+      {"max_rate_gbps", options.max_rate_gbps},
       {"hugepages", !options.bed.no_huge},
       {"seed", options.seed},
   };
@@ -133,6 +136,8 @@ std::string serve_json(const ServeOptions& options, const std::vector<ServeResul
             {"worst", worst_of(results).what.name},
             {"verified", true},  // run_serve() returns no result otherwise
             {"pages", options.nb_pages},
+            {"range_pages", options.range_pages},
+            {"seconds", options.seconds},
             {"mtu", options.bed.mtu},
             {"hugepages", !options.bed.no_huge},
             {"seed", options.seed}};

@@ -13,6 +13,7 @@
 #include <optional>
 #include <random>
 #include <span>
+#include <string_view>
 #include <utility>
 
 #include <fmt/format.h>
@@ -74,16 +75,17 @@ class Asker {
     }
   }
 
-  /// A round of REQUESTs.
-  void ask() noexcept {
+  /// A round of REQUESTs. @return false: there are no mbufs
+  [[nodiscard]] bool ask() noexcept {
     std::array<rte_mbuf*, kRound> requests;
     const std::span<rte_mbuf*> all{requests.data(), kRound / range_};
     if (rte_pktmbuf_alloc_bulk(port_.pool(), all.data(), static_cast<unsigned>(all.size())) != 0)
-      return;
+      return false;
     for (rte_mbuf* mbuf : all) write(*mbuf);
     const std::uint16_t nb_tx = queue_.tx_burst(all);
     rte_pktmbuf_free_bulk(all.data() + nb_tx, static_cast<unsigned>(all.size()) - nb_tx);
     nb_asked_ += all.size() * range_;
+    return true;
   }
 
   [[nodiscard]] std::uint64_t nb_asked() const noexcept { return nb_asked_; }
@@ -160,6 +162,7 @@ class ServeRuns {
   template <class Ask, class Turn>
   [[nodiscard]] double measure(Asker& asker, Ask&& ask, Turn&& turn);
   [[nodiscard]] Result<void> nothing_left();
+  [[nodiscard]] Result<double> went_on(double rate, std::string_view who) const;
 
   const ServeOptions& options_;
   const ServeCase& what_;
@@ -185,27 +188,36 @@ Result<void> ServeRuns::with_server(const std::function<void(ServerWorker&, Aske
   }
   image_ = std::move(served.front()->image);
   if (auto whole = nothing_left(); !whole) return whole;
-  if (asker.nb_taken() == asker.nb_asked() && asker.nb_wrong() == 0) return {};
+  const bool all = asker.nb_asked() != 0 && asker.nb_taken() == asker.nb_asked();
+  if (all && asker.nb_wrong() == 0) return {};
   return fail(EBADMSG,
               fmt::format("{}: {} pages were asked for, {} came, {} of them wrong", what_.name,
                           asker.nb_asked(), asker.nb_taken(), asker.nb_wrong()));
 }
 
-/// All pages once, each compared.
+/// All pages once, by the server and by the bare sender, each compared.
 Result<void> ServeRuns::check_all() {
+  BareSender sender{image_, bed_.server(), what_.tx, 0};
+  sender.repeat(order_);
+  Asker taker{bed_.client(), bed_.server().mac(), image_, order_, what_.nb_pages};
+  for (unsigned turns = 0; taker.nb_taken() < order_.size() && turns < kMaxTurns; ++turns) {
+    sender.turn();
+    taker.take_and_check();
+  }
+  if (taker.nb_taken() < order_.size() || taker.nb_wrong() != 0)
+    return fail(EBADMSG, fmt::format("{}, bare: {} of {} pages came, {} of them wrong", what_.name,
+                                     taker.nb_taken(), order_.size(), taker.nb_wrong()));
   return with_server([&](ServerWorker& worker, Asker& asker) {
     const TscClock clock;
-    while (asker.nb_asked() < order_.size() && !interrupted_.load()) {
-      asker.ask();
+    while (asker.nb_asked() < order_.size() && !interrupted_.load() && asker.ask())
       for (unsigned turns = 0; asker.nb_taken() < asker.nb_asked() && turns < kMaxTurns; ++turns) {
         worker.turn(clock.now());
         asker.take_and_check();
       }
-    }
   });
 }
 
-/// Pages per second of `turn` and of taking what it sends, asking not counted.
+/// Pages per second of `turn` and of taking what it sends, asking not counted; 0: it has stopped.
 template <class Ask, class Turn>
 double ServeRuns::measure(Asker& asker, Ask&& ask, Turn&& turn) {
   const auto enough =
@@ -213,10 +225,11 @@ double ServeRuns::measure(Asker& asker, Ask&& ask, Turn&& turn) {
   const std::uint64_t before = asker.nb_taken();
   std::uint64_t cycles = 0;
   while (cycles < enough && !interrupted_.load()) {
-    ask();
+    if (!ask()) return 0;
     const std::uint64_t due = asker.nb_taken() + kRound;
     const std::uint64_t began = rte_rdtsc();
-    for (unsigned turns = 0; asker.nb_taken() < due && turns < kMaxTurns; ++turns) {
+    for (unsigned turns = 0; asker.nb_taken() < due; ++turns) {
+      if (turns == kMaxTurns) return 0;
       turn();
       asker.take();
     }
@@ -230,19 +243,24 @@ Result<double> ServeRuns::run_bare() {
   BareSender sender{image_, bed_.server(), what_.tx, 0};
   sender.repeat(order_);
   Asker taker{bed_.client(), bed_.server().mac(), image_, order_, what_.nb_pages};
-  const double rate = measure(taker, [] {}, [&] { sender.turn(); });
+  const double rate = measure(taker, [] { return true; }, [&] { sender.turn(); });
   if (const auto whole = nothing_left(); !whole) return std::unexpected(whole.error());
-  return rate;
+  return went_on(rate, "bare sender");
 }
 
 Result<double> ServeRuns::run_server() {
   double rate = 0;
   const auto served = with_server([&](ServerWorker& worker, Asker& asker) {
     const TscClock clock;
-    rate = measure(asker, [&] { asker.ask(); }, [&] { worker.turn(clock.now()); });
+    rate = measure(asker, [&] { return asker.ask(); }, [&] { worker.turn(clock.now()); });
   });
   if (!served) return std::unexpected(served.error());
-  return rate;
+  return went_on(rate, "server");
+}
+
+Result<double> ServeRuns::went_on(double rate, std::string_view who) const {
+  if (rate > 0) return rate;
+  return fail(ETIMEDOUT, fmt::format("{}: the {} stopped amid a run", what_.name, who));
 }
 
 Result<void> ServeRuns::nothing_left() {

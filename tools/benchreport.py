@@ -11,6 +11,8 @@ import statistics
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
+LEAST_RUNS = 5  # of fewer the bootstrap finds differences where there are none
+FIGURES = {"rate", "limit", "ratio", "ratio_min", "ratio_max", "worst", "limited_by_flow_control"}  # found, not told
 
 
 class ReportError(Exception):
@@ -19,11 +21,19 @@ class ReportError(Exception):
 
 def runs_of(result):
     """{case: [(rate, limit)]}; the case of a result without any is its benchmark."""
-    parts = result.get("cases") or [result]
     try:
-        return {part.get("case", result["benchmark"]): [(run["rate"], run["limit"]) for run in part["runs"]] for part in parts}
+        parts = result.get("cases") or [result]
+        found = {part.get("case", result["benchmark"]): [(run["rate"], run["limit"]) for run in part["runs"]] for part in parts}
+        if all(runs and all(rate > 0 and limit > 0 for rate, limit in runs) for runs in found.values()):
+            return found
     except (KeyError, TypeError, AttributeError):
-        raise ReportError(f"a result of {result.get('benchmark', 'nothing known')} has no rates and limits") from None
+        pass
+    name = result.get("benchmark", "nothing known") if isinstance(result, dict) else "nothing known"
+    raise ReportError(f"a result of {name} has no rates and limits")
+
+
+def options_of(result):
+    return {key: value for key, value in result.items() if isinstance(value, (str, int, float, bool)) and key not in FIGURES}
 
 
 def write_csv(result, path):
@@ -51,7 +61,8 @@ def interval(before, after):
 
 
 def compare(before, after):
-    """What changed in the ratio to the limit, which machines differ in less than in rates. @return rows"""
+    """What changed in the ratio to the limit, which machines differ in less than in rates.
+    @return rows, and the options that are not the same: {name: (before, after)}"""
     cases, others = runs_of(before), runs_of(after)
     common = [case for case in cases if case in others]
     if before["benchmark"] != after["benchmark"] or not common:
@@ -62,11 +73,20 @@ def compare(before, after):
         low, high = interval(one, two)
         rows.append({"case": case, "before": statistics.median(one), "after": statistics.median(two),
                      "change": statistics.median(two) / statistics.median(one), "low": low, "high": high,
-                     "verdict": "better" if low > 1 else "worse" if high < 1 else "no difference shown"})
-    return rows
+                     "verdict": verdict(min(len(one), len(two)), low, high)})
+    one, two = options_of(before), options_of(after)
+    return rows, {key: (one.get(key), two.get(key)) for key in sorted({*one, *two}) if one.get(key) != two.get(key)}
 
 
-def show_comparison(rows):
+def verdict(nb_runs, low, high):
+    if nb_runs < LEAST_RUNS:
+        return f"fewer than {LEAST_RUNS} runs say nothing"
+    return "better" if low > 1 else "worse" if high < 1 else "no difference shown"
+
+
+def show_comparison(rows, differences):
+    for option, (before, after) in differences.items():
+        print(f"not the same: {option} is {before} before, {after} after")
     print(f"{'ratio to the limit, medians':28}{'before':>8}{'after':>8}{'change':>9}   {CONFIDENCE:.0%} of it lie within")
     for row in rows:
         print(f"{row['case']:28}{row['before']:>8.3f}{row['after']:>8.3f}{row['change']:>8.2f}x   "
@@ -112,12 +132,11 @@ def write_html(result, path):
         of_runs = ratios(runs)
         figures.append((case, f"{rate:,.0f}", f"{limit:,.0f}", f"{rate / limit:.3f}", f"{min(of_runs):.3f} to {max(of_runs):.3f}",
                         len(runs)))
-    options = [(key, value) for key, value in result.items() if isinstance(value, (str, int, float, bool))]
     path.write_text(f"""<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>
 <style>{STYLE}</style><h1>{html.escape(name)}</h1>
 <p>The fabric (blue) against the limit of the same device in the same run (grey), {html.escape(result['unit'])}.</p>
 {plot(cases, result['unit'])}
 {table(("medians", "rate", "limit", "ratio", "of neighbours", "runs"), figures)}
 <h2>Where</h2>{table(("", ""), result.get("environment", {}).items())}
-<h2>Of what</h2>{table(("", ""), options)}</html>
+<h2>Of what</h2>{table(("", ""), options_of(result).items())}</html>
 """)

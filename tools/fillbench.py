@@ -17,7 +17,7 @@ SERVER = "memserver-dpdk/memserver-dpdk"
 READY_S, RUN_S = 60.0, 180.0
 
 
-class Peer:
+class Node:
     """A bench-node on a virtual host that waits at its gate; the last line it prints is its result."""
 
     def __init__(self, lab, host, command):
@@ -61,19 +61,19 @@ class Bed:
         subprocess.run([benchlib.program(args, benchlib.NODE), "image", self.image, "--pages", str(args.pages),
                         "--seed", str(args.seed)], check=True)
 
-    def peer(self, host, role, *options):
-        return Peer(self.lab, host, [benchlib.program(self.args, benchlib.NODE), role, *self.port, "--image", self.image, *options])
+    def node(self, host, role, *options):
+        return Node(self.lab, host, [benchlib.program(self.args, benchlib.NODE), role, *self.port, "--image", self.image, *options])
 
     def hosts(self):
         return range(1, self.args.hosts + 1)
 
     def run_bare(self):
-        receivers = [self.peer(host, "receive") for host in self.hosts()]
-        sender = self.peer(0, "send", "--pages-per-s", str(self.args.bare_rate))
-        for peer in [*receivers, sender]:
-            peer.wait_ready()
-        for peer in [*receivers, sender]:  # receivers first: they are looking before the first frame
-            peer.go()
+        receivers = [self.node(host, "receive") for host in self.hosts()]
+        sender = self.node(0, "send", "--pages-per-s", str(self.args.bare_rate))
+        for node in [*receivers, sender]:
+            node.wait_ready()
+        for node in [*receivers, sender]:  # receivers first: they are looking before the first frame
+            node.go()
         sent = sender.result()
         got = [receiver.result() for receiver in receivers]
         if any(r["bad_crc"] or r["foreign"] for r in got):
@@ -86,12 +86,12 @@ class Bed:
 
     def run_fabric(self):
         with self.memserver() as info:
-            clients = [self.peer(host, "client", "--server", info["server_mac"], "--mode", self.args.mode)
+            clients = [self.node(host, "client", "--server", info["server_mac"], "--mode", self.args.mode)
                        for host in self.hosts()]
-            for peer in clients:
-                peer.wait_ready()
-            for peer in clients:
-                peer.go()
+            for node in clients:
+                node.wait_ready()
+            for node in clients:
+                node.go()
             got = [client.result() for client in clients]
         if not all(r["verified"] for r in got):
             raise benchlib.BenchError(f"clients did not get the whole image right: {[r['pages'] for r in got]} "
@@ -122,7 +122,9 @@ class Bed:
             raise benchlib.BenchError(f"{error}; the memserver said:\n{log.read_text()[-2000:]}") from None
         finally:
             popen.send_signal(signal.SIGTERM)
-            popen.wait(10)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                popen.wait(10)
+            popen.kill()  # nothing, if it has ended
 
 
 def wait_for(ready, popen):
@@ -150,6 +152,8 @@ def rate(result):
 def summary(args, pairs):
     bare, fabric = ([pair[side] for pair in pairs] for side in ("bare", "fabric"))
     limit, speed = (statistics.median(run["rate"] for run in side) for side in (bare, fabric))
+    if not all(run["rate"] > 0 for run in bare + fabric):
+        raise benchlib.BenchError("of a run nothing came: this machine is too busy")
     ratios = [pair["fabric"]["rate"] / pair["bare"]["rate"] for pair in pairs]
     return {"benchmark": "fill", "unit": "pages/s per receiver", "rate": speed, "limit": limit,
             "ratio": speed / limit, "ratio_min": min(ratios), "ratio_max": max(ratios),

@@ -16,8 +16,9 @@ import fleetlib
 import lablib
 
 RMEM_MAX = pathlib.Path("/proc/sys/net/core/rmem_max")
-SOCKET_BYTES = 16 << 20  # what uftp's receivers ask for would be cut to 208 KB
-TRANSFER_S, END_S = 180.0, 20.0
+BUFFER_BYTES = 8 << 20  # of each receiver's socket
+START_S, TRANSFER_S, END_S = 60.0, 180.0, 20.0
+LISTEN = "0A"  # in /proc/net/tcp
 
 
 class PeerError(Exception):
@@ -39,12 +40,15 @@ class Job:
 
     def wait_ready(self):
         """bench-node at its gate."""
-        if (line := self.popen.stdout.readline()) != b"READY\n":
-            raise self.failed(f"says {line}")
+        if not select.select([self.popen.stdout], [], [], START_S)[0] or self.popen.stdout.readline() != b"READY\n":
+            raise self.failed("did not start")
 
     def go(self):
-        self.popen.stdin.write(b"\n")
-        self.popen.stdin.flush()
+        try:
+            self.popen.stdin.write(b"\n")
+            self.popen.stdin.flush()
+        except BrokenPipeError:
+            raise self.failed("has ended before it began") from None
 
     def end(self, timeout_s):
         """Waits for it. @return whether it came to its end"""
@@ -60,11 +64,16 @@ class Job:
             self.cpu_s = usage.ru_utime + usage.ru_stime
         return True
 
-    def must_end(self):
-        if not self.end(TRANSFER_S):
-            raise self.failed(f"was not done after {TRANSFER_S:.0f} s")
+    def check_end(self):
+        """@pre it has ended"""
         if self.popen.returncode != 0:
             raise self.failed(f"ended with status {self.popen.returncode}")
+
+    def listens(self, protocol):
+        """Whether its host has a socket that somebody can send to."""
+        lines = [line for name in (protocol, protocol + "6")
+                 for line in pathlib.Path(f"/proc/{self.popen.pid}/net/{name}").read_text().splitlines()[1:]]
+        return any(protocol == "udp" or line.split()[3] == LISTEN for line in lines)
 
     def stop(self):
         for signum in (signal.SIGTERM, signal.SIGKILL):
@@ -114,7 +123,7 @@ class Bed:
         try:
             seconds = peer.transfer(self)
         finally:
-            for job in reversed(self.jobs):  # the sender last
+            for job in self.jobs:
                 job.stop()
         wire = self._wire_bytes() - before
         if peer.stores:
@@ -129,19 +138,32 @@ class Bed:
         return sum(link["stats64"]["rx"]["bytes"] for link in links if link["ifname"].startswith("h"))
 
 
-def wait_until(ready, what, timeout_s=20.0):
-    deadline = time.monotonic() + timeout_s
+def wait_until(ready, what):
+    deadline = time.monotonic() + START_S
     while not ready():
         if time.monotonic() > deadline:
-            raise PeerError(f"{what}: not after {timeout_s:.0f} s")
+            raise PeerError(f"{what}: not after {START_S:.0f} s")
         time.sleep(0.01)
 
 
-def timed(senders, receivers=()):
-    """From now until all have ended. The receivers wait already."""
+def wait_listening(jobs, protocol):
+    for job in jobs:
+        wait_until(lambda job=job: job.end(0) or job.listens(protocol), f"{job.name} listens")
+
+
+def timed(begin):
+    """From `begin`, which returns the jobs to wait for, until the last has ended. One that fails says so at once."""
     began = time.monotonic()
-    for job in [send() for send in senders] + list(receivers):
-        job.must_end()
+    left = begin()
+    while left:
+        ended = [job for job in left if job.end(0)]
+        for job in ended:
+            job.check_end()
+        left = [job for job in left if job not in ended]
+        if left and time.monotonic() - began > TRANSFER_S:
+            raise left[0].failed(f"was not done after {TRANSFER_S:.0f} s")
+        if left:
+            left[0].end(0.005)  # the others are looked at every 5 ms
     return time.monotonic() - began
 
 
@@ -167,7 +189,7 @@ class Fabric(Peer):
         info.unlink(missing_ok=True)
         server = bed.job(0, benchlib.program(bed.args, "memserver-dpdk/memserver-dpdk"), *port, "--mtu", bed.args.mtu,
                          "--info", info, *self.options, bed.image)
-        wait_until(lambda: info.exists() or server.end(0), "memserver", 60.0)
+        wait_until(lambda: info.exists() or server.end(0), "memserver")
         if server.end(0):
             raise server.failed("did not start")
         said = json.loads(info.read_text())
@@ -181,20 +203,19 @@ class Fabric(Peer):
         def begin():
             for client in clients:
                 client.go()
-            return clients[0]
-        return timed([begin], clients)
+            return clients
+        return timed(begin)
 
 
 class Udpcast(Peer):
     name, tools = "udpcast", ("udp-sender", "udp-receiver")
 
     def transfer(self, bed):
-        receivers = [bed.job(host, "udp-receiver", "--nokbd", "--no-progress", "--interface", lablib.PORT, "--file", bed.copy(host))
-                     for host in bed.hosts()]
-        time.sleep(0.3)  # a receiver says nowhere that it listens
-        return timed([lambda: bed.job(0, "udp-sender", "--nokbd", "--no-progress", "--interface", lablib.PORT, "--file", bed.image,
-                                      "--min-receivers", bed.lab.nb_hosts, "--full-duplex",
-                                      "--blocksize", (bed.args.mtu - 44) // 4 * 4)], receivers)
+        common = ("--nokbd", "--no-progress", "--interface", lablib.PORT, "--file")
+        receivers = [bed.job(host, "udp-receiver", "--rcvbuf", BUFFER_BYTES, *common, bed.copy(host)) for host in bed.hosts()]
+        wait_listening(receivers, "udp")
+        return timed(lambda: [bed.job(0, "udp-sender", *common, bed.image, "--min-receivers", bed.lab.nb_hosts, "--full-duplex",
+                                      "--blocksize", (bed.args.mtu - 44) // 4 * 4), *receivers])
 
 
 class Uftp(Peer):
@@ -202,23 +223,19 @@ class Uftp(Peer):
 
     def transfer(self, bed):
         ids = [f"0x{0x1000 + host:08X}" for host in bed.hosts()]
-        for host, uid in zip(bed.hosts(), ids):
-            bed.job(host, "uftpd", "-d", "-I", lablib.PORT, "-D", bed.out(host), "-B", SOCKET_BYTES // 2, "-U", uid)
-        time.sleep(0.3)
-        return timed([lambda: bed.job(0, "uftp", "-R", "-1", "-b", bed.args.mtu - 200, "-B", SOCKET_BYTES // 2, "-I", lablib.PORT,
-                                      "-H", ",".join(ids), bed.image)])
+        common = ("-I", lablib.PORT, "-B", BUFFER_BYTES)
+        daemons = [bed.job(host, "uftpd", "-d", *common, "-D", bed.out(host), "-U", uid) for host, uid in zip(bed.hosts(), ids)]
+        wait_listening(daemons, "udp")
+        return timed(lambda: [bed.job(0, "uftp", *common, "-R", "-1", "-b", bed.args.mtu - 200, "-H", ",".join(ids), bed.image)])
 
 
 class Nbd(Peer):
     name, tools = "nbdkit, nbdcopy", ("nbdkit", "nbdcopy")
 
     def transfer(self, bed):
-        bed.job(0, "nbdkit", "-f", "-t", 8, "-i", bed.address(0), "--pidfile", bed.folder / "nbdkit.pid", "file", bed.image)
-        wait_until((bed.folder / "nbdkit.pid").exists, "nbdkit")
-        seconds = timed([lambda host=host: bed.job(host, "nbdcopy", f"nbd://{bed.address(0)}", bed.copy(host))
-                         for host in bed.hosts()])
-        (bed.folder / "nbdkit.pid").unlink()
-        return seconds
+        server = bed.job(0, "nbdkit", "-f", "-t", 8, "-i", bed.address(0), "file", bed.image)
+        wait_listening([server], "tcp")
+        return timed(lambda: [bed.job(host, "nbdcopy", f"nbd://{bed.address(0)}", bed.copy(host)) for host in bed.hosts()])
 
 
 class Iperf(Peer):
@@ -227,9 +244,10 @@ class Iperf(Peer):
 
     def transfer(self, bed):
         servers = [bed.job(host, "iperf3", "--server", "--one-off") for host in bed.hosts()]
-        time.sleep(0.3)
-        return timed([lambda host=host: bed.job(0, "iperf3", "--client", bed.address(host), "--bytes", bed.image.stat().st_size)
-                      for host in bed.hosts()], servers)
+        wait_listening(servers, "tcp")
+        nb_bytes = bed.image.stat().st_size
+        return timed(lambda: [*servers, *(bed.job(0, "iperf3", "--client", bed.address(host), "--bytes", nb_bytes)
+                                          for host in bed.hosts())])
 
 
 PEERS = (Fabric(), Fabric("--push"), Udpcast(), Uftp(), Nbd(), Iperf())
@@ -239,7 +257,7 @@ PEERS = (Fabric(), Fabric("--push"), Udpcast(), Uftp(), Nbd(), Iperf())
 def large_sockets():
     """Receivers may have as much buffer as they ask for."""
     before = RMEM_MAX.read_text()
-    RMEM_MAX.write_text(str(max(int(before), SOCKET_BYTES)))
+    RMEM_MAX.write_text(str(max(int(before), 2 * BUFFER_BYTES)))
     try:
         yield
     finally:

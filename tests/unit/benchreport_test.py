@@ -21,7 +21,8 @@ def result(ratios, benchmark="serve", case="one page"):
 
 class Comparison(unittest.TestCase):
     def verdict(self, before, after):
-        (row,) = benchreport.compare(result(before), result(after))
+        (row,), differences = benchreport.compare(result(before), result(after))
+        self.assertEqual(differences, {})
         self.assertLessEqual(row["low"], row["change"])
         self.assertGreaterEqual(row["high"], row["change"])
         return row["verdict"]
@@ -33,9 +34,18 @@ class Comparison(unittest.TestCase):
     def test_one_within_it_is_not(self):
         self.assertEqual(self.verdict([.5, .9, .4, .7, .6], [.6, .8, .5, .9, .4]), "no difference shown")
 
+    def test_few_runs_say_nothing(self):
+        for nb_runs in (1, 4):
+            self.assertIn("say nothing", self.verdict([.5] * nb_runs, [.7] * nb_runs))
+
+    def test_options_that_differ_are_named(self):
+        before, after = {**result([.5]), "sealed": True, "ratio": .5, "mtu": 9000}, {**result([.5]), "mtu": 1500}
+        _, differences = benchreport.compare(before, after)
+        self.assertEqual(differences, {"sealed": (True, None), "mtu": (9000, 1500)})
+
     def test_a_result_without_cases_is_one(self):
         ring = {"benchmark": "ring", "unit": "pages/s", "runs": [{"rate": 8, "limit": 10}] * 3}
-        (row,) = benchreport.compare(ring, ring)
+        (row,), _ = benchreport.compare(ring, ring)
         self.assertEqual((row["case"], row["before"], row["change"]), ("ring", .8, 1))
 
     def test_results_of_different_things_are_refused(self):
@@ -44,7 +54,8 @@ class Comparison(unittest.TestCase):
                 benchreport.compare(result([.5]), other)
 
     def test_what_has_no_rates_is_refused(self):
-        for other in ({"benchmark": "fork-pause", "runs": [{"pause_ms": 3}]}, {"cases": [{}]}, {"cases": "no"}):
+        for other in ({"benchmark": "fork-pause", "runs": [{"pause_ms": 3}]}, {"cases": [{}]}, {"cases": "no"}, [], 7,
+                      result([0]), result([])):
             with self.assertRaisesRegex(ReportError, "no rates and limits"):
                 benchreport.compare(other, other)
 

@@ -98,7 +98,7 @@ class Clone {
     const std::array<char*, 2> args{name.data(), nullptr}, variables{variable.data(), nullptr};
     std::array<int, 2> ends{};
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
-    const UniqueFd theirs{ends[0]};
+    UniqueFd theirs{ends[0]};
     ours_ = UniqueFd{ends[1]};
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
@@ -106,16 +106,17 @@ class Clone {
     posix_spawn_file_actions_adddup2(&actions, theirs.get(), STDOUT_FILENO);
     EXPECT_EQ(posix_spawnp(&pid_, "cat", &actions, nullptr, args.data(), variables.data()), 0);
     posix_spawn_file_actions_destroy(&actions);
+    theirs = UniqueFd{};  // if it does not run, there is nobody to wait for
     // The kernel shows an environment only some time after the spawn.
     char echo = 'x';
-    EXPECT_EQ(write(ours_.get(), &echo, 1), 1);
+    EXPECT_EQ(send(ours_.get(), &echo, 1, MSG_NOSIGNAL), 1);
     EXPECT_EQ(read(ours_.get(), &echo, 1), 1);
   }
   Clone(const Clone&) = delete;
   Clone& operator=(const Clone&) = delete;
   ~Clone() {
     ours_ = UniqueFd{};  // it reads to the end
-    waitpid(pid_, nullptr, 0);
+    if (pid_ > 0) waitpid(pid_, nullptr, 0);
   }
   [[nodiscard]] pid_t pid() const { return pid_; }
 

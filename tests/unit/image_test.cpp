@@ -276,11 +276,12 @@ TEST_F(ImageTest, ShowsProgressWhereItIsTold) {
 TEST(ImageSigbus, IsHandledFromWhenThatIsAskedForAndNoOtherSignal) {
   struct sigaction bus{}, segv{}, after{};
   ASSERT_EQ(sigaction(SIGSEGV, nullptr, &segv), 0);
-  ASSERT_EQ(sigaction(SIGBUS, nullptr, &bus), 0);
+  struct sigaction none{};
+  none.sa_handler = SIG_DFL;
+  ASSERT_EQ(sigaction(SIGBUS, &none, &bus), 0);
   install_sigbus_handler();
   ASSERT_EQ(sigaction(SIGBUS, &bus, &after), 0);
   EXPECT_NE(after.sa_handler, SIG_DFL);
-  EXPECT_NE(after.sa_handler, bus.sa_handler);
   ASSERT_EQ(sigaction(SIGSEGV, nullptr, &after), 0);
   EXPECT_EQ(after.sa_handler, segv.sa_handler);
 }
