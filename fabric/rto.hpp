@@ -12,8 +12,10 @@ struct RtoConfig {
   Nanos max{std::chrono::milliseconds{500}};
 };
 
-/// Retransmission time-out of RFC 6298 with bounds for a LAN instead of its 1 s minimum. The caller
-/// keeps Karn's rule: no sample from a request that was sent more than once.
+/// Retransmission time-out of RFC 6298 with bounds for a LAN instead of its 1 s minimum. That is
+/// also its clock granularity G, the least margin above the mean: pages that lie in a queue all
+/// take the same time, and a host that shares its CPUs looks at what came some milliseconds late.
+/// The caller keeps Karn's rule: no sample from a request that was sent more than once.
 class RtoEstimator {
  public:
   explicit RtoEstimator(const RtoConfig& config) noexcept : config_{config} {}
@@ -31,7 +33,8 @@ class RtoEstimator {
 
   /// Time-out of the next transmission after `attempts` unanswered ones: doubled each time, capped.
   [[nodiscard]] Nanos rto(unsigned attempts) const noexcept {
-    const Nanos base = srtt_ == Nanos{0} ? config_.initial : srtt_ + 4 * rttvar_;
+    const Nanos base =
+        srtt_ == Nanos{0} ? config_.initial : srtt_ + std::max(config_.min, 4 * rttvar_);
     const Nanos first = std::clamp(base, config_.min, config_.max);
     return std::min(first * (std::int64_t{1} << std::min(attempts, 16U)), config_.max);
   }

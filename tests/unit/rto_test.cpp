@@ -43,10 +43,13 @@ TEST(Rto, EachUnansweredAttemptDoublesItUpToTheMaximum) {
   EXPECT_EQ(rto.rto(255), 500ms);  // no overflow
 }
 
-TEST(Rto, AVeryShortRoundTripIsHeldAtTheMinimum) {
-  RtoEstimator rto{kConfig};
-  for (int i = 0; i < 50; ++i) rto.sample(10us);
-  EXPECT_EQ(rto.rto(0), 1ms);
+TEST(Rto, ASteadyRoundTripKeepsTheMinimumAsItsMargin) {
+  for (const Nanos rtt : {Nanos{10us}, Nanos{5ms}}) {
+    RtoEstimator rto{kConfig};
+    for (int i = 0; i < 50; ++i) rto.sample(rtt);
+    EXPECT_LT(rto.rttvar(), 1us);
+    EXPECT_EQ(rto.rto(0), rtt + 1ms);
+  }
 }
 
 }  // namespace
