@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the end-to-end cases share: images, a world to run in, checks, and the search for leftovers."""
 import contextlib
+import json
 import os
 import pathlib
 import random
+import re
 import secrets
 import signal
+import subprocess
 import sys
 import time
 
@@ -130,6 +133,23 @@ class Context:
                     print(process.tail(), file=sys.stderr)
                 raise
         check_no_leftovers(lab, fleet)
+
+
+def run_tool(context, tool, *options):
+    """Runs one of tools/ as a user does; it must leave no namespace of a lab of its own. @return what it wrote into --json"""
+    path = context.workdir / f"{tool}.json"
+    path.unlink(missing_ok=True)
+    process = subprocess.Popen([ROOT / "tools" / tool, *options, "--build-dir", context.build, "--json", path],
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said = process.communicate()[0]
+    finally:
+        process.terminate()  # it cleans up then
+        process.wait()
+    check(process.returncode == 0 and path.exists(), f"{tool} ended with {process.returncode}: {said[-2000:]}")
+    left = [name for name in lablib.namespaces() if re.fullmatch(rf"sf-\w+-{process.pid}-\w+", name)]
+    check(not left, f"{tool} has left {left}")
+    return json.loads(path.read_text())
 
 
 def check_no_leftovers(lab, fleet):
