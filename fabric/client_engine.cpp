@@ -25,6 +25,7 @@ ClientEngine::ClientEngine(const ClientConfig& config, ClientStats& stats)
       identity_{config.image_id, config.epoch, 0, config.space},
       server_{config.server.value_or(kBroadcast)},
       flights_(config.max_inflight),
+      flight_of_{config.max_inflight},
       send_queues_{RingBuffer<std::uint32_t>{std::size_t{2} * config.max_inflight},
                    RingBuffer<std::uint32_t>{std::size_t{2} * config.max_inflight}},
       timers_{config.max_inflight, kTimerTick},
@@ -50,11 +51,11 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
     case FrameType::kHello: return Drop::kUnexpectedType;
     case FrameType::kWelcome: return on_welcome(frame, src, now);
     case FrameType::kBye:
-      if (const Drop why = on_bye(frame, now); why != Drop::kNone || slot_of_.empty()) return why;
+      if (const Drop why = on_bye(frame, now); why != Drop::kNone || nb_pages_ == 0) return why;
       break;
     default: break;
   }
-  if (slot_of_.empty()) return Drop::kUnexpectedType;  // no geometry yet
+  if (nb_pages_ == 0) return Drop::kUnexpectedType;  // no geometry yet
   if (frame.type == FrameType::kPage && frame.page.gfn.host() >= nb_pages())
     return Drop::kOutOfRange;
   if (frame.type == FrameType::kZeros)
@@ -108,7 +109,7 @@ Drop ClientEngine::on_bye(const wire::Frame& frame, Nanos now) noexcept {
   if (who == config_.client_id) {
     refused_ = true;
     stats_.refusals.add(1);
-  } else if (who != 0 || slot_of_.empty()) {
+  } else if (who != 0 || nb_pages_ == 0) {
     return Drop::kUnexpectedType;
   }
   greet(now);
@@ -120,18 +121,18 @@ Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nano
   if (body.client_id.host() != config_.client_id) return Drop::kUnexpectedType;
   const std::uint64_t nb_pages = body.nb_pages.host();
   const std::size_t nb_fragments = body.nb_fragments;
-  if (!slot_of_.empty() && nb_pages != slot_of_.size()) return Drop::kBadField;
+  if (nb_pages_ != 0 && nb_pages != nb_pages_) return Drop::kBadField;
   if (nb_pages > config_.max_pages) return Drop::kBadField;
   if (config_.tree != nullptr && !config_.tree->is_over(nb_pages)) return Drop::kBadHash;
   if (wire::fragment_stride(nb_fragments) + sizeof(wire::Header) + sizeof(wire::PageBody) >
       config_.mtu_bytes) {
-    if (!slot_of_.empty()) return Drop::kBadField;  // no reason to lose the guests
+    if (nb_pages_ != 0) return Drop::kBadField;  // no reason to lose the guests
     server_mtu_bytes_ = body.mtu_bytes.host();
     state_ = ClientState::kMtuTooSmall;
     return Drop::kNone;
   }
   server_mtu_bytes_ = body.mtu_bytes.host();
-  if (slot_of_.empty()) slot_of_.resize(nb_pages);
+  nb_pages_ = nb_pages;
   if (nb_fragments > 1 && reassembler_.capacity() < config_.partial_pages)
     reassembler_ = Reassembler{config_.partial_pages};
   if (frame.incarnation != identity_.incarnation) on_incarnation(frame, now);
@@ -184,10 +185,13 @@ std::optional<PageArrival> ClientEngine::take_page(const wire::Frame& frame, Nan
     return std::nullopt;
   }
   stats_.rx_pages.add(1);
-  const std::uint32_t slot = slot_of_[page.value];
-  const bool demanded = slot != 0 && flights_[slot - 1].priority == Priority::kDemand;
-  if (slot == 0) stats_.rx_unasked.add(1);
-  finish(page, now);
+  const std::uint32_t id = flight_of_.find(page);
+  const bool asked = id != PageMap::kNone;
+  const bool demanded = asked && flights_[id].priority == Priority::kDemand;
+  if (asked)
+    finish(id, now);
+  else
+    stats_.rx_unasked.add(1);
   return PageArrival{page, bytes.first<kPageSize>(), demanded};
 }
 
@@ -213,10 +217,10 @@ bool ClientEngine::take_range(FrameType type, PageRange range, Nanos now) noexce
   }
   bool demanded = false;
   for (std::uint64_t p = range.first.value; p < range.first.value + range.nb_pages; ++p) {
-    const std::uint32_t slot = slot_of_[p];
-    if (slot == 0) continue;
-    demanded |= flights_[slot - 1].priority == Priority::kDemand;
-    finish(Gfn{p}, now);
+    const std::uint32_t id = flight_of_.find(Gfn{p});
+    if (id == PageMap::kNone) continue;
+    demanded |= flights_[id].priority == Priority::kDemand;
+    finish(id, now);
   }
   return demanded;
 }
@@ -224,15 +228,15 @@ bool ClientEngine::take_range(FrameType type, PageRange range, Nanos now) noexce
 // --- flights ---------------------------------------------------------------------------------
 
 bool ClientEngine::want(Gfn page, Priority priority, Nanos now) noexcept {
-  if (const std::uint32_t slot = slot_of_[page.value]; slot != 0) {
-    Flight& flight = flights_[slot - 1];
+  if (const std::uint32_t id = flight_of_.find(page); id != PageMap::kNone) {
+    Flight& flight = flights_[id];
     if (flight.priority == Priority::kPrefetch && priority == Priority::kDemand) {
       flight.priority = Priority::kDemand;  // raised: tell the server too
       flight.first_asked = now;
       flight.demanded_since = now;
       add_demand(now);
       stats_.asked_demand.add(1);
-      queue(slot - 1, now);
+      queue(id, now);
     }
     return true;
   }
@@ -241,7 +245,7 @@ bool ClientEngine::want(Gfn page, Priority priority, Nanos now) noexcept {
   free_.pop_back();
   flights_[id] = {
       .page = page, .first_asked = now, .demanded_since = now, .priority = priority, .used = true};
-  slot_of_[page.value] = id + 1;
+  flight_of_.insert(page, id);
   if (priority == Priority::kDemand) add_demand(now);
   (priority == Priority::kDemand ? stats_.asked_demand : stats_.asked_prefetch).add(1);
   stats_.inflight.add(1);
@@ -277,20 +281,18 @@ void ClientEngine::queue(std::uint32_t id, Nanos now) noexcept {
 }
 
 void ClientEngine::forget(Gfn page) noexcept {
-  if (const std::uint32_t slot = slot_of_[page.value]; slot != 0) release(slot - 1);
+  if (const std::uint32_t id = flight_of_.find(page); id != PageMap::kNone) release(id);
 }
 
-void ClientEngine::finish(Gfn page, Nanos now) noexcept {
-  const std::uint32_t slot = slot_of_[page.value];
-  if (slot == 0) return;
-  const Flight& flight = flights_[slot - 1];
+void ClientEngine::finish(std::uint32_t id, Nanos now) noexcept {
+  const Flight& flight = flights_[id];
   // Karn: an answer to a repeated question says nothing; nor does a sibling's of the server's.
   if (flight.attempts == 1 && !asks_siblings_) {
     RtoEstimator& rto = rto_[static_cast<std::size_t>(flight.priority)];
     rto.sample(now - flight.first_asked);
     stats_.srtt_us.set(to_micros(rto_[0].srtt()));
   }
-  release(slot - 1);
+  release(id);
 }
 
 void ClientEngine::release(std::uint32_t id) noexcept {
@@ -298,7 +300,7 @@ void ClientEngine::release(std::uint32_t id) noexcept {
   if (flight.priority == Priority::kDemand) --nb_demands_;
   if (flight.overdue) --nb_overdue_;
   timers_.cancel(id);
-  slot_of_[flight.page.value] = 0;
+  flight_of_.erase(flight.page);
   flight = {};
   free_.push_back(id);
   stats_.inflight.set(flights_.size() - free_.size());

@@ -12,6 +12,7 @@
 #include "fabric/base/time.hpp"
 #include "fabric/hash_tree.hpp"
 #include "fabric/loss_meter.hpp"
+#include "fabric/page_map.hpp"
 #include "fabric/page_queue.hpp"
 #include "fabric/reassembler.hpp"
 #include "fabric/rto.hpp"
@@ -33,7 +34,7 @@ struct ClientConfig {
   const HashTree* tree = nullptr;
   std::uint16_t mtu_bytes = 9000;
   std::uint64_t seed = 1;  ///< of the retry jitter
-  /// A larger image is refused: a WELCOME must not cost more memory than this many 4-byte words.
+  /// A larger image is refused: what a WELCOME costs in tables of its user's must be bounded.
   std::uint64_t max_pages = std::uint64_t{1} << 26U;
   std::uint32_t max_inflight = 4096;  ///< pages asked for at once; demand displaces prefetch
   std::size_t partial_pages = 4096;   ///< pages being put together, where they come in parts
@@ -93,10 +94,12 @@ class ClientEngine {
   void await_prefetch(bool awaited, Nanos now) noexcept;
   /// The page is no longer wanted (all its guests are gone).
   void forget(Gfn page) noexcept;
-  [[nodiscard]] bool in_flight(Gfn page) const noexcept { return slot_of_[page.value] != 0; }
+  [[nodiscard]] bool in_flight(Gfn page) const noexcept {
+    return flight_of_.find(page) != PageMap::kNone;
+  }
   [[nodiscard]] bool demanded(Gfn page) const noexcept {
-    const std::uint32_t slot = slot_of_[page.value];
-    return slot != 0 && flights_[slot - 1].priority == wire::Priority::kDemand;
+    const std::uint32_t id = flight_of_.find(page);
+    return id != PageMap::kNone && flights_[id].priority == wire::Priority::kDemand;
   }
   [[nodiscard]] std::size_t nb_in_flight() const noexcept { return flights_.size() - free_.size(); }
   /// Calls `each(Gfn)` for every demanded page in flight.
@@ -132,7 +135,8 @@ class ClientEngine {
   [[nodiscard]] ClientState state() const noexcept { return state_; }
   /// The server's last word was that its client table is full; HELLO goes on.
   [[nodiscard]] bool refused() const noexcept { return refused_; }
-  [[nodiscard]] std::uint64_t nb_pages() const noexcept { return slot_of_.size(); }
+  /// Of the image; 0 = not welcomed yet.
+  [[nodiscard]] std::uint64_t nb_pages() const noexcept { return nb_pages_; }
   [[nodiscard]] std::uint16_t server_mtu_bytes() const noexcept { return server_mtu_bytes_; }
   [[nodiscard]] const MacAddr& server() const noexcept { return server_; }
   [[nodiscard]] const ClientConfig& config() const noexcept { return config_; }
@@ -165,7 +169,7 @@ class ClientEngine {
   void hear(Nanos now) noexcept;
   void on_incarnation(const wire::Frame& frame, Nanos now) noexcept;
   void ask_again_soon(Nanos now) noexcept;
-  void finish(Gfn page, Nanos now) noexcept;
+  void finish(std::uint32_t id, Nanos now) noexcept;
   void release(std::uint32_t id) noexcept;
   [[nodiscard]] bool make_room(wire::Priority priority) noexcept;
   void queue(std::uint32_t id, Nanos now) noexcept;
@@ -195,8 +199,9 @@ class ClientEngine {
   std::size_t nb_fragments_ = 1;
   Nanos report_interval_{std::chrono::milliseconds{50}};
 
-  std::vector<std::uint32_t> slot_of_;  // page -> flight + 1, 0 = not in flight
+  std::uint64_t nb_pages_ = 0;
   std::vector<Flight> flights_;
+  PageMap flight_of_;
   std::vector<std::uint32_t> free_;
   std::array<RingBuffer<std::uint32_t>, 2>
       send_queues_;  // flights, by priority; may hold stale ids

@@ -29,7 +29,7 @@ void ClientEngine::expire(Nanos now) noexcept {
 bool ClientEngine::has_output(Nanos now) const noexcept {
   if (state_ == ClientState::kMtuTooSmall) return false;
   if (now >= next_hello_) return true;
-  if (slot_of_.empty()) return false;  // not welcomed yet
+  if (nb_pages_ == 0) return false;  // not welcomed yet
   return !send_queues_[0].empty() || !send_queues_[1].empty() || now >= next_report_;
 }
 
@@ -52,7 +52,7 @@ void ClientEngine::watch_server(Nanos now) noexcept {
   if (!waiting() || state_ == ClientState::kMtuTooSmall) return;
   const Nanos silent = now - std::max(last_heard_, waiting_since_);
   if (silent >= config_.silence) greet(now);
-  if (silent >= config_.repair_after && !slot_of_.empty() && !asks_siblings_) {
+  if (silent >= config_.repair_after && nb_pages_ != 0 && !asks_siblings_) {
     asks_siblings_ = true;
     greet(now);  // or their answers would hide the silence
     ask_again_soon(now);
@@ -166,11 +166,11 @@ Nanos ClientEngine::deadline(Nanos now) const noexcept {
   if (state_ == ClientState::kMtuTooSmall) return Nanos::max();
   if (!send_queues_[0].empty() || !send_queues_[1].empty()) return now;
   Nanos next = std::min(next_hello_, timers_.next_deadline());
-  if (!slot_of_.empty()) next = std::min(next, next_report_);
+  if (nb_pages_ != 0) next = std::min(next, next_report_);
   if (waiting() && state_ != ClientState::kServerDead) {
     const Nanos heard = std::max(last_heard_, waiting_since_);
     next = std::min(next, heard + config_.give_up);
-    if (!slot_of_.empty() && !asks_siblings_) next = std::min(next, heard + config_.repair_after);
+    if (nb_pages_ != 0 && !asks_siblings_) next = std::min(next, heard + config_.repair_after);
     if (next_hello_ == Nanos::max()) next = std::min(next, heard + config_.silence);
   }
   return std::max(now, next);

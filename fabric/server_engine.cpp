@@ -12,11 +12,16 @@ using wire::FrameType;
 
 constexpr Nanos kTick{std::chrono::milliseconds{10}};  // housekeeping: rate, window, dead clients
 constexpr std::size_t kControlQueue = 1024;
-constexpr double kDemandDecay = 0.9;                     // a tick
+constexpr std::size_t kPageQueue = 65'536;  // at least; of larger images a quarter of the pages
+constexpr double kDemandDecay = 0.9;        // a tick
 constexpr std::uint64_t kMaxIntervalUs = 3'600'000'000;  // of a report that can be believed
 constexpr double kLimitedShare = 0.75;  // of the granted bytes sent: the bucket was the limit
 
 Nanos micros(std::uint32_t us) noexcept { return std::chrono::microseconds{us}; }
+
+PageQueue queue_of(std::uint64_t nb_pages) {
+  return PageQueue{std::min(nb_pages, std::max(nb_pages / 4, kPageQueue))};
+}
 
 }  // namespace
 
@@ -30,7 +35,7 @@ ServerEngine::ServerEngine(const ServerConfig& config, const ImageView& image, S
       all_fragments_{static_cast<std::uint8_t>((1U << nb_fragments_) - 1)},
       clients_{config.max_clients},
       pages_(image.nb_pages),
-      queues_{PageQueue{image.nb_pages}, PageQueue{image.nb_pages}},
+      queues_{queue_of(image.nb_pages), queue_of(image.nb_pages)},
       control_{kControlQueue},
       bucket_{config.flow.initial_bytes_per_s, config.burst_bytes},
       end_game_{config.end_game, 0},
@@ -164,14 +169,15 @@ void ServerEngine::take_report(Client& client, const wire::ReportBody& report) n
 
 void ServerEngine::on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry,
                            Nanos now) noexcept {
-  PageSlot& slot = pages_[page.value];
+  PageSlot& slot = pages_[page];
   const bool retry = (entry.flags & wire::kWantRetry) != 0;
   // A retry passes the window, but not an answer so young that its sender cannot have missed it.
   // Who joined after the answer has missed it.
-  if (now - slot.last_multicast < (retry ? retry_guard_ : window_) && !is_late(who, slot)) {
+  if (now - pages_.last_multicast(slot) < (retry ? retry_guard_ : window_) && !is_late(who, slot)) {
     stats_.lockstep_hits.add(1);
     return;
   }
+  if (!enqueue(page, entry.priority)) return;
   std::uint8_t fragments = entry.fragments & all_fragments_;
   if (fragments == 0) fragments = all_fragments_;  // none named, or none that exists
   const bool was_pending = slot.pending;
@@ -185,18 +191,27 @@ void ServerEngine::on_want(ClientTable::Index who, Gfn page, const wire::WantEnt
   }
   const bool asked_by_another = slot.last_client != who && slot.last_client != ClientTable::kNone;
   // Whoever asks after another was answered alone is not the last one, either: one more is for all.
-  const bool follows = now - slot.last_unicast < window_ ||
-                       (slot.last_unicast > slot.last_multicast && !is_late(who, slot));
-  if (asked_by_another && (was_pending || follows)) slot.shared = true;
+  if (asked_by_another && (was_pending || slot.sent_to_one)) slot.shared = true;
   slot.last_client = who;
-  const std::uint8_t bit = static_cast<std::uint8_t>(1U << entry.priority);
-  if ((slot.queued & bit) != 0) return;
-  if (queues_[entry.priority].push(static_cast<std::uint32_t>(page.value))) slot.queued |= bit;
+}
+
+/// @return false: no room, and it is not pending; whoever wants it will ask again
+bool ServerEngine::enqueue(Gfn page, std::uint8_t priority) noexcept {
+  PageSlot& slot = pages_[page];
+  const std::uint8_t bit = static_cast<std::uint8_t>(1U << priority);
+  if ((slot.queued & bit) == 0) {
+    if (!queues_[priority].push(static_cast<std::uint32_t>(page.value))) {
+      stats_.wants_overflow.add(1);
+      return slot.pending;
+    }
+    slot.queued = (slot.queued | bit) & 3U;
+  }
+  return true;
 }
 
 /// It joined when the page had gone out: what it asks for the others have.
 bool ServerEngine::is_late(ClientTable::Index who, const PageSlot& slot) noexcept {
-  return slot.last_multicast != kNever && slot.last_multicast < clients_[who].joined;
+  return PageTable::was_multicast(slot) && pages_.last_multicast(slot) < clients_[who].joined;
 }
 
 void ServerEngine::answer_absent(const MacAddr& dst, PageRange range) noexcept {
@@ -236,8 +251,8 @@ bool ServerEngine::pop_wanted(Gfn& page) noexcept {
   for (std::size_t priority = 0; priority < queues_.size(); ++priority) {
     while (!queues_[priority].empty()) {
       page = Gfn{queues_[priority].pop()};
-      PageSlot& slot = pages_[page.value];
-      slot.queued &= static_cast<std::uint8_t>(~(1U << priority));
+      PageSlot& slot = pages_[page];
+      slot.queued = slot.queued & ~(1U << priority) & 3U;
       if (slot.pending) return true;
     }
   }
@@ -251,8 +266,8 @@ bool ServerEngine::pop_pushed(Gfn& page) noexcept {
     const PageRange step = image_.is_zero(page) ? zero_run(page) : PageRange{page, 1};
     page = step.first;
     push_cursor_ = step.first.value + step.nb_pages;
-    PageSlot& slot = pages_[page.value];
-    if (slot.last_multicast != kNever) continue;
+    PageSlot& slot = pages_[page];
+    if (PageTable::was_multicast(slot)) continue;
     slot.fragments = all_fragments_;
     slot.shared = true;  // pushed pages are for everybody, also in the end game
     stats_.tx_pages_pushed.add(1);
@@ -262,7 +277,7 @@ bool ServerEngine::pop_pushed(Gfn& page) noexcept {
 }
 
 void ServerEngine::begin_train(Gfn page, Nanos now) noexcept {
-  PageSlot& slot = pages_[page.value];
+  PageSlot& slot = pages_[page];
   const bool zero = image_.is_zero(page);
   // Missing fragments are a member's loss: the others have the page, or lost other fragments.
   const bool repair = slot.fragments != all_fragments_;
@@ -278,13 +293,16 @@ void ServerEngine::begin_train(Gfn page, Nanos now) noexcept {
             .dst = to_one ? clients_[slot.last_client].mac : group_};
   slot.pending = false;
   if (!zero) {
-    if (slot.last_multicast == kNever && slot.last_unicast == kNever) stats_.pages_sent_once.add(1);
-    if (!to_one && slot.last_multicast <= newest_join_ && end_game_.on_new_multicast())
+    if (!PageTable::was_multicast(slot) && !slot.sent_to_one) stats_.pages_sent_once.add(1);
+    if (!to_one && pages_.last_multicast(slot) <= newest_join_ && end_game_.on_new_multicast())
       update_end_game();
     if (repair) stats_.tx_pages_partial.add(1);
     (to_one ? stats_.tx_pages_unicast : stats_.tx_pages_multicast).add(1);
   }
-  (to_one ? slot.last_unicast : slot.last_multicast) = now;
+  if (to_one)
+    slot.sent_to_one = true;
+  else
+    pages_.went_to_all(slot, now);
 }
 
 void ServerEngine::send_from_train(ServerTx& out) noexcept {
@@ -376,6 +394,7 @@ Nanos ServerEngine::deadline(Nanos now) const noexcept {
 
 void ServerEngine::tick(Nanos now) noexcept {
   next_tick_ = now + kTick;
+  pages_.age(now);
   GroupRate rate;
   double lost = 0, known = 0;
   double srtt = 0, window = 0, measured = 0;

@@ -13,6 +13,7 @@
 #include "fabric/end_game.hpp"
 #include "fabric/flow_control.hpp"
 #include "fabric/page_queue.hpp"
+#include "fabric/page_table.hpp"
 #include "fabric/stats.hpp"
 #include "fabric/token_bucket.hpp"
 #include "fabric/wire.hpp"
@@ -71,9 +72,7 @@ class ServerEngine {
   ServerEngine(const ServerConfig& config, const ImageView& image, ServerStats& stats);
 
   /// Asks the cache for what on_frame() will need of a page, if the image has it.
-  void prefetch(Gfn page) const noexcept {
-    if (page.value < pages_.size()) __builtin_prefetch(&pages_[page.value], 1);
-  }
+  void prefetch(Gfn page) const noexcept { pages_.prefetch(page); }
 
   /// The page that is likely to be sent after the one next() gave last.
   [[nodiscard]] std::optional<Gfn> upcoming() const noexcept {
@@ -104,15 +103,6 @@ class ServerEngine {
   [[nodiscard]] bool has_clients() const noexcept { return clients_.size() != 0; }
 
  private:
-  struct PageSlot {
-    Nanos last_multicast = kNever;
-    Nanos last_unicast = kNever;
-    ClientTable::Index last_client = ClientTable::kNone;  ///< who asked last
-    std::uint8_t fragments = 0;  ///< wanted while pending; all bits = whole page
-    std::uint8_t queued = 0;     ///< bit p: an entry stands in the queue of priority p
-    bool pending = false;        ///< wanted and not yet sent: queue entries without it are stale
-    bool shared = false;         ///< pending for more than one client
-  };
   struct Train {  ///< the page being sent, fragment by fragment
     Gfn page{};
     std::uint8_t fragments = 0;
@@ -125,6 +115,7 @@ class ServerEngine {
   void take_report(Client& client, const wire::ReportBody& report) noexcept;
   static void take_loss(Client& client, const wire::ReportBody& report) noexcept;
   void on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry, Nanos now) noexcept;
+  [[nodiscard]] bool enqueue(Gfn page, std::uint8_t priority) noexcept;
   ClientTable::Index join(std::uint64_t client_id, const MacAddr& src, Nanos now) noexcept;
   [[nodiscard]] bool is_late(ClientTable::Index who, const PageSlot& slot) noexcept;
   void answer_absent(const MacAddr& dst, PageRange range) noexcept;
@@ -151,7 +142,7 @@ class ServerEngine {
   std::uint64_t nb_data_pages_ = 0;  // pages that are not zero
 
   ClientTable clients_;
-  std::vector<PageSlot> pages_;
+  PageTable pages_;
   std::array<PageQueue, 2> queues_;  // by wire::Priority
   RingBuffer<ServerTx> control_;
   Train train_;

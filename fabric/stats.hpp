@@ -29,7 +29,7 @@ struct CounterInfo {
 /// Written by the engine's lcore, read by telemetry. Gauges are marked "now".
 struct alignas(kCacheLine) ServerStats {
   Counter rx_requests, rx_hellos, joins, leaves, clients_timed_out, clients_refused, clients;
-  Counter wants, wants_retried, lockstep_hits, wants_merged, wants_absent;
+  Counter wants, wants_retried, lockstep_hits, wants_merged, wants_overflow, wants_absent;
   Counter tx_pages_multicast, tx_pages_unicast, tx_pages_pushed, tx_pages_partial, tx_zero_pages;
   Counter pages_sent_once, end_game, end_game_entered, control_overflow;
   Counter rate_bytes_per_s, window_us;
@@ -51,6 +51,8 @@ inline constexpr std::array kServerCounters{
                              "wants ignored: the answer was already on the wire"},
     CounterInfo<ServerStats>{"wants_merged", &ServerStats::wants_merged,
                              "wants that joined a page already queued"},
+    CounterInfo<ServerStats>{"wants_overflow", &ServerStats::wants_overflow,
+                             "wants dropped, so many pages were queued"},
     CounterInfo<ServerStats>{"wants_absent", &ServerStats::wants_absent, "wants outside the image"},
     CounterInfo<ServerStats>{"tx_pages_multicast", &ServerStats::tx_pages_multicast,
                              "pages answered by multicast, repeats included"},

@@ -50,10 +50,10 @@ TEST(ServerAnswers, ARetryPassesTheWindowButNotTheGuard) {
   server.settle_window();
   server.request(1, {want(5, 1)});
   server.drain();
-  server.now += Joined::kGuard - 1us;
+  server.now += Joined::kGuard - 5us;  // a page's times are right to 4 us
   server.request(2, {want(5, 1, Priority::kDemand, wire::kWantRetry)});
   EXPECT_THAT(server.drain(), IsEmpty());  // so young that nobody can have missed it
-  server.now += 2us;
+  server.now += 5us;
   server.request(2, {want(5, 1)});
   EXPECT_THAT(server.drain(), IsEmpty());  // not a retry: the window holds
   server.request(2, {want(5, 1, Priority::kDemand, wire::kWantRetry)});
@@ -182,20 +182,32 @@ TEST(ServerAnswers, InTheEndGameALateJoinerIsAnsweredAloneWhateverTheOthersLose)
   EXPECT_EQ(server.only().dst, group_address(test::kImageId));
 }
 
-TEST(ServerAnswers, APromotedPageThatWasAnsweredIsNotSharedWithALateAsker) {
+TEST(ServerAnswers, InTheEndGameWhatASecondLateJoinerAsksForGoesToAll) {
+  EndGameServer server;
+  for (const auto id : {4U, 5U}) server.hello(id);
+  server.drain();
+  server.request(4, {want(0, 1)});
+  EXPECT_EQ(server.only().dst, test::mac_of(4));
+  server.now += 20ms;
+  server.request(5, {want(0, 1)});  // there may be more of them
+  EXPECT_EQ(server.only().dst, group_address(test::kImageId));
+}
+
+TEST(ServerAnswers, APromotedPageThatWasAnsweredIsNotSharedWithALaterAsker) {
   EndGameServer server;
   for (const auto id : {4U, 5U}) server.hello(id);
   server.drain();
   server.request(4, {want(8, 1, Priority::kPrefetch), want(0, 1, Priority::kPrefetch)});
-  server.request(4, {want(0, 1, Priority::kDemand)});
+  server.request(5, {want(0, 1, Priority::kDemand)});
   ServerTx tx;
   ASSERT_TRUE(server.engine->next(tx, server.now));  // page 0, by its demand
   EXPECT_EQ(tx.range.first, Gfn{0});
-  server.now += 20ms;  // its prefetch entry still stands in the queue
-  server.request(5, {want(0, 1, Priority::kDemand)});
+  EXPECT_EQ(tx.dst, group_address(test::kImageId));  // two had asked
+  server.now += 20ms;                                // its prefetch entry still stands in the queue
+  server.request(4, {want(0, 1, Priority::kDemand)});
   ASSERT_TRUE(server.engine->next(tx, server.now));
   EXPECT_EQ(tx.range.first, Gfn{0});
-  EXPECT_EQ(tx.dst, test::mac_of(5));
+  EXPECT_EQ(tx.dst, test::mac_of(4));
 }
 
 TEST(ServerAnswers, LateJoinersEndTheEndGameAndItsHysteresisKeepsOneFromDoingSo) {

@@ -124,6 +124,36 @@ TEST(ServerEngine, AQueuedPrefetchIsPromotedByADemandAndSentOnce) {
   EXPECT_EQ(server.stats.wants_merged.read(), 1U);
 }
 
+TEST(ServerEngine, WhatItsQueuesDoNotTakeCanBeAskedForAgain) {
+  constexpr std::uint64_t kPages = 320'000, kQueued = kPages / 4;
+  Joined server{kPages};
+  const auto ask_for_all = [&] {
+    for (std::uint64_t page = 0; page < kPages; page += 256)
+      server.request(1, {want(page, 256, Priority::kPrefetch)});
+  };
+  ask_for_all();
+  EXPECT_EQ(server.stats.wants_overflow.read(), kPages - kQueued);
+  EXPECT_EQ(server.drain_pages().size(), kQueued);
+  ask_for_all();  // the first of them within the lockstep window
+  EXPECT_EQ(server.stats.lockstep_hits.read(), kQueued);
+  const auto sent = server.drain_pages();
+  ASSERT_EQ(sent.size(), kQueued);
+  EXPECT_EQ(sent.front(), kQueued);
+}
+
+TEST(ServerEngine, LockstepHoldsAfterHoursToo) {
+  Joined server{100};
+  for (int hour = 0; hour < 50; ++hour) {
+    server.request(1, {want(5, 1)});
+    ASSERT_THAT(server.drain_pages(), ElementsAre(5)) << hour;
+    server.request(2, {want(5, 1)});
+    ASSERT_THAT(server.drain_pages(), IsEmpty()) << hour;
+    server.now += std::chrono::hours{1};
+    for (const auto id : {1U, 2U, 3U}) server.hello(id);
+    server.drain();
+  }
+}
+
 TEST(ServerEngine, SaysWhichPageIsLikelyNext) {
   Joined server{100};
   EXPECT_FALSE(server.engine->upcoming());
