@@ -56,8 +56,7 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
     default: break;
   }
   if (nb_pages_ == 0) return Drop::kUnexpectedType;  // no geometry yet
-  if (frame.type == FrameType::kPage && frame.page.gfn.host() >= nb_pages())
-    return Drop::kOutOfRange;
+  if (frame.type == FrameType::kPage && frame.highest_gfn() >= nb_pages()) return Drop::kOutOfRange;
   if (frame.type == FrameType::kZeros)
     for (std::size_t i = 0; i < frame.nb_ranges(); ++i)
       if (const PageRange r = frame.range(i);

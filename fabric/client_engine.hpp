@@ -75,11 +75,11 @@ class ClientEngine {
   /// @return why it was dropped, or kNone
   wire::Drop on_frame(const wire::Frame& frame, const MacAddr& src, std::size_t frame_bytes,
                       Nanos now) noexcept;
-  /// Takes a PAGE frame that some clone needs. @return the arrival once the page is whole;
-  /// `drop` tells why a frame was refused
+  /// Takes the page that a PAGE frame is at (Frame::next_page), which some clone needs.
+  /// @return the arrival once the page is whole; `drop` tells why it was refused
   std::optional<PageArrival> take_page(const wire::Frame& frame, Nanos now,
                                        wire::Drop& drop) noexcept;
-  /// Takes note of a PAGE frame that no clone needs.
+  /// Takes note of such a page that no clone needs.
   void on_duplicate(const wire::Frame& frame) noexcept;
   /// Of a range of a ZEROS or ABSENT frame, how many pages may be believed, from its front on: with
   /// a tree, those that are zero, and no page of the image is absent.
@@ -187,6 +187,7 @@ class ClientEngine {
   [[nodiscard]] std::size_t max_wants() const noexcept;
   std::size_t collect_wants(std::span<wire::WantEntry> wants, Nanos now) noexcept;
   void mark_sent(std::uint32_t id, Nanos now) noexcept;
+  [[nodiscard]] std::uint8_t abilities() const noexcept;
   [[nodiscard]] wire::ReportBody report(Nanos now) const noexcept;
 
   ClientConfig config_;

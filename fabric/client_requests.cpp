@@ -80,7 +80,8 @@ std::size_t ClientEngine::write_hello(std::span<std::byte> out, Nanos now) noexc
   ++nb_hellos_;
   return wire::write_hello(
       out, identity_, to_all ? kBroadcast : *config_.server, config_.mac,
-      {.client_id = config_.client_id, .mtu_bytes = config_.mtu_bytes, .reserved = {}});
+      {.client_id = config_.client_id, .mtu_bytes = config_.mtu_bytes, .reserved = {}},
+      abilities());
 }
 
 std::size_t ClientEngine::write_request(std::span<std::byte> out, Nanos now) noexcept {
@@ -94,7 +95,12 @@ std::size_t ClientEngine::write_request(std::span<std::byte> out, Nanos now) noe
   return wire::write_request(
       out, identity_, to_siblings ? group_address(config_.image_id) : server_, config_.mac,
       {.client_id = config_.client_id, .report = report(now)}, std::span{wants}.first(nb_wants),
-      to_siblings ? wire::kFlagSibling : std::uint8_t{0});
+      to_siblings ? wire::kFlagSibling : abilities());
+}
+
+/// Flags that say what the server may send.
+std::uint8_t ClientEngine::abilities() const noexcept {
+  return config_.mtu_bytes >= wire::kPairMtuBytes ? wire::kFlagPairs : std::uint8_t{0};
 }
 
 /// A REQUEST must fit both ports: a frame above its MTU jams a kernel socket's ring for ever.

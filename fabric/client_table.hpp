@@ -17,7 +17,8 @@ struct Client {
   MacAddr mac{};
   Nanos last_heard = kNever;
   wire::ReportBody last_report{};
-  bool reported = false;  ///< last_report is filled
+  bool reported = false;     ///< last_report is filled
+  bool takes_pairs = false;  ///< PAGE frames of two pages
   Nanos joined = kNever;
   /// Sequenced frames by all its reports, and the totals of the last of them.
   double frames_received = 0, frames_missed = 0;

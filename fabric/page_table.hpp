@@ -17,6 +17,7 @@ struct PageSlot {
   std::uint8_t queued : 2 = 0;   ///< bit p: an entry stands in the queue of priority p
   bool pending : 1 = false;      ///< wanted and not yet sent: queue entries without it are stale
   bool shared : 1 = false;       ///< pending for more than one client
+  bool missed : 1 = false;       ///< pending for one who missed it: it gets a frame of its own
   bool sent_to_one : 1 = false;  ///< went out to one since it last went to all
 };
 static_assert(sizeof(PageSlot) == 8);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 namespace snowfabric {
 namespace {
@@ -66,8 +67,8 @@ Drop ServerEngine::on_frame(const wire::Frame& frame, const MacAddr& src, Nanos 
 
 // --- members ---------------------------------------------------------------------------------
 
-ClientTable::Index ServerEngine::join(std::uint64_t client_id, const MacAddr& src,
-                                      Nanos now) noexcept {
+ClientTable::Index ServerEngine::join(std::uint64_t client_id, const wire::Frame& frame,
+                                      const MacAddr& src, Nanos now) noexcept {
   auto who = clients_.find(client_id);
   if (who == ClientTable::kNone) {
     if (clients_.full()) {
@@ -85,13 +86,15 @@ ClientTable::Index ServerEngine::join(std::uint64_t client_id, const MacAddr& sr
   }
   clients_[who].mac = src;
   clients_[who].last_heard = now;
+  clients_[who].takes_pairs = (frame.flags & wire::kFlagPairs) != 0;
+  if (!clients_[who].takes_pairs) pairs_ = false;
   push_control({.type = FrameType::kWelcome, .dst = src, .client_id = client_id});
   return who;
 }
 
 Drop ServerEngine::on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
   stats_.rx_hellos.add(1);
-  const auto who = join(frame.hello.client_id.host(), src, now);
+  const auto who = join(frame.hello.client_id.host(), frame, src, now);
   return who == ClientTable::kNone ? Drop::kUnexpectedType : Drop::kNone;
 }
 
@@ -99,7 +102,7 @@ Drop ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nano
   const std::uint64_t id = frame.request.client_id.host();
   const bool to_us = frame.incarnation == identity_.incarnation;
   auto who = clients_.find(id);
-  if (who == ClientTable::kNone || !to_us) who = join(id, src, now);
+  if (who == ClientTable::kNone || !to_us) who = join(id, frame, src, now);
   if (who == ClientTable::kNone) return Drop::kUnexpectedType;
   stats_.rx_requests.add(1);
   Client& client = clients_[who];
@@ -186,9 +189,10 @@ void ServerEngine::on_want(ClientTable::Index who, Gfn page, const wire::WantEnt
     slot.fragments |= fragments;
   } else {
     slot.pending = true;
-    slot.shared = false;
+    slot.shared = slot.missed = false;
     slot.fragments = fragments;
   }
+  if (retry && PageTable::was_multicast(slot)) slot.missed = true;
   const bool asked_by_another = slot.last_client != who && slot.last_client != ClientTable::kNone;
   // Whoever asks after another was answered alone is not the last one, either: one more is for all.
   if (asked_by_another && (was_pending || slot.sent_to_one)) slot.shared = true;
@@ -232,19 +236,26 @@ bool ServerEngine::next(ServerTx& out, Nanos now) noexcept {
     out = control_.pop();
     return true;
   }
-  if (train_.fragments == 0 && !queue_next_page(now)) return false;
-  if (!bucket_.take(train_frame_bytes())) return false;
-  send_from_train(out);
+  if (train_.fragments == 0)
+    train_ = ahead_.fragments != 0 ? std::exchange(ahead_, {}) : next_train(now);
+  if (train_.fragments == 0) return false;
+  if (pairs_ && ahead_.fragments == 0) ahead_ = next_train(now);
+  const bool pair = is_pair();
+  if (!bucket_.take(train_frame_bytes(pair))) return false;
+  send_from_train(out, pair);
   return true;
 }
 
-bool ServerEngine::queue_next_page(Nanos now) noexcept {
+/// @return one without fragments: there is nothing to send
+ServerEngine::Train ServerEngine::next_train(Nanos now) noexcept {
   Gfn page;
-  if (pop_wanted(page) || pop_pushed(page)) {
-    begin_train(page, now);
-    return true;
-  }
-  return false;
+  return pop_wanted(page) || pop_pushed(page) ? train_of(page, now) : Train{};
+}
+
+/// Whether the page and the one after it go to the same place in one frame.
+bool ServerEngine::is_pair() const noexcept {
+  return pairs_ && ahead_.fragments != 0 && ahead_.dst == train_.dst && !train_.alone &&
+         !ahead_.alone;
 }
 
 bool ServerEngine::pop_wanted(Gfn& page) noexcept {
@@ -276,7 +287,7 @@ bool ServerEngine::pop_pushed(Gfn& page) noexcept {
   return false;
 }
 
-void ServerEngine::begin_train(Gfn page, Nanos now) noexcept {
+ServerEngine::Train ServerEngine::train_of(Gfn page, Nanos now) noexcept {
   PageSlot& slot = pages_[page];
   const bool zero = image_.is_zero(page);
   // Missing fragments are a member's loss: the others have the page, or lost other fragments.
@@ -287,10 +298,11 @@ void ServerEngine::begin_train(Gfn page, Nanos now) noexcept {
   const bool to_one =
       (end_game_.active() || repair) && !zero && !slot.shared && !several && has_asker;
   if (repair && several) slot.fragments = all_fragments_;  // they lack others, too
-  train_ = {.page = page,
-            .fragments = zero ? std::uint8_t{1} : slot.fragments,
-            .multicast = !to_one,
-            .dst = to_one ? clients_[slot.last_client].mac : group_};
+  const Train train{.page = page,
+                    .fragments = zero ? std::uint8_t{1} : slot.fragments,
+                    .multicast = !to_one,
+                    .alone = zero || slot.missed,
+                    .dst = to_one ? clients_[slot.last_client].mac : group_};
   slot.pending = false;
   if (!zero) {
     if (!PageTable::was_multicast(slot) && !slot.sent_to_one) stats_.pages_sent_once.add(1);
@@ -303,9 +315,10 @@ void ServerEngine::begin_train(Gfn page, Nanos now) noexcept {
     slot.sent_to_one = true;
   else
     pages_.went_to_all(slot, now);
+  return train;
 }
 
-void ServerEngine::send_from_train(ServerTx& out) noexcept {
+void ServerEngine::send_from_train(ServerTx& out, bool pair) noexcept {
   out = {.dst = train_.dst, .range = {train_.page, 1}};
   if (train_.multicast) {
     out.flags = wire::kFlagSequenced;
@@ -321,6 +334,9 @@ void ServerEngine::send_from_train(ServerTx& out) noexcept {
   out.type = FrameType::kPage;
   out.fragment = static_cast<std::uint8_t>(std::countr_zero(train_.fragments));
   train_.fragments &= static_cast<std::uint8_t>(train_.fragments - 1);
+  if (!pair) return;
+  out.second = std::exchange(ahead_, {}).page;
+  stats_.tx_pairs.add(1);
 }
 
 PageRange ServerEngine::zero_run(Gfn page) const noexcept {
@@ -346,7 +362,8 @@ PageRange ServerEngine::zero_run(Gfn page) const noexcept {
   return {Gfn{first}, static_cast<std::uint32_t>(end - first)};
 }
 
-std::size_t ServerEngine::train_frame_bytes() const noexcept {
+std::size_t ServerEngine::train_frame_bytes(bool pair) const noexcept {
+  if (pair) return wire::kMaxFrameBytes + config_.frame_overhead_bytes;
   if (image_.is_zero(train_.page))
     return sizeof(wire::EthHdr) + sizeof(wire::Header) + sizeof(wire::RangeEntry) +
            config_.frame_overhead_bytes;
@@ -363,6 +380,9 @@ std::size_t ServerEngine::write(const ServerTx& tx, const MacAddr& src,
                                 std::span<std::byte> out) const noexcept {
   switch (tx.type) {
     case FrameType::kPage:
+      if (tx.second)
+        return wire::write_pair_header(out, identity_, tx.dst, src, key_of(tx.range.first),
+                                       key_of(*tx.second), tx.flags, tx.seq);
       return wire::write_page_header(out, identity_, tx.dst, src, tx.range.first,
                                      image_.crc32c[tx.range.first.value], tx.fragment,
                                      nb_fragments_, tx.flags, tx.seq);
@@ -385,7 +405,8 @@ std::size_t ServerEngine::write(const ServerTx& tx, const MacAddr& src,
 
 Nanos ServerEngine::deadline(Nanos now) const noexcept {
   if (!control_.empty()) return now;
-  const bool work = train_.fragments != 0 || !queues_[0].empty() || !queues_[1].empty() ||
+  const bool work = train_.fragments != 0 || ahead_.fragments != 0 || !queues_[0].empty() ||
+                    !queues_[1].empty() ||
                     (config_.push && clients_.size() != 0 && push_cursor_ < image_.nb_pages);
   return work ? std::max(now, bucket_.ready_at()) : std::max(now, next_tick_);
 }
@@ -419,6 +440,8 @@ void ServerEngine::tick(Nanos now) noexcept {
       ++measured;
     }
   }
+  pairs_ = config_.mtu_bytes >= wire::kPairMtuBytes &&
+           std::ranges::all_of(clients_, &Client::takes_pairs);
   const auto members = static_cast<double>(clients_.size());
   nb_lacking_ = known > 0 ? lost / known * members : 0;
   if (members > 0) bucket_.set_rate(rate.by(config_.flow.rule));

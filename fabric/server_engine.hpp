@@ -52,7 +52,8 @@ struct ServerConfig {
 };
 
 /// A frame the server wants sent. Page data is not in it: the caller puts image bytes
-/// [fragment_stride * fragment, + fragment_bytes) of page range.first behind the header.
+/// [fragment_stride * fragment, + fragment_bytes) of page range.first behind the header, and behind
+/// them those of the second page, if there is one.
 struct ServerTx {
   wire::FrameType type{};
   MacAddr dst{};
@@ -60,6 +61,7 @@ struct ServerTx {
   std::uint8_t fragment = 0;
   std::uint32_t seq = 0;
   PageRange range{};            ///< kPage: one page; kZeros, kAbsent: the range
+  std::optional<Gfn> second{};  ///< kPage: a page that goes in the same frame
   std::uint64_t client_id = 0;  ///< kWelcome; kBye: who is refused, 0 = the server leaves
 };
 
@@ -76,6 +78,7 @@ class ServerEngine {
 
   /// The page that is likely to be sent after the one next() gave last.
   [[nodiscard]] std::optional<Gfn> upcoming() const noexcept {
+    if (ahead_.fragments != 0) return ahead_.page;
     for (const PageQueue& queue : queues_)
       if (!queue.empty()) return Gfn{queue.front()};
     return std::nullopt;
@@ -107,6 +110,7 @@ class ServerEngine {
     Gfn page{};
     std::uint8_t fragments = 0;
     bool multicast = true;
+    bool alone = false;  // in its frame
     MacAddr dst{};
   };
 
@@ -116,18 +120,23 @@ class ServerEngine {
   static void take_loss(Client& client, const wire::ReportBody& report) noexcept;
   void on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry, Nanos now) noexcept;
   [[nodiscard]] bool enqueue(Gfn page, std::uint8_t priority) noexcept;
-  ClientTable::Index join(std::uint64_t client_id, const MacAddr& src, Nanos now) noexcept;
+  ClientTable::Index join(std::uint64_t client_id, const wire::Frame& frame, const MacAddr& src,
+                          Nanos now) noexcept;
   [[nodiscard]] bool is_late(ClientTable::Index who, const PageSlot& slot) noexcept;
   void answer_absent(const MacAddr& dst, PageRange range) noexcept;
   void push_control(const ServerTx& tx) noexcept;
 
-  [[nodiscard]] bool queue_next_page(Nanos now) noexcept;
+  [[nodiscard]] Train next_train(Nanos now) noexcept;
   [[nodiscard]] bool pop_wanted(Gfn& page) noexcept;
   [[nodiscard]] bool pop_pushed(Gfn& page) noexcept;
-  void begin_train(Gfn page, Nanos now) noexcept;
-  void send_from_train(ServerTx& out) noexcept;
+  [[nodiscard]] Train train_of(Gfn page, Nanos now) noexcept;
+  [[nodiscard]] bool is_pair() const noexcept;
+  void send_from_train(ServerTx& out, bool pair) noexcept;
   [[nodiscard]] PageRange zero_run(Gfn page) const noexcept;
-  [[nodiscard]] std::size_t train_frame_bytes() const noexcept;
+  [[nodiscard]] wire::PageKey key_of(Gfn page) const noexcept {
+    return {page, image_.crc32c[page.value]};
+  }
+  [[nodiscard]] std::size_t train_frame_bytes(bool pair) const noexcept;
 
   void tick(Nanos now) noexcept;
   void update_end_game() noexcept;
@@ -146,6 +155,8 @@ class ServerEngine {
   std::array<PageQueue, 2> queues_;  // by wire::Priority
   RingBuffer<ServerTx> control_;
   Train train_;
+  Train ahead_;         // the page after it, which may go in the same frame
+  bool pairs_ = false;  // all members take two pages a frame, as of the last tick or join
   std::uint64_t push_cursor_ = 0;
 
   TokenBucket bucket_;

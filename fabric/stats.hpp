@@ -31,7 +31,7 @@ struct alignas(kCacheLine) ServerStats {
   Counter rx_requests, rx_hellos, joins, leaves, clients_timed_out, clients_refused, clients;
   Counter wants, wants_retried, lockstep_hits, wants_merged, wants_overflow, wants_absent;
   Counter tx_pages_multicast, tx_pages_unicast, tx_pages_pushed, tx_pages_partial, tx_zero_pages;
-  Counter pages_sent_once, end_game, end_game_entered, control_overflow;
+  Counter tx_pairs, pages_sent_once, end_game, end_game_entered, control_overflow;
   Counter rate_bytes_per_s, window_us;
 };
 inline constexpr std::array kServerCounters{
@@ -65,6 +65,7 @@ inline constexpr std::array kServerCounters{
                              "answers with only the missing fragments"},
     CounterInfo<ServerStats>{"tx_zero_pages", &ServerStats::tx_zero_pages,
                              "pages named in ZEROS frames"},
+    CounterInfo<ServerStats>{"tx_pairs", &ServerStats::tx_pairs, "frames with two pages"},
     CounterInfo<ServerStats>{"pages_sent_once", &ServerStats::pages_sent_once,
                              "distinct non-zero pages that went out since the start"},
     CounterInfo<ServerStats>{"end_game", &ServerStats::end_game, "1 while in the end game now"},

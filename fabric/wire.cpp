@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "fabric/wire.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace snowfabric::wire {
@@ -60,7 +61,14 @@ Drop parse_page(std::span<const std::byte> payload, Frame& out) noexcept {
   if (const Drop why = take(payload, out.page, out.tail); why != Drop::kNone) return why;
   const std::size_t n = out.page.nb_fragments;
   if (n == 0 || n > kMaxFragments || out.page.fragment >= n) return Drop::kBadField;
-  return out.tail.size() == fragment_bytes(out.page.fragment, n) ? Drop::kNone : Drop::kBadLength;
+  if (out.tail.size() == fragment_bytes(out.page.fragment, n)) return Drop::kNone;
+  if (n != 1 || out.tail.size() != sizeof(PageBody) + 2 * kPageSize) return Drop::kBadLength;
+  PageBody second;
+  out.second_body = out.tail.first(sizeof second);
+  std::memcpy(&second, out.second_body.data(), sizeof second);
+  out.second_tail = out.tail.last(kPageSize);
+  out.tail = out.tail.subspan(sizeof second, kPageSize);
+  return second.fragment == 0 && second.nb_fragments == 1 ? Drop::kNone : Drop::kBadField;
 }
 
 Drop parse_ranges(std::span<const std::byte> payload, Frame& out) noexcept {
@@ -107,7 +115,31 @@ void put_headers(Writer& w, FrameType type, const Identity& id, const MacAddr& d
                .seq = seq});
 }
 
+PageBody whole(const PageKey& key) noexcept {
+  return {.gfn = key.gfn.value,
+          .crc32c = key.crc32c,
+          .fragment = 0,
+          .nb_fragments = 1,
+          .reserved = std::uint16_t{0}};
+}
+
 }  // namespace
+
+bool Frame::next_page() noexcept {
+  if (second_body.empty()) return false;
+  std::memcpy(&page, second_body.data(), sizeof page);
+  tail = second_tail;
+  second_body = {};
+  return true;
+}
+
+std::uint64_t Frame::highest_gfn() const noexcept {
+  const std::uint64_t first = page.gfn.host();
+  if (second_body.empty()) return first;
+  PageBody second;
+  std::memcpy(&second, second_body.data(), sizeof second);
+  return std::max(first, second.gfn.host());
+}
 
 WantEntry Frame::want(std::size_t i) const noexcept {
   WantEntry entry;
@@ -137,6 +169,7 @@ Drop parse(std::span<const std::byte> l2_payload, Frame& out) noexcept {
   out.incarnation = h.incarnation.host();
   out.seq = h.seq.host();
   out.tail = {};
+  out.second_body = {};
   const auto payload = l2_payload.subspan(sizeof h, len);
   switch (out.type) {
     case FrameType::kHello: return parse_hello(payload, out);
@@ -165,6 +198,16 @@ std::size_t write_page_header(std::span<std::byte> out, const Identity& id, cons
   return w.size();
 }
 
+std::size_t write_pair_header(std::span<std::byte> out, const Identity& id, const MacAddr& dst,
+                              const MacAddr& src, const PageKey& first, const PageKey& second,
+                              std::uint8_t flags, std::uint32_t seq) noexcept {
+  Writer w{out};
+  put_headers(w, FrameType::kPage, id, dst, src, 2 * (sizeof(PageBody) + kPageSize), flags, seq);
+  w.put(whole(first));
+  w.put(whole(second));
+  return w.size();
+}
+
 std::size_t write_ranges(std::span<std::byte> out, FrameType type, const Identity& id,
                          const MacAddr& dst, const MacAddr& src, std::span<const PageRange> ranges,
                          std::uint8_t flags, std::uint32_t seq) noexcept {
@@ -175,9 +218,9 @@ std::size_t write_ranges(std::span<std::byte> out, FrameType type, const Identit
 }
 
 std::size_t write_hello(std::span<std::byte> out, const Identity& id, const MacAddr& dst,
-                        const MacAddr& src, const HelloBody& body) noexcept {
+                        const MacAddr& src, const HelloBody& body, std::uint8_t flags) noexcept {
   Writer w{out};
-  put_headers(w, FrameType::kHello, id, dst, src, sizeof body, 0, 0);
+  put_headers(w, FrameType::kHello, id, dst, src, sizeof body, flags, 0);
   w.put(body);
   return w.size();
 }

@@ -23,7 +23,7 @@ enum class FrameType : std::uint8_t {
   kHello = 1,    ///< client: here I am
   kWelcome = 2,  ///< server: geometry and incarnation
   kRequest = 3,  ///< client: pages wanted and a rate report
-  kPage = 4,     ///< server: one page, or one fragment of it
+  kPage = 4,     ///< server: a page, or a fragment of one, or two pages
   kZeros = 5,    ///< server: ranges of all-zero pages
   kAbsent = 6,   ///< server: ranges asked for that the image does not have
   kBye = 7,      ///< client leaves, or server stops
@@ -32,6 +32,7 @@ enum class FrameType : std::uint8_t {
 /// Header.flags. Unknown bits are zero on send and ignored on receipt.
 inline constexpr std::uint8_t kFlagSequenced = 0x01;  ///< `seq` counts in the group's sequence
 inline constexpr std::uint8_t kFlagSibling = 0x02;    ///< between clients, the server being silent
+inline constexpr std::uint8_t kFlagPairs = 0x04;      ///< of a client that takes two pages a frame
 
 // No struct is packed: every field has alignment 1, so there is no padding to remove.
 struct EthHdr {
@@ -111,7 +112,7 @@ struct PageBody {
   std::uint8_t fragment;      // 12  0 .. nb_fragments - 1
   std::uint8_t nb_fragments;  // 13  1 .. kMaxFragments
   Be16 reserved;              // 14
-  // 16: fragment_bytes(fragment, nb_fragments) bytes
+  // 16: fragment_bytes(fragment, nb_fragments) bytes; or a second PageBody, and the bytes of both
 };
 static_assert(sizeof(PageBody) == 16);
 
@@ -132,7 +133,9 @@ inline constexpr std::size_t kMaxWantPages = 256;    ///< pages an entry: bounds
 inline constexpr std::size_t kMaxRanges = 64;        ///< entries a ZEROS or ABSENT
 inline constexpr std::size_t kMaxRangePages = 4096;  ///< pages an entry: bounds work per frame
 inline constexpr std::size_t kPageHeaderBytes = sizeof(EthHdr) + sizeof(Header) + sizeof(PageBody);
-inline constexpr std::size_t kMaxFrameBytes = kPageHeaderBytes + kPageSize;
+inline constexpr std::size_t kPairHeaderBytes = kPageHeaderBytes + sizeof(PageBody);
+inline constexpr std::size_t kMaxFrameBytes = kPairHeaderBytes + 2 * kPageSize;
+inline constexpr std::size_t kPairMtuBytes = kMaxFrameBytes - sizeof(EthHdr);
 static_assert(sizeof(Header) + sizeof(RequestBody) + kMaxWants * sizeof(WantEntry) <= 1500);
 static_assert(sizeof(Header) + kMaxRanges * sizeof(RangeEntry) <= 1500);
 
@@ -187,6 +190,12 @@ inline constexpr std::array<std::string_view, static_cast<std::size_t>(Drop::kCo
     "unsealed",  "bad_seal",      "replayed",    "bad_hash"};
 static_assert(!kDropNames.back().empty());
 
+/// A page and its checksum.
+struct PageKey {
+  Gfn gfn{};
+  std::uint32_t crc32c = 0;
+};
+
 /// A parsed frame. Spans borrow from the bytes given to parse().
 struct Frame {
   FrameType type{};
@@ -203,9 +212,14 @@ struct Frame {
     PageBody page;
     ByeBody bye;
   };
-  std::span<const std::byte> tail;  ///< page data, WantEntry[] or RangeEntry[]
+  std::span<const std::byte> tail;                      ///< page data, WantEntry[] or RangeEntry[]
+  std::span<const std::byte> second_body, second_tail;  ///< of a second page, else empty
 
   Frame() noexcept : request{} {}
+  /// Of kPage: makes `page` and `tail` those of the second page. @return false: there is none left
+  [[nodiscard]] bool next_page() noexcept;
+  /// Of kPage: the highest page named.
+  [[nodiscard]] std::uint64_t highest_gfn() const noexcept;
   [[nodiscard]] std::size_t nb_wants() const noexcept { return tail.size() / sizeof(WantEntry); }
   [[nodiscard]] WantEntry want(std::size_t i) const noexcept;
   [[nodiscard]] std::size_t nb_ranges() const noexcept { return tail.size() / sizeof(RangeEntry); }
@@ -230,17 +244,21 @@ struct Identity {
 using ControlBuffer = std::array<std::byte, 1514>;
 
 /// Writers: each puts Ethernet header, common header and body at the front of `out` and returns the
-/// bytes written. `out` must have room for the frame (kPageHeaderBytes for page_header).
+/// bytes written. `out` must have room for the frame (kPageHeaderBytes for page_header,
+/// kPairHeaderBytes for pair_header).
 /// @{
 std::size_t write_page_header(std::span<std::byte> out, const Identity& id, const MacAddr& dst,
                               const MacAddr& src, Gfn gfn, std::uint32_t crc32c,
                               std::size_t fragment, std::size_t nb_fragments, std::uint8_t flags,
                               std::uint32_t seq) noexcept;
+std::size_t write_pair_header(std::span<std::byte> out, const Identity& id, const MacAddr& dst,
+                              const MacAddr& src, const PageKey& first, const PageKey& second,
+                              std::uint8_t flags, std::uint32_t seq) noexcept;
 std::size_t write_ranges(std::span<std::byte> out, FrameType type, const Identity& id,
                          const MacAddr& dst, const MacAddr& src, std::span<const PageRange> ranges,
                          std::uint8_t flags, std::uint32_t seq) noexcept;
 std::size_t write_hello(std::span<std::byte> out, const Identity& id, const MacAddr& dst,
-                        const MacAddr& src, const HelloBody& body) noexcept;
+                        const MacAddr& src, const HelloBody& body, std::uint8_t flags = 0) noexcept;
 std::size_t write_welcome(std::span<std::byte> out, const Identity& id, const MacAddr& dst,
                           const MacAddr& src, const WelcomeBody& body) noexcept;
 std::size_t write_request(std::span<std::byte> out, const Identity& id, const MacAddr& dst,

@@ -139,9 +139,9 @@ bool ServerWorker::send_one(Served& served, Nanos now) noexcept {
   return true;
 }
 
-/// What the next frame takes, its page segment included, before an engine decides on it.
+/// What the next frame takes, its page segments included, before an engine decides on it.
 bool ServerWorker::have_mbufs() noexcept {
-  const std::size_t nb_needed = mode_ == TxMode::kZeroCopy ? 2 : 1;
+  const std::size_t nb_needed = mode_ == TxMode::kZeroCopy ? 3 : 1;
   if (stock_.size() - next_mbuf_ >= nb_needed) return true;
   free_stock();
   if (rte_pktmbuf_alloc_bulk(port_.pool(), stock_.data(), kBurst) != 0) return false;
@@ -170,39 +170,52 @@ void ServerWorker::enqueue(Served& served, const ServerTx& tx) noexcept {
   const std::size_t size = served.engine.write(tx, port_.mac(), room);
   mbuf->data_len = static_cast<std::uint16_t>(size);
   mbuf->pkt_len = mbuf->data_len;
-  if (tx.type == wire::FrameType::kPage) attach_page(served, tx, *mbuf);
+  if (tx.type == wire::FrameType::kPage) attach_pages(served, tx, *mbuf);
   if (seal_ != nullptr) seal_mbuf(*seal_, *mbuf);
   stats_.tx_frames.add(1);
   stats_.tx_bytes.add(mbuf->pkt_len);
   RTE_VERIFY(tail_.push(mbuf));  // send() leaves room
 }
 
-void ServerWorker::attach_page(Served& served, const ServerTx& tx, rte_mbuf& header) noexcept {
+void ServerWorker::attach_pages(Served& served, const ServerTx& tx, rte_mbuf& frame) noexcept {
   const std::size_t nb_fragments = served.engine.nb_fragments();
   const std::size_t offset = tx.fragment * wire::fragment_stride(nb_fragments);
   const std::size_t nb_bytes = wire::fragment_bytes(tx.fragment, nb_fragments);
-  if (mode_ == TxMode::kCopy) {
+  const auto attach = [&](Gfn page, std::optional<Gfn> next) noexcept {
+    if (mode_ == TxMode::kZeroCopy) {
+      attach_page(served, page, offset, nb_bytes, frame);
+      return;
+    }
     // A neighbour's bytes the CPU fetches ahead without being asked.
-    const auto next = served.engine.upcoming();
-    if (next && next->value != tx.range.first.value + 1) served.image.prefetch(*next);
-    served.image.copy(tx.range.first, offset,
-                      {rte_pktmbuf_mtod_offset(&header, std::byte*, header.data_len), nb_bytes});
-    header.data_len = static_cast<std::uint16_t>(header.data_len + nb_bytes);
-  } else {
-    const std::byte* data = served.image.page(tx.range.first).data() + offset;
-    rte_mbuf* page = take_mbuf();
-    rte_mbuf_ext_refcnt_update(&served.extbuf, 1);
-    // The image is mapped read-only and TX only reads; the mbuf API has no const.
-    auto* address = const_cast<std::byte*>(data);
-    rte_pktmbuf_attach_extbuf(page, address, reinterpret_cast<rte_iova_t>(address),
-                              static_cast<std::uint16_t>(nb_bytes), &served.extbuf);
-    page->data_off = 0;
-    page->data_len = static_cast<std::uint16_t>(nb_bytes);
-    page->pkt_len = page->data_len;
-    header.next = page;
-    header.nb_segs = 2;
-  }
-  header.pkt_len += static_cast<std::uint32_t>(nb_bytes);
+    if (next && next->value != page.value + 1) served.image.prefetch(*next);
+    copy_page(served, page, offset, nb_bytes, frame);
+  };
+  attach(tx.range.first, tx.second ? tx.second : served.engine.upcoming());
+  if (tx.second) attach(*tx.second, served.engine.upcoming());
+}
+
+void ServerWorker::copy_page(const Served& served, Gfn page, std::size_t offset,
+                             std::size_t nb_bytes, rte_mbuf& frame) noexcept {
+  served.image.copy(page, offset,
+                    {rte_pktmbuf_mtod_offset(&frame, std::byte*, frame.data_len), nb_bytes});
+  frame.data_len = static_cast<std::uint16_t>(frame.data_len + nb_bytes);
+  frame.pkt_len += static_cast<std::uint32_t>(nb_bytes);
+}
+
+void ServerWorker::attach_page(Served& served, Gfn page, std::size_t offset, std::size_t nb_bytes,
+                               rte_mbuf& frame) noexcept {
+  rte_mbuf* segment = take_mbuf();
+  rte_mbuf_ext_refcnt_update(&served.extbuf, 1);
+  // The image is mapped read-only and TX only reads; the mbuf API has no const.
+  auto* address = const_cast<std::byte*>(served.image.page(page).data() + offset);
+  rte_pktmbuf_attach_extbuf(segment, address, reinterpret_cast<rte_iova_t>(address),
+                            static_cast<std::uint16_t>(nb_bytes), &served.extbuf);
+  segment->data_off = 0;
+  segment->data_len = static_cast<std::uint16_t>(nb_bytes);
+  segment->pkt_len = segment->data_len;
+  rte_pktmbuf_lastseg(&frame)->next = segment;
+  ++frame.nb_segs;
+  frame.pkt_len += static_cast<std::uint32_t>(nb_bytes);
 }
 
 void ServerWorker::say_bye() noexcept {

@@ -57,7 +57,11 @@ class ServerWorker {
   [[nodiscard]] rte_mbuf* take_mbuf() noexcept;
   void free_stock() noexcept;
   void enqueue(Served& served, const ServerTx& tx) noexcept;
-  void attach_page(Served& served, const ServerTx& tx, rte_mbuf& header) noexcept;
+  void attach_pages(Served& served, const ServerTx& tx, rte_mbuf& frame) noexcept;
+  static void copy_page(const Served& served, Gfn page, std::size_t offset, std::size_t nb_bytes,
+                        rte_mbuf& frame) noexcept;
+  void attach_page(Served& served, Gfn page, std::size_t offset, std::size_t nb_bytes,
+                   rte_mbuf& frame) noexcept;
   void say_bye() noexcept;
   [[nodiscard]] Nanos deadline(Nanos now) const noexcept;
 

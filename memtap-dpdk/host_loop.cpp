@@ -16,7 +16,10 @@ bool HostLoop::on_frame(const MacAddr& src, std::span<const std::byte> l2_payloa
     return false;
   }
   if (frame.type == FrameType::kRequest) repairs_.on_request(frame, now);
-  if (frame.type == FrameType::kPage) on_page(frame, now);
+  if (frame.type == FrameType::kPage) {
+    do on_page(frame, now);
+    while (frame.next_page());
+  }
   if (frame.type == FrameType::kZeros || frame.type == FrameType::kAbsent) on_ranges(frame, now);
   return true;
 }

@@ -244,11 +244,14 @@ FramePtr Lab::made_by_server(const ServerTx& tx) const {
   frame->resize(size);
   if (tx.type != wire::FrameType::kPage) return frame;
   const std::size_t nb_fragments = server_.engine->nb_fragments();
-  const std::span<const std::byte> data =
-      image_.page(tx.range.first)
-          .subspan(tx.fragment * wire::fragment_stride(nb_fragments),
-                   wire::fragment_bytes(tx.fragment, nb_fragments));
-  frame->insert(frame->end(), data.begin(), data.end());
+  const auto append = [&](Gfn page) {
+    const std::span<const std::byte> data =
+        image_.page(page).subspan(tx.fragment * wire::fragment_stride(nb_fragments),
+                                  wire::fragment_bytes(tx.fragment, nb_fragments));
+    frame->insert(frame->end(), data.begin(), data.end());
+  };
+  append(tx.range.first);
+  if (tx.second) append(*tx.second);
   return frame;
 }
 
@@ -352,8 +355,10 @@ FramePtr Lab::corrupt(const Bytes& frame) {
       parsed.type != wire::FrameType::kPage)
     return nullptr;
   auto flipped = std::make_shared<Bytes>(frame);
-  const std::size_t bit = prng_.next() % ((frame.size() - wire::kPageHeaderBytes) * 8);
-  (*flipped)[wire::kPageHeaderBytes + bit / 8] ^= std::byte{1} << (bit % 8);
+  const std::size_t header =
+      parsed.second_body.empty() ? wire::kPageHeaderBytes : wire::kPairHeaderBytes;
+  const std::size_t bit = prng_.next() % ((frame.size() - header) * 8);
+  (*flipped)[header + bit / 8] ^= std::byte{1} << (bit % 8);
   return flipped;
 }
 

@@ -193,7 +193,7 @@ class Play {
   /// A page, or that one is zero or absent; the latter two only where memtaps can tell.
   Bytes made_up(const wire::Identity& who, const MacAddr& to) {
     const PageRange page{Gfn{prng_.next() % image_.nb_pages}, 1};
-    Bytes frame(wire::kMaxFrameBytes, static_cast<std::byte>(prng_.next()));
+    Bytes frame(wire::page_wire_bytes(1), static_cast<std::byte>(prng_.next()));
     if (const auto kind = tree_ ? prng_.next() % 3 : 0; kind != 0) {
       const auto type = kind == 1 ? wire::FrameType::kZeros : wire::FrameType::kAbsent;
       frame.resize(wire::write_ranges(frame, type, who, to, kServerMac, std::span{&page, 1}, 0, 0));

@@ -36,6 +36,7 @@ BareSender::BareSender(const Image& image, const Port& port, TxMode mode, double
       mode_{mode},
       pages_per_s_{pages_per_s},
       nb_fragments_{port.nb_fragments()},
+      pairs_{port.mtu_bytes() >= wire::kPairMtuBytes},
       identity_{image.image_id(), image.epoch(), 1, 0},
       group_{group_address(image.image_id())} {
   extbuf_.free_cb = keep_image;
@@ -72,49 +73,78 @@ bool BareSender::done() const noexcept {
 
 /// A burst of frames, as far as pages and mbufs go.
 void BareSender::fill() noexcept {
-  std::array<rte_mbuf*, 2 * kBurst> mbufs;
+  std::array<rte_mbuf*, 3 * kBurst> mbufs;
   const std::uint64_t nb_left =
       order_.empty() ? (image_.nb_pages() - next_page_) * nb_fragments_ - next_fragment_ : kBurst;
-  const auto nb_frames = static_cast<unsigned>(std::min<std::uint64_t>(kBurst, nb_left));
-  const unsigned nb_mbufs = mode_ == TxMode::kZeroCopy ? 2 * nb_frames : nb_frames;
-  if (nb_frames == 0 || rte_pktmbuf_alloc_bulk(port_.pool(), mbufs.data(), nb_mbufs) != 0) return;
-  for (unsigned i = 0; i < nb_frames; ++i)
-    burst_[i] = next_frame(mbufs[i], mode_ == TxMode::kZeroCopy ? mbufs[nb_frames + i] : nullptr);
+  const std::uint64_t a_frame = pairs_ ? 2 : 1;
+  const auto nb_frames =
+      static_cast<unsigned>(std::min<std::uint64_t>(kBurst, (nb_left + a_frame - 1) / a_frame));
+  const auto nb_mbufs = static_cast<unsigned>(mode_ == TxMode::kZeroCopy ? 1 + a_frame : 1);
+  if (nb_frames == 0 ||
+      rte_pktmbuf_alloc_bulk(port_.pool(), mbufs.data(), nb_mbufs * nb_frames) != 0)
+    return;
+  for (unsigned i = 0; i < nb_frames; ++i) {
+    const auto own = std::span{mbufs}.subspan(std::size_t{i} * nb_mbufs, nb_mbufs);
+    burst_[i] = next_frame(own);
+  }
   nb_waiting_ = static_cast<std::uint16_t>(nb_frames);
 }
 
-rte_mbuf* BareSender::next_frame(rte_mbuf* header, rte_mbuf* page) noexcept {
-  const Gfn gfn{order_.empty() ? next_page_ : order_[place_]};
-  auto* out = rte_pktmbuf_mtod(header, std::byte*);
-  const std::size_t nb_header = wire::write_page_header(
-      {out, wire::kPageHeaderBytes}, identity_, group_, port_.mac(), gfn, image_.crc(gfn),
-      next_fragment_, nb_fragments_, wire::kFlagSequenced, seq_++);
+/// @param mbufs  for the header and, with zero copy, each page
+rte_mbuf* BareSender::next_frame(std::span<rte_mbuf* const> mbufs) noexcept {
+  rte_mbuf* const frame = mbufs[0];
+  const bool pair = pairs_ && next_page_ + 1 < image_.nb_pages();
+  frame->data_len =
+      static_cast<std::uint16_t>(write_header(rte_pktmbuf_mtod(frame, std::byte*), pair));
+  frame->pkt_len = frame->data_len;
+  const bool copies = mode_ == TxMode::kCopy;
+  put_page(*frame, copies ? nullptr : mbufs[1]);
+  if (pair)
+    put_page(*frame, copies ? nullptr : mbufs[2]);
+  else if (!copies && pairs_)
+    rte_pktmbuf_free(mbufs[2]);
+  return frame;
+}
+
+std::size_t BareSender::write_header(std::byte* out, bool pair) noexcept {
+  const auto key = [this](Gfn gfn) { return wire::PageKey{gfn, image_.crc(gfn)}; };
+  const Gfn gfn = next_gfn();
+  if (pair)
+    return wire::write_pair_header({out, wire::kPairHeaderBytes}, identity_, group_, port_.mac(),
+                                   key(gfn), key(Gfn{gfn.value + 1}), wire::kFlagSequenced, seq_++);
+  return wire::write_page_header({out, wire::kPageHeaderBytes}, identity_, group_, port_.mac(), gfn,
+                                 image_.crc(gfn), next_fragment_, nb_fragments_,
+                                 wire::kFlagSequenced, seq_++);
+}
+
+/// The next page, or fragment, behind what the frame has.
+/// @param segment  for its bytes where they are; nullptr: they are copied
+void BareSender::put_page(rte_mbuf& frame, rte_mbuf* segment) noexcept {
+  const Gfn gfn = next_gfn();
   const std::size_t nb_bytes = wire::fragment_bytes(next_fragment_, nb_fragments_);
   const std::byte* data =
       image_.page(gfn).data() + next_fragment_ * wire::fragment_stride(nb_fragments_);
-  header->data_len = static_cast<std::uint16_t>(nb_header);
-  if (page == nullptr) {
+  if (segment == nullptr) {
     if (!order_.empty()) prefetch_next(gfn);
-    std::memcpy(out + nb_header, data, nb_bytes);
-    header->data_len = static_cast<std::uint16_t>(nb_header + nb_bytes);
+    std::memcpy(rte_pktmbuf_mtod_offset(&frame, std::byte*, frame.data_len), data, nb_bytes);
+    frame.data_len = static_cast<std::uint16_t>(frame.data_len + nb_bytes);
   } else {
     rte_mbuf_ext_refcnt_update(&extbuf_, 1);
     auto* address = const_cast<std::byte*>(data);  // mapped read-only; the mbuf API has no const
-    rte_pktmbuf_attach_extbuf(page, address, reinterpret_cast<rte_iova_t>(address),
+    rte_pktmbuf_attach_extbuf(segment, address, reinterpret_cast<rte_iova_t>(address),
                               static_cast<std::uint16_t>(nb_bytes), &extbuf_);
-    page->data_off = 0;
-    page->data_len = static_cast<std::uint16_t>(nb_bytes);
-    page->pkt_len = page->data_len;
-    header->next = page;
-    header->nb_segs = 2;
+    segment->data_off = 0;
+    segment->data_len = static_cast<std::uint16_t>(nb_bytes);
+    segment->pkt_len = segment->data_len;
+    rte_pktmbuf_lastseg(&frame)->next = segment;
+    ++frame.nb_segs;
   }
-  header->pkt_len = static_cast<std::uint32_t>(nb_header + nb_bytes);
+  frame.pkt_len += static_cast<std::uint32_t>(nb_bytes);
   if (++next_fragment_ == nb_fragments_) {
     next_fragment_ = 0;
     ++next_page_;
     if (++place_ == order_.size()) place_ = 0;
   }
-  return header;
 }
 
 /// As ServerWorker does, so that what is decided is all that differs.
@@ -153,31 +183,44 @@ void BareReceiver::run(const std::atomic<bool>& stop, const IdleConfig& idle_con
 }
 
 void BareReceiver::take(const rte_mbuf& frame) noexcept {
-  // The header lies in the first segment; the page is copied once, to where it belongs.
-  std::array<std::byte, wire::kPageHeaderBytes> bytes;
+  // The header lies in the first segment; each page is copied once, to where it belongs.
   wire::EthHdr eth;
   wire::Header header;
-  wire::PageBody body;
-  if (frame.data_len < bytes.size()) {
+  std::array<wire::PageBody, 2> bodies;
+  const auto* bytes = rte_pktmbuf_mtod(&frame, const std::byte*);
+  if (frame.data_len < wire::kPageHeaderBytes) {
     ++nb_foreign_;
     return;
   }
-  std::memcpy(bytes.data(), rte_pktmbuf_mtod(&frame, const std::byte*), bytes.size());
-  std::memcpy(&eth, bytes.data(), sizeof eth);
-  std::memcpy(&header, bytes.data() + sizeof eth, sizeof header);
-  std::memcpy(&body, bytes.data() + sizeof eth + sizeof header, sizeof body);
-  const std::uint64_t page = body.gfn.host();
+  std::memcpy(&eth, bytes, sizeof eth);
+  std::memcpy(&header, bytes + sizeof eth, sizeof header);
   if (eth.type.host() != wire::kEtherType || header.magic.host() != wire::kMagic ||
-      header.type != static_cast<std::uint8_t>(wire::FrameType::kPage) ||
-      page >= arena_.nb_pages() || body.nb_fragments > wire::kMaxFragments ||
+      header.type != static_cast<std::uint8_t>(wire::FrameType::kPage)) {
+    ++nb_foreign_;
+    return;
+  }
+  const bool pair = header.payload_len.host() > wire::kMaxFrameBytes - wire::kPairHeaderBytes &&
+                    frame.data_len >= wire::kPairHeaderBytes;
+  const std::size_t nb_header = pair ? wire::kPairHeaderBytes : wire::kPageHeaderBytes;
+  std::memcpy(bodies.data(), bytes + sizeof eth + sizeof header,
+              nb_header - sizeof eth - sizeof header);
+  take_page(frame, bodies[0], nb_header);
+  if (pair) take_page(frame, bodies[1], nb_header + kPageSize);
+}
+
+/// @param offset  of its bytes in the frame
+void BareReceiver::take_page(const rte_mbuf& frame, const wire::PageBody& body,
+                             std::size_t offset) noexcept {
+  const std::uint64_t page = body.gfn.host();
+  if (page >= arena_.nb_pages() || body.nb_fragments > wire::kMaxFragments ||
       body.fragment >= body.nb_fragments) {
     ++nb_foreign_;
     return;
   }
   std::byte* const to = arena_.page(Gfn{page});
-  const std::size_t nb_bytes = wire::fragment_bytes(body.fragment, body.nb_fragments);
-  copy_segments(frame, bytes.size(),
-                {to + body.fragment * wire::fragment_stride(body.nb_fragments), nb_bytes});
+  copy_segments(frame, offset,
+                {to + body.fragment * wire::fragment_stride(body.nb_fragments),
+                 wire::fragment_bytes(body.fragment, body.nb_fragments)});
   if (page != current_page_) {
     current_page_ = page;
     have_ = 0;

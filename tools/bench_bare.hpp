@@ -18,7 +18,8 @@
 /// decided. No requests, no presence, no flow control; a page that is lost stays lost.
 namespace snowfabric::bench {
 
-/// Sends every page of an image once, in ascending order if no other is given, to its group.
+/// Sends every page of an image once, in ascending order if no other is given, to its group; two a
+/// frame where the MTU allows.
 class BareSender {
  public:
   /// @param pages_per_s  pace; 0: as fast as the port takes them
@@ -28,8 +29,11 @@ class BareSender {
   /// Frees what the port has not taken.
   ~BareSender();
 
-  /// From now on in this order, which it borrows, and again and again.
-  void repeat(std::span<const std::uint32_t> order) noexcept { order_ = order; }
+  /// From now on in this order, which it borrows, one a frame, and again and again.
+  void repeat(std::span<const std::uint32_t> order) noexcept {
+    order_ = order;
+    pairs_ = false;
+  }
 
   /// Up to a burst. @return frames the port took
   std::uint16_t turn() noexcept;
@@ -44,7 +48,12 @@ class BareSender {
  private:
   void fill() noexcept;
   void prefetch_next(Gfn gfn) const noexcept;
-  [[nodiscard]] rte_mbuf* next_frame(rte_mbuf* header, rte_mbuf* page) noexcept;
+  [[nodiscard]] rte_mbuf* next_frame(std::span<rte_mbuf* const> mbufs) noexcept;
+  [[nodiscard]] std::size_t write_header(std::byte* out, bool pair) noexcept;
+  void put_page(rte_mbuf& frame, rte_mbuf* segment) noexcept;
+  [[nodiscard]] Gfn next_gfn() const noexcept {
+    return Gfn{order_.empty() ? next_page_ : order_[place_]};
+  }
 
   const Image& image_;
   const Port& port_;
@@ -52,6 +61,7 @@ class BareSender {
   TxMode mode_;
   double pages_per_s_;
   std::size_t nb_fragments_;
+  bool pairs_;
   wire::Identity identity_;
   MacAddr group_;
   rte_mbuf_ext_shared_info extbuf_{};
@@ -81,6 +91,7 @@ class BareReceiver {
 
  private:
   void take(const rte_mbuf& frame) noexcept;
+  void take_page(const rte_mbuf& frame, const wire::PageBody& body, std::size_t offset) noexcept;
 
   const Port& port_;
   EthPort queue_;

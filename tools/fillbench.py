@@ -100,7 +100,7 @@ class Bed:
         return {"rate": statistics.mean(rate(r) for r in got), "slowest": min(rate(r) for r in got),
                 "sends_per_page": (server["tx_pages_multicast"] + server["tx_pages_unicast"]) / self.args.pages,
                 "flow_gbps": server["rate_bytes_per_s"] * 8 / 1e9,
-                "wants": server["wants"], "lockstep_hits": server["lockstep_hits"],
+                "pairs": server.get("tx_pairs", 0), "wants": server["wants"], "lockstep_hits": server["lockstep_hits"],
                 "retries": sum(r["counters"]["retries"] for r in got),
                 "lost": sum(r["counters"]["rx_lost"] for r in got),
                 "duplicates": sum(r["counters"]["rx_duplicates"] for r in got)}

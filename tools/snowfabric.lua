@@ -21,6 +21,7 @@ local f = {  -- common header
   flags = ProtoField.uint8("snowfabric.flags", "Flags", base.HEX),
   sequenced = ProtoField.bool("snowfabric.flags.sequenced", "Sequenced", 8, nil, 0x01),
   sibling = ProtoField.bool("snowfabric.flags.sibling", "Sibling", 8, nil, 0x02),
+  pairs = ProtoField.bool("snowfabric.flags.pairs", "Takes two pages a frame", 8, nil, 0x04),
   space = ProtoField.uint8("snowfabric.space", "Page space"),
   payload_len = ProtoField.uint16("snowfabric.payload_len", "Payload length"),
   image_id = ProtoField.uint64("snowfabric.image_id", "Image id", base.HEX),
@@ -161,16 +162,27 @@ bodies[REQUEST] = function(body, tree, info)
   return why, detail
 end
 
-bodies[PAGE] = function(body, tree, info)
-  if body:len() < 16 then return "bad_length", "PAGE is at least 16 bytes" end
-  local fragment, n = body(12, 1):uint(), body(13, 1):uint()
+local function dissect_page(body, tree, info)
   tree:add(f.gfn, body(0, 8))
   tree:add(f.crc32c, body(8, 4))
   tree:add(f.fragment, body(12, 1))
   tree:add(f.nb_fragments, body(13, 1))
   tree:add(f.reserved, body(14, 2))
-  if body:len() > 16 then tree:add(f.data, body(16)) end
   info:append(" gfn=" .. hex(body(0, 8)))
+  return body(12, 1):uint(), body(13, 1):uint()
+end
+
+bodies[PAGE] = function(body, tree, info)
+  if body:len() < 16 then return "bad_length", "PAGE is at least 16 bytes" end
+  local fragment, n = dissect_page(body(0, 16), tree, info)
+  if n == 1 and body:len() == 2 * (16 + PAGE_BYTES) then
+    local second_fragment, second_n = dissect_page(body(16, 16), tree, info)
+    tree:add(f.data, body(32, PAGE_BYTES))
+    tree:add(f.data, body(32 + PAGE_BYTES))
+    if fragment == 0 and second_fragment == 0 and second_n == 1 then return end
+    return "bad_field", "a fragment beside another page"
+  end
+  if body:len() > 16 then tree:add(f.data, body(16)) end
   if n > 1 then info:append(" frag " .. fragment + 1 .. "/" .. n) end
   if n < 1 or n > MAX_FRAGMENTS or fragment >= n then
     return "bad_field", "fragment " .. fragment .. " of " .. n
@@ -215,6 +227,7 @@ local function dissect_header(tvb, tree)
   local flags = tree:add(f.flags, tvb(4, 1))
   flags:add(f.sequenced, tvb(4, 1))
   flags:add(f.sibling, tvb(4, 1))
+  flags:add(f.pairs, tvb(4, 1))
   tree:add(f.space, tvb(5, 1))
   tree:add(f.payload_len, tvb(6, 2))
   tree:add(f.image_id, tvb(8, 8))

@@ -18,7 +18,7 @@ GIVE_UP_S = 1.5
 MEMTAP_GONE, PAGE_FAILED = 3, 4  # sf-guest's exit statuses
 FAILED_GUEST = (PAGE_FAILED, -signal.SIGKILL)  # killed where the kernel cannot poison
 NEVER_COMES = 77  # a page
-ETHERNET_BYTES, WIRE_HEADER_BYTES = 14, 28  # the page number follows
+ETHERNET_BYTES, WIRE_HEADER_BYTES, PAGE_BODY_BYTES = 14, 28, 16  # the page number follows the first two; a second is behind it
 
 
 def recovery_s(fleet, hosts, mend):
@@ -256,8 +256,8 @@ def pages_the_server_lacks_fail(context):
 @case(60)
 def page_that_never_comes_fails(context):
     """The bridge drops one page's frames to one host: its guest gets an error after three times --give-up."""
-    first_bit = (ETHERNET_BYTES + WIRE_HEADER_BYTES) * 8
-    drop = f"oifname h2 @ll,{first_bit},64 {NEVER_COMES} drop"
+    first, second = ((ETHERNET_BYTES + WIRE_HEADER_BYTES + at) * 8 for at in (0, PAGE_BODY_BYTES))  # of the one or two pages
+    drop = "; ".join(f"oifname h2 @ll,{bit},64 {NEVER_COMES} drop" for bit in (first, second))
     with context.world(nb_hosts=2, server_args=SLOWER_WIRE, memtap_args=("--give-up", 0.5)) as fleet:
         lablib.run(["ip", "netns", "exec", fleet.lab.bridge_ns, "nft",
                     f"table bridge sf {{ chain out {{ type filter hook forward priority 0; {drop}; }}; }}"])

@@ -123,9 +123,10 @@ TEST_F(GatherTest, FramesTooShortTooLongOrLyingGiveNothing) {
   GatherBuffer buffer;
   rte_mbuf* empty = frame({14});
   EXPECT_TRUE(gather(*empty, buffer).empty());
-  rte_mbuf* too_long = frame({2000, 2000, 203});  // one byte over the longest frame
+  static_assert(wire::kMaxSealedBytes == 8314);
+  rte_mbuf* too_long = frame({2000, 2000, 2000, 2000, 315});  // one byte over the longest frame
   EXPECT_TRUE(gather(*too_long, buffer).empty());
-  rte_mbuf* longest = frame({2000, 2000, 202});
+  rte_mbuf* longest = frame({2000, 2000, 2000, 2000, 314});
   EXPECT_EQ(gather(*longest, buffer).size(), buffer.size());
   rte_mbuf* lying = frame({58, 100});
   lying->pkt_len += 50;  // more than its segments hold

@@ -226,11 +226,39 @@ INSTANTIATE_TEST_SUITE_P(Ring, Workers,
                          testing::Values(Way{4200, 1, TxMode::kCopy},
                                          Way{4200, 1, TxMode::kZeroCopy},
                                          Way{1500, 3, TxMode::kCopy},
-                                         Way{1500, 3, TxMode::kZeroCopy}),
+                                         Way{1500, 3, TxMode::kZeroCopy},
+                                         Way{9000, 1, TxMode::kZeroCopy}),
                          [](const auto& name) {
                            return fmt::format("mtu{}_{}", name.param.mtu,
                                               name.param.mode == TxMode::kCopy ? "copy" : "extbuf");
                          });
+
+TEST(Worker, PagesWantedTogetherGoTwoAFrameAndArriveByteForByte) {
+  struct Case {
+    TxMode mode;
+    bool sealed;
+    unsigned nb_segs;
+  };
+  for (const auto& [mode, sealed, nb_segs] :
+       {Case{TxMode::kCopy, false, 1}, Case{TxMode::kZeroCopy, false, 3},
+        Case{TxMode::kCopy, true, 1}}) {
+    Bed bed{9000, mode, 0, 1, sealed};
+    bed.join();
+    for (int i = 0; i < 2000; ++i) bed.turn();  // until the server has looked at its members
+    for (const std::uint64_t page : {3U, 100U}) bed.guest.touch(page);
+    bed.turn();
+    rte_mbuf* frame = bed.intercept();
+    ASSERT_NE(frame, nullptr);
+    EXPECT_EQ(frame->pkt_len, wire::kMaxFrameBytes + (sealed ? wire::kSealBytes : 0));
+    EXPECT_EQ(frame->nb_segs, nb_segs);
+    bed.deliver(frame);
+    for (std::uint64_t page = 0; page < kPages; ++page) bed.guest.touch(page);
+    for (int i = 0; i < 100'000 && bed.guest.anybody_waits(); ++i) bed.turn();
+    EXPECT_TRUE(std::ranges::equal(bed.guest.memory, bed.served[0]->image.bytes()));
+    EXPECT_GT(bed.server_stats().tx_pairs.read(), kDataPages / 4);
+    EXPECT_EQ(bed.client_stats.retries.read(), 0U);
+  }
+}
 
 TEST(Worker, SealedFramesCarryEveryPageAndAChangedOneIsDropped) {
   for (const unsigned mtu : {4200U, 1500U}) {

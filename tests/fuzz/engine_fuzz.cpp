@@ -22,7 +22,7 @@ using Bytes = std::vector<std::byte>;
 
 constexpr std::uint64_t kPages = 200;
 constexpr std::uint64_t kImageId = 0x5eed;
-constexpr std::uint16_t kMtu = 1500;
+constexpr std::uint16_t kMtu = 1500, kJumboMtu = 9000;
 constexpr std::uint32_t kMaxInflight = 16;
 constexpr MacAddr kServerMac{{2, 0, 0, 0, 0, 1}}, kClientMac{{2, 0, 0, 0, 0, 2}};
 /// More than any engine may send without new input: every page queued twice in three fragments and
@@ -87,8 +87,10 @@ class Shelf final : public RepairSource {
   std::array<std::byte, kPageSize> bytes_{};
 };
 
+std::uint16_t mtu_of(std::uint8_t choice) { return (choice & 32U) != 0 ? kJumboMtu : kMtu; }
+
 ServerConfig server_config(std::uint8_t choice) {
-  ServerConfig config{.mtu_bytes = kMtu, .push = (choice & 1U) != 0, .max_clients = 3};
+  ServerConfig config{.mtu_bytes = mtu_of(choice), .push = (choice & 1U) != 0, .max_clients = 3};
   config.end_game = {.enter = (choice & 2U) != 0 ? 0.1 : 0.9, .leave = 0.05};
   config.burst_bytes = (choice & 4U) != 0 ? 1U << 20U : 8192;
   return config;
@@ -99,7 +101,7 @@ ClientConfig client_config(std::uint8_t choice) {
   config.image_id = kImageId;
   config.epoch = 1;
   config.mac = kClientMac;
-  config.mtu_bytes = kMtu;
+  config.mtu_bytes = mtu_of(choice);
   config.max_inflight = kMaxInflight;
   config.partial_pages = (choice & 8U) != 0 ? 8 : 64;
   config.give_up = std::chrono::milliseconds{200};
@@ -118,7 +120,8 @@ class Bed {
                  .zero_words = kZeros},
                 server_stats_},
         client_{client_config(choice), client_stats_},
-        has_tree_{(choice & 16U) != 0} {
+        has_tree_{(choice & 16U) != 0},
+        mtu_bytes_{mtu_of(choice)} {
     repairs_.serve(&shelf_);
   }
 
@@ -133,7 +136,7 @@ class Bed {
       case 6: to_client(dressed(in)); break;
       case 7: fault(in.byte() % kPages, in.byte()); break;
       case 8: to_server(request(in)); break;
-      case 9: to_client(page(in)); break;
+      case 9: to_client(page_or_pair(in, in.byte())); break;
       case 10: to_client(ranges(in)); break;
       case 11: to_client(welcome(in)); break;
       case 12: to_client(request(in, wire::kFlagSibling)); break;
@@ -213,6 +216,15 @@ class Bed {
              wire::fragment_bytes(fragment, nb_fragments);
     });
   }
+  static Bytes page_or_pair(Input& in, std::uint8_t choice) {
+    if ((choice & 1U) == 0) return page(in);
+    const wire::PageKey first{Gfn{in.byte()}, checksums()[0]}, second{Gfn{in.byte()}, in.byte()};
+    const wire::Identity who = identity(in);
+    return written([&](auto out) {
+      wire::write_pair_header(out, who, kClientMac, kServerMac, first, second, 0, 0);
+      return out.size();
+    });
+  }
   static Bytes ranges(Input& in) {
     const auto type = in.byte() % 2 == 0 ? wire::FrameType::kZeros : wire::FrameType::kAbsent;
     std::vector<PageRange> some(1 + in.byte() % 4U);
@@ -249,8 +261,10 @@ class Bed {
       return;
     if (frame.type == wire::FrameType::kRequest) repairs_.on_request(frame, now_);
     if (frame.type == wire::FrameType::kPage) {
-      repairs_.on_sent({Gfn{frame.page.gfn.host()}, 1}, frame.flags, now_);
-      take_page(frame);
+      do {
+        repairs_.on_sent({Gfn{frame.page.gfn.host()}, 1}, frame.flags, now_);
+        take_page(frame);
+      } while (frame.next_page());
     }
     if (frame.type == wire::FrameType::kZeros || frame.type == wire::FrameType::kAbsent)
       for (std::size_t i = 0; i < frame.nb_ranges(); ++i) take_range(frame.type, frame.range(i));
@@ -299,7 +313,7 @@ class Bed {
     Bytes frame(wire::kMaxFrameBytes);
     for (unsigned n = 0; const std::size_t size = repairs_.next(frame, now_); ++n) {
       check(n < 1);  // they are spaced
-      check(size <= sizeof(wire::EthHdr) + std::max(kMtu, client_.server_mtu_bytes()));
+      check(size <= sizeof(wire::EthHdr) + std::max(mtu_bytes_, client_.server_mtu_bytes()));
       const auto payload = std::span{frame}.first(size).subspan(sizeof(wire::EthHdr));
       wire::Frame parsed;
       check(wire::parse(payload, parsed) == wire::Drop::kNone);
@@ -317,8 +331,9 @@ class Bed {
       Bytes frame(wire::kMaxFrameBytes);
       std::size_t size = server_.write(tx, kServerMac, frame);
       if (tx.type == wire::FrameType::kPage)  // of an image of nothing but zeros
-        size += wire::fragment_bytes(tx.fragment, server_.nb_fragments());
-      check(size <= sizeof(wire::EthHdr) + kMtu);
+        size += (tx.second ? 2 : 1) * wire::fragment_bytes(tx.fragment, server_.nb_fragments());
+      check(!tx.second || tx.second->value < kPages);
+      check(size <= sizeof(wire::EthHdr) + mtu_bytes_);
       const auto payload = std::span{frame}.first(size).subspan(sizeof(wire::EthHdr));
       wire::Frame parsed;
       check(wire::parse(payload, parsed) == wire::Drop::kNone);
@@ -333,6 +348,7 @@ class Bed {
   Shelf shelf_;
   Repairs repairs_{client_};
   bool has_tree_;
+  std::uint16_t mtu_bytes_;
   Nanos now_{0};
 };
 

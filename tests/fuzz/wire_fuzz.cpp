@@ -50,5 +50,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (wire::parse(payload, frame) != wire::Drop::kNone) return 0;
   check_in_bounds(payload, frame);
   check_round_trip(payload, frame);
+  if (frame.type == wire::FrameType::kPage && frame.next_page()) check_in_bounds(payload, frame);
   return 0;
 }

@@ -339,7 +339,7 @@ TEST(Junk, APageWithWrongBytesIsRefusedByItsChecksum) {
   Memtap& host = lab.add_memtap({});
   Guest& guest = lab.add_guest(host, {});
   lab.run_until(1ms);  // joined
-  Bytes frame(wire::kMaxFrameBytes);
+  Bytes frame(wire::page_wire_bytes(1));
   wire::write_page_header(frame, {image.view().image_id, 1, 1, 0}, host.mac, kServerMac, Gfn{3},
                           image.crc[3], 0, 1, 0, 0);
   lab.inject(host, frame);  // page 3's checksum over zeros

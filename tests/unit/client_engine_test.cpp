@@ -208,6 +208,36 @@ TEST(ClientEngine, FragmentsAreKeptAndOnlyTheMissingOnesAskedForAgain) {
   EXPECT_TRUE(std::ranges::equal(arrival->bytes, test::page_bytes(5)));
 }
 
+TEST(ClientEngine, SaysThatItTakesTwoPagesAFrameIfItsPortDoes) {
+  for (const auto mtu_bytes : {std::uint16_t{8251}, std::uint16_t{8252}}) {
+    ClientConfig config = TestClient::defaults();
+    config.mtu_bytes = mtu_bytes;
+    TestClient client{config};
+    const int flags = mtu_bytes == 8252 ? wire::kFlagPairs : 0;
+    const auto hello = client.send();
+    ASSERT_THAT(hello, SizeIs(1));
+    EXPECT_EQ(hello[0].frame.flags, flags);
+    client.welcome();
+    const auto request = client.send();
+    ASSERT_THAT(request, SizeIs(1));
+    EXPECT_EQ(request[0].frame.flags, flags);
+  }
+}
+
+TEST(ClientEngine, APairWithAPageOutsideTheImageIsRefused) {
+  TestClient client;
+  client.join(100);
+  const auto pair = [&](std::uint64_t second) {
+    return client.give(test::made_by([&](auto out) {
+      return wire::write_pair_header(out, client.server, group_address(test::kImageId),
+                                     test::kServerMac, {Gfn{99}, 0}, {Gfn{second}, 0}, 0, 0) +
+             2 * kPageSize;
+    }));
+  };
+  EXPECT_EQ(pair(0), Drop::kNone);
+  EXPECT_EQ(pair(100), Drop::kOutOfRange);
+}
+
 TEST(ClientEngine, APageThatFailsItsChecksumIsRefusedAndAskedForWholeAgain) {
   TestClient client;
   client.join(1024, 1500);
@@ -326,7 +356,7 @@ TEST(ClientEngine, ReportsAreTotalsSoThatALostOneLosesNothing) {
   const wire::ReportBody& report = sent[0].frame.request.report;
   EXPECT_EQ(report.rx_frames.host(), 2U);
   EXPECT_EQ(report.lost.host(), 2U);
-  EXPECT_EQ(report.rx_bytes.host(), 2 * wire::kMaxFrameBytes);
+  EXPECT_EQ(report.rx_bytes.host(), 2 * wire::page_wire_bytes(1));
   EXPECT_EQ(report.clock_us.host(), 120'000U);
 }
 

@@ -50,7 +50,7 @@ inline wire::ReportBody report(std::uint64_t clock_us, std::uint32_t rx_frames =
                                std::uint32_t lost = 0, std::uint32_t srtt_us = 0,
                                std::uint32_t rttvar_us = 0) {
   return {.clock_us = clock_us,
-          .rx_bytes = std::uint64_t{rx_frames} * wire::kMaxFrameBytes,
+          .rx_bytes = std::uint64_t{rx_frames} * wire::page_wire_bytes(1),
           .rx_frames = rx_frames,
           .lost = lost,
           .srtt_us = srtt_us,
@@ -78,11 +78,11 @@ class TestServer {
                    stats);
   }
 
-  wire::Drop hello(std::uint64_t client_id) {
+  wire::Drop hello(std::uint64_t client_id, std::uint8_t flags = 0) {
     return give(client_id, made_by([&](auto out) {
                   return wire::write_hello(
                       out, who, kServerMac, mac_of(client_id),
-                      {.client_id = client_id, .mtu_bytes = 9000, .reserved = {}});
+                      {.client_id = client_id, .mtu_bytes = 9000, .reserved = {}}, flags);
                 }));
   }
   wire::Drop request(std::uint64_t client_id, std::vector<wire::WantEntry> wants,
@@ -108,8 +108,11 @@ class TestServer {
   /// The same, PAGE frames only, as page numbers.
   std::vector<std::uint64_t> drain_pages() {
     std::vector<std::uint64_t> pages;
-    for (const ServerTx& tx : drain())
-      if (tx.type == wire::FrameType::kPage) pages.push_back(tx.range.first.value);
+    for (const ServerTx& tx : drain()) {
+      if (tx.type != wire::FrameType::kPage) continue;
+      pages.push_back(tx.range.first.value);
+      if (tx.second) pages.push_back(tx.second->value);
+    }
     return pages;
   }
   /// The one frame it wants sent now.

@@ -185,7 +185,7 @@ EalConfig config_for(const char* profile) {
 TEST_F(ProfileTest, EalArgumentsCarryTheDeviceAndAPrefixOfTheProcess) {
   const auto args = eal_args(config_for("net_af_packet")).value();
   EXPECT_EQ(args.front(), "prog");
-  EXPECT_THAT(args, Contains("--vdev=net_af_packet0,iface=veth7,framesz=8192,blocksz=8192,"
+  EXPECT_THAT(args, Contains("--vdev=net_af_packet0,iface=veth7,framesz=16384,blocksz=16384,"
                              "framecnt=1024"));
   EXPECT_THAT(args, Contains("--file-prefix=snowfabric-" + std::to_string(getpid())));
   EXPECT_THAT(args, Contains("--no-huge"));

@@ -196,7 +196,7 @@ TEST(ServerEngine, TheBucketPacesPagesButNotControlFrames) {
 TEST(ServerEngine, TheBucketCountsWhatAFrameHasBeyondTheEnginesBytes) {
   constexpr std::size_t kOverhead = 48;  // of a sealed frame
   ServerConfig config = test::unlimited();
-  config.burst_bytes = 10 * (wire::kMaxFrameBytes + kOverhead);
+  config.burst_bytes = 10 * (wire::page_wire_bytes(1) + kOverhead);
   for (const std::size_t overhead_bytes : {std::size_t{0}, kOverhead}) {
     config.frame_overhead_bytes = overhead_bytes;
     Joined server{100, config};

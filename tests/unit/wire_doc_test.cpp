@@ -85,17 +85,24 @@ void WireDoc::expect_request(const Frame& frame) const {
 }
 
 void WireDoc::expect_page(const Frame& frame) const {
-  expect("gfn", frame.page.gfn.host());
-  expect("crc32c", frame.page.crc32c.host());
-  expect("fragment", frame.page.fragment);
-  expect("nb_fragments", frame.page.nb_fragments);
-  const std::string fill =
-      fmt::format("{:#x}*{}", std::to_integer<unsigned>(frame.tail.front()), frame.tail.size());
-  EXPECT_EQ(fill, GetParam().text("data"));
-  EXPECT_EQ(std::ranges::count(frame.tail, frame.tail.front()), std::ssize(frame.tail));
-  // the fragment's page is alike throughout
-  const std::vector<std::byte> page(kPageSize, frame.tail.front());
-  EXPECT_EQ(crc32c(page), frame.page.crc32c.host());
+  std::vector<std::string> gfns, crcs, parts, of, data;
+  Frame at = frame;
+  do {
+    const std::byte fill = at.tail.front();
+    gfns.push_back(fmt::format("{:#x}", at.page.gfn.host()));
+    crcs.push_back(fmt::format("{:#010x}", at.page.crc32c.host()));
+    parts.push_back(std::to_string(at.page.fragment));
+    of.push_back(std::to_string(at.page.nb_fragments));
+    data.push_back(fmt::format("{:#x}*{}", std::to_integer<unsigned>(fill), at.tail.size()));
+    EXPECT_EQ(std::ranges::count(at.tail, fill), std::ssize(at.tail));
+    // the fragment's page is alike throughout
+    EXPECT_EQ(crc32c(std::vector<std::byte>(kPageSize, fill)), at.page.crc32c.host());
+  } while (at.next_page());
+  EXPECT_EQ(gfns, GetParam().all("gfn"));
+  EXPECT_EQ(crcs, GetParam().all("crc32c"));
+  EXPECT_EQ(parts, GetParam().all("fragment"));
+  EXPECT_EQ(of, GetParam().all("nb_fragments"));
+  EXPECT_EQ(data, GetParam().all("data"));
 }
 
 void WireDoc::expect_ranges(const Frame& frame) const {

@@ -9,6 +9,20 @@
 
 namespace snowfabric::test {
 
+/// A PAGE frame of two pages.
+inline std::size_t encode_pair(std::span<std::byte> out, wire::Frame frame,
+                               const wire::Identity& id, const MacAddr& dst, const MacAddr& src) {
+  const auto key = [&] {
+    return wire::PageKey{Gfn{frame.page.gfn.host()}, frame.page.crc32c.host()};
+  };
+  const wire::PageKey first = key();
+  std::memcpy(out.data() + wire::kPairHeaderBytes, frame.tail.data(), kPageSize);
+  static_cast<void>(frame.next_page());
+  std::memcpy(out.data() + wire::kPairHeaderBytes + kPageSize, frame.tail.data(), kPageSize);
+  wire::write_pair_header(out, id, dst, src, first, key(), frame.flags, frame.seq);
+  return wire::kMaxFrameBytes;
+}
+
 /// The frame that `frame` was parsed from, made anew by the writers; no padding.
 inline std::vector<std::byte> encode(const wire::Frame& frame, const MacAddr& dst,
                                      const MacAddr& src) {
@@ -17,7 +31,7 @@ inline std::vector<std::byte> encode(const wire::Frame& frame, const MacAddr& ds
   std::vector<std::byte> out(wire::kMaxFrameBytes);
   const auto write = [&]() -> std::size_t {
     switch (frame.type) {
-      case FrameType::kHello: return wire::write_hello(out, id, dst, src, frame.hello);
+      case FrameType::kHello: return wire::write_hello(out, id, dst, src, frame.hello, frame.flags);
       case FrameType::kWelcome: return wire::write_welcome(out, id, dst, src, frame.welcome);
       case FrameType::kRequest: {
         std::vector<wire::WantEntry> wants;
@@ -26,6 +40,7 @@ inline std::vector<std::byte> encode(const wire::Frame& frame, const MacAddr& ds
       }
       case FrameType::kPage: {
         const wire::PageBody& page = frame.page;
+        if (!frame.second_body.empty()) return encode_pair(out, frame, id, dst, src);
         const std::size_t size =
             wire::write_page_header(out, id, dst, src, Gfn{page.gfn.host()}, page.crc32c.host(),
                                     page.fragment, page.nb_fragments, frame.flags, frame.seq);

@@ -73,6 +73,15 @@ inline Bytes page_frame(std::size_t fragment, std::size_t nb_fragments) {
     return size + data;
   });
 }
+inline Bytes pair_frame() {
+  return made_by([&](auto out) {
+    const std::size_t size = write_pair_header(out, kId, kClient, kServer, {Gfn{0x42}, 0xdeadbeef},
+                                               {Gfn{0x17}, 0xfeedf00d}, kFlagSequenced, 99);
+    std::memset(out.data() + size, 'p', kPageSize);
+    std::memset(out.data() + size + kPageSize, 'q', kPageSize);
+    return size + 2 * kPageSize;
+  });
+}
 inline Bytes range_frame(FrameType type, std::span<const PageRange> ranges) {
   return made_by([&](auto out) {
     return write_ranges(out, type, kId, kClient, kServer, ranges, kFlagSequenced, 100);
@@ -97,6 +106,7 @@ inline std::vector<Bytes> frames_of_all_kinds() {
                             page_frame(0, 3),
                             page_frame(2, 3),
                             page_frame(7, 8),
+                            pair_frame(),
                             bye_frame(),
                             range_frame(FrameType::kZeros, ranges),
                             range_frame(FrameType::kAbsent, std::span{ranges}.first(1))};

@@ -28,6 +28,12 @@ void expect_in_bounds(std::span<const std::byte> payload, const Frame& frame) {
     ASSERT_LE(frame.tail.data() + frame.tail.size(), payload.data() + payload.size());
   }
   ASSERT_LE(frame.tail.size(), kPageSize);
+  if (!frame.second_body.empty()) {
+    ASSERT_EQ(frame.second_body.size(), sizeof(PageBody));
+    ASSERT_EQ(frame.second_tail.size(), kPageSize);
+    ASSERT_GE(frame.second_body.data(), payload.data());
+    ASSERT_LE(frame.second_tail.data() + kPageSize, payload.data() + payload.size());
+  }
   if (frame.type == FrameType::kRequest) {
     ASSERT_LE(frame.nb_wants(), kMaxWants);
   }

@@ -48,6 +48,32 @@ TEST(Wire, PageCarriesItsFieldsAndData) {
   EXPECT_EQ(frame.tail.back(), std::byte{'p'});
 }
 
+TEST(Wire, APairGivesItsPagesOneAfterTheOther) {
+  const Bytes bytes = pair_frame();
+  EXPECT_EQ(bytes.size(), kMaxFrameBytes);
+  Frame frame;
+  ASSERT_EQ(parse(std::span{bytes}.subspan(sizeof(EthHdr)), frame), Drop::kNone);
+  EXPECT_EQ(frame.highest_gfn(), 0x42U);
+  EXPECT_EQ(frame.page.gfn.host(), 0x42U);
+  EXPECT_EQ(frame.tail.size(), kPageSize);
+  EXPECT_EQ(frame.tail.back(), std::byte{'p'});
+  ASSERT_TRUE(frame.next_page());
+  EXPECT_EQ(frame.page.gfn.host(), 0x17U);
+  EXPECT_EQ(frame.page.crc32c.host(), 0xfeedf00dU);
+  EXPECT_EQ(frame.tail.size(), kPageSize);
+  EXPECT_EQ(frame.tail.front(), std::byte{'q'});
+  EXPECT_FALSE(frame.next_page());
+}
+
+TEST(Wire, AFrameOfOnePageHasNoOther) {
+  const Bytes two = pair_frame(), bytes = page_frame(0, 1);
+  Frame frame;
+  ASSERT_EQ(parse(std::span{two}.subspan(sizeof(EthHdr)), frame), Drop::kNone);
+  ASSERT_EQ(parse(std::span{bytes}.subspan(sizeof(EthHdr)), frame), Drop::kNone);
+  EXPECT_EQ(frame.highest_gfn(), 0x42U);
+  EXPECT_FALSE(frame.next_page());
+}
+
 TEST(Wire, RequestCarriesReportAndWants) {
   const std::array wants{want(7, 1, Priority::kDemand, kWantRetry, 0b101),
                          want(0x1000, 256, Priority::kPrefetch)};
@@ -196,6 +222,16 @@ TEST(WireDrop, FragmentOutsideItsBounds) {
   EXPECT_EQ(verdict(with(page_frame(0, 3), nb_fragments, 9)), Drop::kBadField);
   EXPECT_EQ(verdict(with(page_frame(0, 3), fragment, 3)), Drop::kBadField);
   EXPECT_EQ(verdict(with(page_frame(0, 3), fragment, 2)), Drop::kBadLength);  // the last is shorter
+}
+
+TEST(WireDrop, APairOfAnythingButWholePages) {
+  const std::size_t second = kBody + sizeof(PageBody);
+  EXPECT_EQ(verdict(with(pair_frame(), kBody + offsetof(PageBody, nb_fragments), 2)),
+            Drop::kBadLength);
+  EXPECT_EQ(verdict(with(pair_frame(), second + offsetof(PageBody, nb_fragments), 2)),
+            Drop::kBadField);
+  EXPECT_EQ(verdict(with(pair_frame(), second + offsetof(PageBody, fragment), 1)), Drop::kBadField);
+  EXPECT_EQ(verdict(resized(pair_frame(), 1)), Drop::kBadLength);
 }
 
 TEST(WireDrop, ClientIdZeroExceptInBye) {
