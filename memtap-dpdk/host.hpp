@@ -103,6 +103,9 @@ class Host {
   void flush(Nanos now) noexcept;
   [[nodiscard]] bool has_gathered() const noexcept { return !gathered_.empty(); }
 
+  /// Nothing is under way here that goes on without frames and faults.
+  [[nodiscard]] bool quiet() const noexcept;
+
   /// Guests that wait for what the server does not deliver, or has not got, get an error instead of
   /// a hang. The others keep the page absent: it may be had when they come to it.
   void fail_unanswered() noexcept;

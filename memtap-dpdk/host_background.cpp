@@ -113,6 +113,13 @@ void Host::load_again(const GuestAdapter& guest) noexcept {
     if (load.guest == &guest) load.given = {};
 }
 
+bool Host::quiet() const noexcept {
+  const auto is_given = [](const Load& load) { return load.given.place >= load.until; };
+  const auto is_done = [](const Deferred& deferred) { return deferred.pages.empty(); };
+  return completions_.empty() && list_.empty() && waits_.empty() && gathered_.empty() &&
+         std::ranges::all_of(loads_, is_given) && std::ranges::all_of(deferred_, is_done);
+}
+
 // --- completion ------------------------------------------------------------------------------
 
 void Host::complete(GuestAdapter& guest) {

@@ -49,6 +49,11 @@ class HostLoop {
     return std::min(engine_.deadline(now), std::max(repairs_.deadline(), now));
   }
 
+  /// Nothing is asked for, and nothing under way.
+  [[nodiscard]] bool quiet() const noexcept {
+    return engine_.nb_in_flight() == 0 && (host_ == nullptr || host_->quiet());
+  }
+
   [[nodiscard]] const DropCounters& drops() const noexcept { return drops_; }
 
  private:

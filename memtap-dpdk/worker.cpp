@@ -13,6 +13,7 @@ namespace {
 constexpr unsigned kMaxRxBursts = 16;  // a turn
 constexpr unsigned kMaxUndrained =
     32;  // turns: an ingress that never ends must not mute the guests
+constexpr Nanos kBusyFor{std::chrono::milliseconds{100}};  // after a frame or a fault
 }  // namespace
 
 ClientWorker::ClientWorker(ClientEngine& engine, const Port& port, double rx_loss,
@@ -33,9 +34,13 @@ void ClientWorker::run(const std::atomic<bool>& stop, const IdleConfig& idle_con
                        const Control& control) noexcept {
   Idle idle{idle_config};
   const auto one_turn = [&](Nanos now) {
+    // What woke us may be for control: its descriptors are among those waited on.
+    if (std::exchange(slept_, false))
+      next_control_ = std::min(next_control_, now + kControlInterval);
     if (now >= next_control_) {
       control(now);
-      next_control_ = now + kControlInterval;
+      const bool quiet = now >= busy_until_ && loop_.quiet();
+      next_control_ = now + (quiet ? kQuietInterval : kControlInterval);
     }
     return turn(now);
   };
@@ -44,6 +49,7 @@ void ClientWorker::run(const std::atomic<bool>& stop, const IdleConfig& idle_con
   };
   const auto sleeping = [this](bool sleeps) {
     sleeps ? port_.arm_rx_interrupt() : port_.disarm_rx_interrupt();
+    slept_ = true;
   };
   run_lcore(one_turn, deadline, sleeping, wait_fds_, idle, stop);
   say_bye();
@@ -63,7 +69,10 @@ unsigned ClientWorker::turn(Nanos now) noexcept {
     nb_done += loop_.ask(now);
     nb_undrained_ = 0;
   }
-  if (nb_done == 0) loop_.idle(now);
+  if (nb_done == 0)
+    loop_.idle(now);
+  else
+    busy_until_ = now + kBusyFor;
   return nb_done + send(now);
 }
 

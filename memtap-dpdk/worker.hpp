@@ -21,6 +21,7 @@ class ClientWorker {
   /// Control work between turns, on the same lcore: guests that come and go, state changes.
   using Control = std::function<void(Nanos now)>;
   static constexpr Nanos kControlInterval = std::chrono::milliseconds{1};
+  static constexpr Nanos kQuietInterval = std::chrono::milliseconds{50};  ///< when nothing happens
 
   /// @param rx_loss  share of received frames to lose on purpose, from the seed
   /// @param seal     of every frame; nullptr: they go in the clear
@@ -63,6 +64,8 @@ class ClientWorker {
   OpenBuffer opened_;
   unsigned nb_undrained_ = 0;  // turns that left frames in the receive ring
   Nanos next_control_ = kNever;
+  Nanos busy_until_ = kNever;
+  bool slept_ = false;
   ClientPortStats stats_;
 };
 
