@@ -23,56 +23,12 @@
 #include "fabric/crc32c.hpp"
 #include "memtap-dpdk/uffd_guest.hpp"
 #include "memtap-dpdk/uffd_ioctl.hpp"
-#include "tools/bench_guest.hpp"
+#include "tools/bench_missing.hpp"
 
 namespace snowfabric::bench {
 namespace {
 
 constexpr std::size_t kFaultBurst = 32;
-
-/// Memory whose pages are missing, behind a userfaultfd.
-class MissingMemory {
- public:
-  static Result<MissingMemory> make(std::uint64_t nb_pages) {
-    MissingMemory memory;
-    // All who fault here are threads of ours: that needs no privilege.
-    constexpr int kFlags = O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY;
-    memory.uffd_ = UniqueFd{static_cast<int>(syscall(SYS_userfaultfd, kFlags))};
-    if (!memory.uffd_) return fail(errno, "userfaultfd(2)");
-    const std::size_t nb_bytes = nb_pages * kPageSize;
-    void* bytes =
-        mmap(nullptr, nb_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (bytes == MAP_FAILED) return fail(errno, "mmap of the guest's memory");
-    memory.bytes_ = {static_cast<std::byte*>(bytes), {nb_bytes}};
-    madvise(bytes, nb_bytes, MADV_NOHUGEPAGE);
-    uffdio_api api{UFFD_API, 0, 0};
-    uffdio_register all{{memory.base(), nb_bytes}, UFFDIO_REGISTER_MODE_MISSING, 0};
-    if (ioctl(memory.uffd(), UFFDIO_API, &api) != 0 ||
-        ioctl(memory.uffd(), UFFDIO_REGISTER, &all) != 0)
-      return fail(errno, "register the guest's memory with userfaultfd");
-    return memory;
-  }
-
-  /// All pages are missing again.
-  void forget() noexcept { madvise(bytes_.get(), bytes_.get_deleter().nb_bytes, MADV_DONTNEED); }
-
-  /// None is missing any more: who waits reads zeros.
-  void give_up() noexcept {
-    uffd::unregister(uffd(), base(), bytes_.get_deleter().nb_bytes / kPageSize);
-  }
-
-  [[nodiscard]] int uffd() const noexcept { return uffd_.get(); }
-  [[nodiscard]] std::uint64_t base() const noexcept {
-    return reinterpret_cast<std::uintptr_t>(bytes_.get());
-  }
-  [[nodiscard]] const std::byte* page(std::uint64_t page) const noexcept {
-    return bytes_.get() + page * kPageSize;
-  }
-
- private:
-  UniqueFd uffd_;
-  std::unique_ptr<std::byte[], Unmap> bytes_;
-};
 
 /// vCPUs that touch pages, each its own share of an order. They take no signals: a thread that does
 /// while it waits faults on its page once more.

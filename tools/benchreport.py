@@ -71,14 +71,16 @@ def compare(before, after):
     for case in common:
         one, two = ratios(cases[case]), ratios(others[case])
         low, high = interval(one, two)
+        gain = (low, high) if before["unit"] != "us" else (1 / high, 1 / low)  # of times, less is better
         rows.append({"case": case, "before": statistics.median(one), "after": statistics.median(two),
                      "change": statistics.median(two) / statistics.median(one), "low": low, "high": high,
-                     "verdict": verdict(min(len(one), len(two)), low, high)})
+                     "verdict": verdict(min(len(one), len(two)), *gain)})
     one, two = options_of(before), options_of(after)
     return rows, {key: (one.get(key), two.get(key)) for key in sorted({*one, *two}) if one.get(key) != two.get(key)}
 
 
 def verdict(nb_runs, low, high):
+    """@param low, high  bounds of the gain"""
     if nb_runs < LEAST_RUNS:
         return f"fewer than {LEAST_RUNS} runs say nothing"
     return "better" if low > 1 else "worse" if high < 1 else "no difference shown"

@@ -43,7 +43,7 @@ struct Options {
   TouchPlan plan;
   HandshakeForm form;
   unsigned id = 0, nb_threads = 1, remove_percent = 0;
-  unsigned connect_timeout_s = 10;
+  unsigned connect_timeout_s = 10, pause_us = 0;
   bool same_pages = false, progress = false, hold = false;
 };
 
@@ -119,9 +119,10 @@ void watch_memtap(int socket, const Options& options, std::uint64_t nb_pages) {
 }
 
 void touch_pages(const std::vector<std::uint64_t>& pages, const GuestMemory& memory,
-                 const ImageFile& image, Findings& findings) {
+                 const ImageFile& image, std::chrono::microseconds pause, Findings& findings) {
   findings.fault_ns.reserve(pages.size());
   for (const std::uint64_t gfn : pages) {
+    if (pause.count() != 0) std::this_thread::sleep_for(pause);
     const long faults_before = nb_faults();
     const auto begin = Clock::now();
     touch(memory.page(gfn));
@@ -145,7 +146,8 @@ std::vector<Findings> touch_all(const Options& options, const GuestMemory& memor
   for (unsigned t = 0; t < options.nb_threads; ++t)
     threads.emplace_back([&, t] {
       const auto share = share_of(order, t, options.nb_threads);
-      touch_pages(options.same_pages ? order : share, memory, image, findings[t]);
+      touch_pages(options.same_pages ? order : share, memory, image,
+                  std::chrono::microseconds{options.pause_us}, findings[t]);
     });
   for (auto& thread : threads) thread.join();
   return findings;
@@ -281,6 +283,7 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--threads", o.nb_threads, "vCPUs")->check(CLI::Range(1, 64));
   app.add_flag("--same-pages", o.same_pages, "every thread touches every page");
   app.add_option("--limit-pages", o.plan.limit_pages, "touch only the first so many of the order");
+  app.add_option("--pause-us", o.pause_us, "before each touch, microseconds");
   app.add_option("--remove", o.remove_percent, "give back this percentage afterwards")
       ->check(CLI::Range(0, 100));
   app.add_option("--json", o.json_path, "write the report here; - is standard output");

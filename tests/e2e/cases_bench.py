@@ -11,6 +11,15 @@ def bench_fill_fills_all_hosts(context):
     check(result["environment"]["version"].startswith("snowfabric"), f"{result['environment']}")
 
 
+@case(90)
+def bench_fault_times_what_a_guest_waits(context):
+    result = run_tool(context, "fabric-bench", "fault", "--faults", "200", "--pages", "2048", "--runs", "1")
+    for each in result["cases"]:
+        check(each["rate"] > 0 and each["limit"] > 0, f"{each}")
+    check(result["rounds"][0]["fabric_us"]["faults"] > 100, f"{result['rounds']}")
+    return ", ".join(f"{each['case']} {each['rate']:.0f} us" for each in result["cases"])
+
+
 @case(120)
 def bench_peers_bring_the_same_file_to_all_hosts(context):
     names = ("snowfabric", "snowfabric --push", "nbdkit, nbdcopy")

@@ -34,6 +34,13 @@ class Comparison(unittest.TestCase):
     def test_one_within_it_is_not(self):
         self.assertEqual(self.verdict([.5, .9, .4, .7, .6], [.6, .8, .5, .9, .4]), "no difference shown")
 
+    def test_of_times_less_is_better(self):
+        slow, fast = ({**result(ratios), "unit": "us"} for ratios in ([1.70, 1.71, 1.69, 1.72, 1.70], [1.50, 1.51, 1.49, 1.50, 1.52]))
+        (row,), _ = benchreport.compare(slow, fast)
+        self.assertEqual(row["verdict"], "better")
+        (row,), _ = benchreport.compare(fast, slow)
+        self.assertEqual(row["verdict"], "worse")
+
     def test_few_runs_say_nothing(self):
         for nb_runs in (1, 4):
             self.assertIn("say nothing", self.verdict([.5] * nb_runs, [.7] * nb_runs))
