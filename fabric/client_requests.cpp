@@ -95,7 +95,7 @@ std::size_t ClientEngine::write_request(std::span<std::byte> out, Nanos now) noe
   return wire::write_request(
       out, identity_, to_siblings ? group_address(config_.image_id) : server_, config_.mac,
       {.client_id = config_.client_id, .report = report(now)}, std::span{wants}.first(nb_wants),
-      to_siblings ? wire::kFlagSibling : abilities());
+      static_cast<std::uint8_t>(abilities() | (to_siblings ? wire::kFlagSibling : 0)));
 }
 
 /// Flags that say what the server may send.

@@ -107,6 +107,8 @@ Drop ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nano
   stats_.rx_requests.add(1);
   Client& client = clients_[who];
   client.last_heard = now;
+  client.takes_pairs = (frame.flags & wire::kFlagPairs) != 0;
+  if (!client.takes_pairs) pairs_ = false;
   if (to_us) take_report(client, frame.request.report);
   for (std::size_t i = 0; i < frame.nb_wants(); ++i) {
     const wire::WantEntry entry = frame.want(i);

@@ -114,6 +114,10 @@ Result<void> Port::set_mtu(unsigned requested) {
 Result<void> Port::make_pool() {
   constexpr unsigned kCache = 64;
   const std::uint16_t room = mbuf_room_bytes(profile_, mtu_);
+  if (const std::size_t least = RTE_PKTMBUF_HEADROOM + max_frame_bytes(mtu_); room < least)
+    return fail(EINVAL, fmt::format("mbuf_room_bytes {} of profile {} has no room for a frame of "
+                                    "MTU {}: {} at least, or 0",
+                                    room, profile_.name, mtu_, least));
   const std::string pool = fmt::format("port{}", port_id_);
   pool_.reset(rte_pktmbuf_pool_create(pool.c_str(), profile_.nb_mbufs, kCache, 0, room,
                                       rte_eth_dev_socket_id(port_id_)));

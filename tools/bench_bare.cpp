@@ -93,7 +93,7 @@ void BareSender::fill() noexcept {
 /// @param mbufs  for the header and, with zero copy, each page
 rte_mbuf* BareSender::next_frame(std::span<rte_mbuf* const> mbufs) noexcept {
   rte_mbuf* const frame = mbufs[0];
-  const bool pair = pairs_ && next_page_ + 1 < image_.nb_pages();
+  const bool pair = pairs_ && next_page_ + 1 < image_.nb_pages();  // order_ is empty then
   frame->data_len =
       static_cast<std::uint16_t>(write_header(rte_pktmbuf_mtod(frame, std::byte*), pair));
   frame->pkt_len = frame->data_len;

@@ -72,8 +72,10 @@ def made(kind, frame, rng, dst, image_id, epoch):
             bit = rng.randrange(8 * ETHERNET_BYTES + 128, 8 * len(frame))  # behind what says that it is sealed
             return frame[:bit // 8] + bytes([frame[bit // 8] ^ 1 << bit % 8]) + frame[bit // 8 + 1:]
         case "forged":
-            head = frame[ETHERNET_BYTES:ETHERNET_BYTES + SEAL_BYTES - 8] + rng.randbytes(8)  # another counter
-            return ethernet + head + page_of(image_id, epoch, rng.randrange(NB_CLEAR_PAGES)) + rng.randbytes(TAG_BYTES)
+            page = page_of(image_id, epoch, rng.randrange(NB_CLEAR_PAGES))
+            head = frame[ETHERNET_BYTES:ETHERNET_BYTES + SEAL_BYTES]
+            head = head[:4] + struct.pack(">H", len(page)) + head[6:-8] + rng.randbytes(8)  # another counter
+            return ethernet + head + page + rng.randbytes(TAG_BYTES)
         case "clear":
             return ethernet + page_of(image_id, epoch, rng.randrange(NB_CLEAR_PAGES))
         case "nodes":

@@ -101,8 +101,8 @@ class Examples(unittest.TestCase):
 
     def test_addresses_data_and_padding_are_decoded_as_documented(self):
         for example, frame in zip(self.examples, self.decoded):
-            fill, count = example.fields.get("data", ["0*0"])[0].split("*")
-            data = f"{int(fill, 0):02x}" * int(count)
+            pages = (text.split("*") for text in example.fields.get("data", []))
+            data = "".join(f"{int(fill, 0):02x}" * int(count) for fill, count in pages)
             padding = "00" * int(example.fields.get("padding", ["0"])[0])
             with self.subTest(example.name):
                 self.assertEqual(frame["eth.dst"], example.fields["dst"])

@@ -78,7 +78,7 @@ class TestServer {
                    stats);
   }
 
-  wire::Drop hello(std::uint64_t client_id, std::uint8_t flags = 0) {
+  wire::Drop hello(std::uint64_t client_id) {
     return give(client_id, made_by([&](auto out) {
                   return wire::write_hello(
                       out, who, kServerMac, mac_of(client_id),
@@ -89,7 +89,8 @@ class TestServer {
                      const wire::ReportBody& totals = report(0)) {
     return give(client_id, made_by([&](auto out) {
                   return wire::write_request(out, who, kServerMac, mac_of(client_id),
-                                             {.client_id = client_id, .report = totals}, wants);
+                                             {.client_id = client_id, .report = totals}, wants,
+                                             flags);
                 }));
   }
   wire::Drop bye(std::uint64_t client_id) {
@@ -126,6 +127,7 @@ class TestServer {
   std::optional<ServerEngine> engine;
   Nanos now{0};
   wire::Identity who{kImageId, 1, 1, 0};  ///< in the frames that clients send
+  std::uint8_t flags = 0;                 ///< in HELLO and REQUEST
 
  private:
   wire::Drop give(std::uint64_t client_id, const Parsed& parsed) {

@@ -25,7 +25,8 @@ struct Server : test::TestServer {
   explicit Server(const ServerConfig& config = test::unlimited(),
                   std::vector<std::uint64_t> zeros = {})
       : TestServer{100, config, std::move(zeros)} {
-    for (const auto id : {1U, 2U}) hello(id, wire::kFlagPairs);
+    flags = wire::kFlagPairs;
+    for (const auto id : {1U, 2U}) hello(id);
     now += 20ms;
     drain();
   }
@@ -91,11 +92,26 @@ TEST(ServerPairs, WhatIsAskedForAgainBeforeItWentOutWasNotMissed) {
 
 TEST(ServerPairs, OneMemberThatDoesNotTakeThemKeepsAllFromThem) {
   Server server;
+  server.flags = 0;
   server.hello(3);
+  server.flags = wire::kFlagPairs;
   server.drain();
   server.request(1, {want(7, 2)});
   EXPECT_THAT(server.drain_frames(), ElementsAre(Pair(7, kNone), Pair(8, kNone)));
   server.bye(3);
+  server.now += 20ms;
+  server.drain();
+  server.request(1, {want(9, 2)});
+  EXPECT_THAT(server.drain_frames(), ElementsAre(Pair(9, 10)));
+}
+
+TEST(ServerPairs, AMemberThatTakesThemAfterAllIsBelieved) {
+  Server server;
+  server.flags = 0;
+  server.request(1, {});
+  server.flags = wire::kFlagPairs;
+  server.request(1, {want(7, 2)});
+  EXPECT_THAT(server.drain_frames(), ElementsAre(Pair(7, kNone), Pair(8, kNone)));
   server.now += 20ms;
   server.drain();
   server.request(1, {want(9, 2)});
@@ -139,7 +155,8 @@ TEST(ServerPairs, PushedPagesGoTwoAFrameToo) {
   config.push = true;
   test::TestServer server{4, config};
   server.drain();
-  server.hello(1, wire::kFlagPairs);
+  server.flags = wire::kFlagPairs;
+  server.hello(1);
   server.now += 20ms;
   const auto sent = server.drain();
   ASSERT_EQ(sent.size(), 3U);
