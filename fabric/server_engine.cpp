@@ -67,8 +67,8 @@ Drop ServerEngine::on_frame(const wire::Frame& frame, const MacAddr& src, Nanos 
 
 // --- members ---------------------------------------------------------------------------------
 
-ClientTable::Index ServerEngine::join(std::uint64_t client_id, const wire::Frame& frame,
-                                      const MacAddr& src, Nanos now) noexcept {
+ClientTable::Index ServerEngine::join(std::uint64_t client_id, const MacAddr& src,
+                                      Nanos now) noexcept {
   auto who = clients_.find(client_id);
   if (who == ClientTable::kNone) {
     if (clients_.full()) {
@@ -86,29 +86,33 @@ ClientTable::Index ServerEngine::join(std::uint64_t client_id, const wire::Frame
   }
   clients_[who].mac = src;
   clients_[who].last_heard = now;
-  clients_[who].takes_pairs = (frame.flags & wire::kFlagPairs) != 0;
-  if (!clients_[who].takes_pairs) pairs_ = false;
   push_control({.type = FrameType::kWelcome, .dst = src, .client_id = client_id});
   return who;
 }
 
 Drop ServerEngine::on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
   stats_.rx_hellos.add(1);
-  const auto who = join(frame.hello.client_id.host(), frame, src, now);
-  return who == ClientTable::kNone ? Drop::kUnexpectedType : Drop::kNone;
+  const auto who = join(frame.hello.client_id.host(), src, now);
+  if (who == ClientTable::kNone) return Drop::kUnexpectedType;
+  take_abilities(clients_[who], frame);
+  return Drop::kNone;
+}
+
+void ServerEngine::take_abilities(Client& client, const wire::Frame& frame) noexcept {
+  client.takes_pairs = (frame.flags & wire::kFlagPairs) != 0;
+  if (!client.takes_pairs) pairs_ = false;
 }
 
 Drop ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
   const std::uint64_t id = frame.request.client_id.host();
   const bool to_us = frame.incarnation == identity_.incarnation;
   auto who = clients_.find(id);
-  if (who == ClientTable::kNone || !to_us) who = join(id, frame, src, now);
+  if (who == ClientTable::kNone || !to_us) who = join(id, src, now);
   if (who == ClientTable::kNone) return Drop::kUnexpectedType;
   stats_.rx_requests.add(1);
   Client& client = clients_[who];
   client.last_heard = now;
-  client.takes_pairs = (frame.flags & wire::kFlagPairs) != 0;
-  if (!client.takes_pairs) pairs_ = false;
+  take_abilities(client, frame);
   if (to_us) take_report(client, frame.request.report);
   for (std::size_t i = 0; i < frame.nb_wants(); ++i) {
     const wire::WantEntry entry = frame.want(i);

@@ -120,8 +120,8 @@ class ServerEngine {
   static void take_loss(Client& client, const wire::ReportBody& report) noexcept;
   void on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry, Nanos now) noexcept;
   [[nodiscard]] bool enqueue(Gfn page, std::uint8_t priority) noexcept;
-  ClientTable::Index join(std::uint64_t client_id, const wire::Frame& frame, const MacAddr& src,
-                          Nanos now) noexcept;
+  ClientTable::Index join(std::uint64_t client_id, const MacAddr& src, Nanos now) noexcept;
+  void take_abilities(Client& client, const wire::Frame& frame) noexcept;
   [[nodiscard]] bool is_late(ClientTable::Index who, const PageSlot& slot) noexcept;
   void answer_absent(const MacAddr& dst, PageRange range) noexcept;
   void push_control(const ServerTx& tx) noexcept;

@@ -2,18 +2,15 @@
 """How long a guest waits for a page, one after the other, against what the device and the kernel take for that alone."""
 import contextlib
 import json
-import os
 import pathlib
 import signal
 import statistics
 import subprocess
-import tempfile
 
 import benchlib
 import fillbench
 import fleetlib
 import lablib
-import profilelib
 
 CASES = {"median": 0.50, "99 of 100": 0.99}
 RUN_S = 120.0
@@ -133,14 +130,8 @@ def add_commands(commands, common):
 def run(args):
     """@return (result, a function that prints it)"""
     lablib.require_root()
-    profile = profilelib.load(args.profile)
-    if profile.tap:
-        raise benchlib.BenchError(f"profile {args.profile}: the bare loop runs on net_af_packet and net_af_xdp")
-    args.mtu, args.hosts = profile.mtu_for_lab(args.mtu), 1
+    args.mtu, args.hosts = fillbench.bare_profile(args).mtu_for_lab(args.mtu), 1
     if fleetlib.fragments(args.mtu) > 1:
         raise benchlib.BenchError(f"--mtu {args.mtu}: the bare loop sends a page in one frame, which takes 4140")
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="snowfabric-bench-", dir=memory) as folder, \
-            lablib.Lab(f"sf-bench-{os.getpid()}", args.hosts, args.mtu) as lab:
-        bed = fillbench.Bed(args, lab, pathlib.Path(folder))
+    with fillbench.bed_of(args) as bed:
         return summary(args, [run_round(bed, number) for number in range(1, args.runs + 1)]), show

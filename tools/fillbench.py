@@ -176,16 +176,27 @@ def show(result):
     print(f"{'median':22}{result['limit']:>10.0f}{'':11}{result['rate']:>10.0f}{'':30}{result['ratio']:>8.3f}")
 
 
-def fill(args):
+def bare_profile(args):
+    """@return the profile, if a bare loop runs on it"""
     profile = profilelib.load(args.profile)
     if profile.tap:
         raise benchlib.BenchError(f"profile {args.profile}: the bare loop runs on net_af_packet and net_af_xdp")
-    args.mtu = profile.mtu_for_lab(args.mtu)
-    benchlib.program(args, benchlib.NODE), benchlib.program(args, SERVER)
+    return profile
+
+
+@contextlib.contextmanager
+def bed_of(args, tap=False):
+    """With hosts of its own, and an image in memory."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="snowfabric-bench-", dir=memory) as folder, \
-            lablib.Lab(f"sf-bench-{os.getpid()}", args.hosts, args.mtu) as lab:
-        bed = Bed(args, lab, pathlib.Path(folder))
+            lablib.Lab(f"sf-bench-{os.getpid()}", args.hosts, args.mtu, tap=tap) as lab:
+        yield Bed(args, lab, pathlib.Path(folder))
+
+
+def fill(args):
+    args.mtu = bare_profile(args).mtu_for_lab(args.mtu)
+    benchlib.program(args, benchlib.NODE), benchlib.program(args, SERVER)
+    with bed_of(args) as bed:
         return summary(args, [run_pair(bed, number, args.runs) for number in range(1, args.runs + 1)])
 
 

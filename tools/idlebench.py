@@ -3,7 +3,6 @@
 import os
 import pathlib
 import statistics
-import tempfile
 import time
 
 import benchlib
@@ -96,8 +95,5 @@ def run(args):
     args.mtu = profile.mtu_for_lab(args.mtu)
     if args.hosts < 2:
         raise benchlib.BenchError("--hosts: two at least")
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="snowfabric-bench-", dir=memory) as folder, \
-            lablib.Lab(f"sf-bench-{os.getpid()}", args.hosts, args.mtu, tap=profile.tap) as lab:
-        bed = fillbench.Bed(args, lab, pathlib.Path(folder))
+    with fillbench.bed_of(args, profile.tap) as bed:
         return summary(args, [run_round(bed, number) for number in range(1, args.runs + 1)]), show
