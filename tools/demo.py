@@ -209,7 +209,7 @@ def results(args, fleet, image, nb_pages, nb_nonzero, seconds):
     return {
         "clones": [clone_row(fleet, guest) for guest in fleet.guests],
         "wire_bytes": server["tx_bytes"],
-        "unique_bytes": unique,
+        "unique_bytes": unique,  # of frames with one page each
         "wire_ratio": server["tx_bytes"] / unique if unique else None,
         "multicast_pages": server["tx_pages_multicast"],
         "unicast_pages": server["tx_pages_unicast"],
