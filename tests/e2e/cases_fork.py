@@ -143,12 +143,21 @@ def forks_under_pressure(vms, nb_forks):
             f"avoided, {reclaimed[-1] - reclaimed[0]} pages reclaimed")
 
 
+def least_free_kb(vm):
+    """Less is not free while the guest takes and gives back the same again and again: MemFree counts what it just gave back."""
+    samples = []
+    for _ in range(10):
+        samples.append(free_kb(vm))
+        time.sleep(0.1)
+    return min(samples)
+
+
 def fork_avoids_what_is_free(vms, check_clone=lambda vm: None):
-    """While MemFree does not change much: nearly all of it is left out. @return a line about it"""
-    free_pages = free_kb(vms.parent) // 4
+    """Nearly all that is free at any time is left out. @return a line about it"""
+    free_pages = least_free_kb(vms.parent) // 4
     avoided = fork_with_free_pages(vms, check_clone)["avoided_pages"]
     check(avoided > 0.8 * free_pages, f"{avoided} pages avoided, and {free_pages} were free")
-    return f"{avoided} of {free_pages} free pages avoided"
+    return f"{avoided} pages avoided, and at least {free_pages} were free"
 
 
 @case(240, round_s=60)
