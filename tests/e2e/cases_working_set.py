@@ -14,8 +14,8 @@ def start_clone(vms, clone_id):
     return clone, vms.guest_counters(clone)["faults"]
 
 
-# Four memtaps that ask each for itself cost four times the bytes. A memserver that waits long for a CPU takes requests made before an
-# answer for such made after it, and answers again: no more than this of them.
+# Four memtaps that ask each for itself cost four times the bytes. A memserver that waits long for a CPU takes requests made before
+# an answer for such made after it, and answers again: no more than this of them.
 MOST = 2.0
 
 

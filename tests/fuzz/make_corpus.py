@@ -120,10 +120,40 @@ def page_tables():
             "large": struct.pack("=QQQQQ", 0, 1 << 12, 1 << 10, 0, 1 << 21) + tables}
 
 
+def ip_checksum(data):
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xffff) + (total >> 16)
+    return struct.pack(">H", total ^ 0xffff)
+
+
+def ipv4_frame(source, target, protocol, body, to_mac=b"\x01\x00\x5e\x42\x32\xf6"):
+    head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 0, 0x4000, 1, protocol, 0, source, target)
+    head = head[:10] + ip_checksum(head) + head[12:]
+    return to_mac + bytes([2, 0, 0, 0, 0, 2]) + b"\x08\x00" + head + body
+
+
+def ip_frames():
+    """Of a client to the server of ip_fuzz.cpp, and back; each frame behind its length."""
+    own, peer, group, port = bytes([10, 53, 0, 1]), bytes([10, 53, 0, 2]), bytes.fromhex("efc232f6"), 21318
+
+    def datagram(target, target_port):
+        return ipv4_frame(peer, target, 17, struct.pack(">HHHH", 40000, target_port, 8 + 28, 0) + bytes(28))
+    arp = bytes([255] * 6 + [2, 0, 0, 0, 0, 2]) + bytes.fromhex("0806 0001 0800 0604 0001") + bytes([2, 0, 0, 0, 0, 2])
+    arp += peer + bytes(6) + own
+    query = struct.pack(">BBH4s", 0x11, 100, 0, bytes(4))
+    igmp = ipv4_frame(peer, bytes([224, 0, 0, 1]), 2, query[:2] + ip_checksum(query) + query[4:])
+    frames = {"to_servers": datagram(group, port), "to_us": datagram(own, port + 2), "arp": arp, "query": igmp}
+    seeds = {name: b"\x00" + struct.pack(">H", len(frame)) + frame for name, frame in frames.items()}
+    to_clients = datagram(group, port + 1)
+    return {**seeds, "to_clients": b"\x01" + struct.pack(">H", len(to_clients)) + to_clients}
+
+
 def corpora():
     """name: {file: bytes}"""
     return {
         "answers": answers(),
+        "ip": ip_frames(),
         "page_tables": page_tables(),
         "seal": {"flip": bytes([60, 0, 1, 0]) + b"a frame that is sealed", "cut": bytes([0, 0, 0, 5]) + b"another"},
         "text": {"pages": lines("17", "0x20-0x3f  # a comment", "", "5 - 9"), "key": b"0123456789abcdef" * 4 + b"\n",

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "library/fetching.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <new>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace snowfabric {
+namespace {
+
+using wire::Drop;
+using wire::FrameType;
+using wire::Priority;
+
+constexpr unsigned kMaxBursts = 16;             // a turn
+constexpr unsigned kMaxUndrained = 32;          // turns
+constexpr std::size_t kPrefetchInFlight = 512;  // of the engine's table; the rest is for demands
+constexpr std::size_t kRangesAgain = 64;        // looked for at once
+alignas(64) constexpr std::array<std::byte, kPageSize> kZeroPage{};
+
+ClientConfig completed(ClientConfig config, const Carrier& carrier) noexcept {
+  config.mtu_bytes = carrier.mtu_bytes();
+  config.mac = carrier.address();
+  return config;
+}
+
+Nanos end_of(Nanos timeout, Nanos now) noexcept {
+  return timeout == Fetching::kForever ? Fetching::kForever : now + timeout;
+}
+
+}  // namespace
+
+Fetching::Fetching(std::unique_ptr<Carrier> carrier, ClientConfig config, OnPage on_page,
+                   Clock clock)
+    : carrier_{std::move(carrier)},
+      engine_{completed(config, *carrier_), stats_},
+      on_page_{std::move(on_page)},
+      idle_{carrier_->idle()},
+      clock_{clock} {}
+
+Result<void> Fetching::join(Nanos timeout) {
+  const Nanos until = end_of(timeout, clock_());
+  for (Nanos now = clock_();; now = clock_()) {
+    if (stop_.exchange(false, std::memory_order_relaxed)) return fail(EINTR, "join: stopped");
+    const bool done = turn(now) == 0;
+    if (engine_.nb_pages() != 0) return on_join();
+    if (auto error = trouble()) return std::unexpected(std::move(*error));
+    if (now >= until && done)
+      return engine_.refused()
+                 ? fail(EUSERS, "join: the server's table of clients is full")
+                 : fail(ETIMEDOUT, "join: no server of this image and epoch has answered");
+    if (done) wait(now, until);
+  }
+}
+
+/// Pages are taken from here on: before, its user cannot know how many there are.
+Result<void> Fetching::on_join() {
+  here_.words.resize((nb_pages() + 63) / 64);
+  requested_.words.resize(here_.words.size());
+  joined_ = true;
+  return {};
+}
+
+Result<void> Fetching::request(Gfn first, std::uint64_t nb_wanted, Priority priority) {
+  if (!joined_) return fail(ENOTCONN, "request: not joined");
+  if (first.value > nb_pages() || nb_wanted > nb_pages() - first.value)
+    return fail(ERANGE, fmt::format("request: {} pages from {} on, of {}", nb_wanted, first.value,
+                                    nb_pages()));
+  // An image has no more pages than a range can name.
+  to_ask_[static_cast<std::size_t>(priority)].push_back(
+      {first, static_cast<std::uint32_t>(nb_wanted)});
+  first_word_ = std::min(first_word_, first.value / 64);
+  for (Gfn page = first; page.value < first.value + nb_wanted; ++page.value)
+    if (!here_.has(page) && !requested_.has(page)) {
+      requested_.add(page);
+      ++nb_missing_;
+    }
+  return {};
+}
+
+Result<void> Fetching::run(Nanos timeout) {
+  const Nanos until = end_of(timeout, clock_());
+  for (Nanos now = clock_();; now = clock_()) {
+    if (stop_.exchange(false, std::memory_order_relaxed)) return fail(EINTR, "run: stopped");
+    const bool done = turn(now) == 0;
+    if (auto error = trouble()) return std::unexpected(std::move(*error));
+    if (nb_missing_ == 0) return {};
+    if (now >= until && done)
+      return fail(ETIMEDOUT, fmt::format("run: {} pages are missing yet", nb_missing_));
+    if (done) wait(now, until);
+  }
+}
+
+void Fetching::wait(Nanos now, Nanos until) noexcept {
+  const std::array fds{carrier_->wait_fd()};
+  const bool sleeps = idle_.about_to_sleep();
+  if (sleeps) carrier_->sleeping(true);
+  idle_.miss(fds, std::min(deadline(now), until) - now);
+  if (sleeps) carrier_->sleeping(false);
+}
+
+Nanos Fetching::deadline(Nanos now) const noexcept {
+  return carrier_->has_queued() ? now : engine_.deadline(now);
+}
+
+unsigned Fetching::turn(Nanos now) {
+  unsigned nb_done = 0;
+  bool drained = false;
+  for (unsigned i = 0; i < kMaxBursts && !drained; ++i) {
+    const unsigned nb_received = receive(now);
+    nb_done += nb_received;
+    drained = nb_received < Carrier::kBurst;
+  }
+  // What waits in the socket may be what would be asked for; but it may never end.
+  if (drained || ++nb_undrained_ == kMaxUndrained) {
+    nb_undrained_ = 0;
+    ask(now);
+  }
+  nb_done += send(now);
+  if (nb_done != 0) idle_.hit();
+  return nb_done;
+}
+
+// --- receive ---------------------------------------------------------------------------------
+
+unsigned Fetching::receive(Nanos now) {
+  const auto frames = carrier_->receive();
+  for (const auto& received : frames) on_frame(received, now);
+  return static_cast<unsigned>(frames.size());
+}
+
+void Fetching::on_frame(const Carrier::Received& received, Nanos now) {
+  wire::Frame frame;
+  Drop why = wire::parse(received.payload, frame);
+  if (why == Drop::kNone) why = engine_.on_frame(frame, received.src, received.wire_bytes, now);
+  if (why != Drop::kNone) [[unlikely]] {
+    // What goes to the others before we have joined is no fault of theirs.
+    if (joined_ || why != Drop::kUnexpectedType) drops_.count(why);
+    return;
+  }
+  if (!joined_) return;
+  if (frame.type == FrameType::kPage) {
+    do on_page(frame, now);
+    while (frame.next_page());
+  }
+  if (frame.type == FrameType::kZeros || frame.type == FrameType::kAbsent) on_ranges(frame, now);
+}
+
+void Fetching::on_page(const wire::Frame& frame, Nanos now) {
+  const Gfn page{frame.page.gfn.host()};
+  if (here_.has(page)) {
+    engine_.on_duplicate(frame);
+    return;
+  }
+  Drop why{};
+  const auto arrival = engine_.take_page(frame, now, why);
+  if (arrival) deliver(page, arrival->bytes);
+  if (why != Drop::kNone) [[unlikely]]
+    drops_.count(why);
+}
+
+void Fetching::on_ranges(const wire::Frame& frame, Nanos now) {
+  for (std::size_t i = 0; i < frame.nb_ranges(); ++i) {
+    const PageRange range = frame.range(i);
+    engine_.take_range(frame.type, range, now);
+    if (range.first.value >= nb_pages()) continue;
+    const std::uint64_t end = std::min(range.first.value + range.nb_pages, nb_pages());
+    for (Gfn page = range.first; page.value < end; ++page.value)
+      if (frame.type == FrameType::kAbsent)
+        give_up(page, "the server does not have it");
+      else if (!here_.has(page))
+        deliver(page, kZeroPage);
+  }
+}
+
+void Fetching::deliver(Gfn page, std::span<const std::byte, kPageSize> bytes) {
+  here_.add(page);
+  static_cast<void>(take_off(page));
+  on_page_(page, bytes);
+}
+
+/// @return whether it was requested
+bool Fetching::take_off(Gfn page) noexcept {
+  if (!requested_.has(page)) return false;
+  requested_.remove(page);
+  --nb_missing_;
+  return true;
+}
+
+void Fetching::give_up(Gfn page, const char* why) {
+  if (take_off(page) && !given_up_)
+    given_up_ = Error{ENODATA, fmt::format("page {}: {}", page.value, why)};
+}
+
+/// What a caller must know now.
+std::optional<Error> Fetching::trouble() {
+  if (given_up_) return std::exchange(given_up_, std::nullopt);
+  if (engine_.state() == ClientState::kMtuTooSmall)
+    return Error{EMSGSIZE,
+                 fmt::format("the server's frames, of an MTU of {}, do not fit ours of {}",
+                             engine_.server_mtu_bytes(), carrier_->mtu_bytes())};
+  const bool dead = engine_.state() == ClientState::kServerDead && nb_missing_ != 0;
+  if (!dead || std::exchange(death_reported_, true)) return std::nullopt;
+  return Error{EHOSTDOWN, "the server is silent"};
+}
+
+// --- ask -------------------------------------------------------------------------------------
+
+void Fetching::ask(Nanos now) {
+  if (engine_.state() != ClientState::kServerDead) see_unanswered();
+  for (std::size_t priority = 0; priority < to_ask_.size(); ++priority)
+    while (!to_ask_[priority].empty() && ask_for_front(priority, now))
+      to_ask_[priority].pop_front();
+  if (nb_missing_ != 0 && engine_.nb_in_flight() == 0 && to_ask_[0].empty() && to_ask_[1].empty())
+    look_again();
+  engine_.await_prefetch(nb_missing_ != 0, now);
+  engine_.expire(now);
+}
+
+/// What a live server does not deliver; a dead one may come back.
+void Fetching::see_unanswered() {
+  death_reported_ = false;
+  std::vector<Gfn> overdue;
+  engine_.for_each_unanswered([&](Gfn page) { overdue.push_back(page); });
+  for (const Gfn page : overdue) {
+    engine_.forget(page);
+    give_up(page, "the server lives and does not deliver it");
+  }
+}
+
+/// @return whether the whole range was asked for
+bool Fetching::ask_for_front(std::size_t priority, Nanos now) noexcept {
+  PageRange& range = to_ask_[priority].front();
+  for (; range.nb_pages > 0; ++range.first.value, --range.nb_pages) {
+    if (!requested_.has(range.first)) continue;
+    const auto wanted = static_cast<Priority>(priority);
+    if (wanted == Priority::kPrefetch && engine_.nb_in_flight() >= kPrefetchInFlight) return false;
+    if (!engine_.want(range.first, wanted, now)) return false;
+  }
+  return true;
+}
+
+/// Prefetched pages that were lost again and again the engine has left: somebody waits for them
+/// now. All before the first word is here.
+void Fetching::look_again() noexcept {
+  auto& demands = to_ask_[0];
+  while (first_word_ < requested_.words.size() && requested_.words[first_word_] == 0) ++first_word_;
+  for (std::size_t i = first_word_; i < requested_.words.size() && demands.size() < kRangesAgain;
+       ++i)
+    for (std::uint64_t word = requested_.words[i]; word != 0; word &= word - 1)
+      demands.push_back({Gfn{i * 64 + static_cast<unsigned>(std::countr_zero(word))}, 1});
+}
+
+// --- send ------------------------------------------------------------------------------------
+
+unsigned Fetching::send(Nanos now) noexcept {
+  while (engine_.has_output(now)) {
+    const auto room = carrier_->room();
+    if (room.empty()) break;
+    const std::size_t nb_bytes = engine_.next(room, now);
+    if (nb_bytes == 0) break;
+    carrier_->push(nb_bytes, {});
+  }
+  return static_cast<unsigned>(carrier_->flush());
+}
+
+void Fetching::leave() noexcept {
+  if (engine_.state() != ClientState::kJoined || carrier_->room().empty()) return;
+  carrier_->push(engine_.write_bye(carrier_->room()), {});
+  carrier_->flush();
+}
+
+}  // namespace snowfabric
