@@ -207,6 +207,28 @@ class Fabric(Peer):
         return timed(begin)
 
 
+class Library(Peer):
+    """The example pair over the C API."""
+
+    def __init__(self, carrier):
+        self.carrier, self.name = carrier, f"libsnowfabric, {carrier}"
+
+    def args(self, bed, host, program):
+        how = ("-k", self.carrier, "-i", lablib.PORT, "-a", f"10.66.1.{host + 1}")
+        return benchlib.program(bed.args, f"library/{program}"), *how
+
+    def transfer(self, bed):
+        image_id = "5f"
+        clients = [bed.job(host, *self.args(bed, host, "sf-fetch"), image_id, bed.copy(host)) for host in bed.hosts()]
+        for client in clients:
+            wait_until(lambda client=client: client.end(0) or b"image_id" in client.log.read_bytes(), f"{client.name} listens")
+
+        def begin():
+            bed.job(0, *self.args(bed, 0, "sf-serve"), "-n", image_id, bed.image)
+            return clients
+        return timed(begin)
+
+
 class Udpcast(Peer):
     name, tools = "udpcast", ("udp-sender", "udp-receiver")
 
@@ -250,7 +272,8 @@ class Iperf(Peer):
                                           for host in bed.hosts())])
 
 
-PEERS = (Fabric(), Fabric("--push"), Udpcast(), Uftp(), Nbd(), Iperf())
+PEERS = (Fabric(), Fabric("--push"), *(Library(carrier) for carrier in ("udp", "ethernet", "dpdk-udp")),
+         Udpcast(), Uftp(), Nbd(), Iperf())
 
 
 @contextlib.contextmanager
