@@ -285,10 +285,12 @@ void ClientEngine::forget(Gfn page) noexcept {
 
 void ClientEngine::finish(std::uint32_t id, Nanos now) noexcept {
   const Flight& flight = flights_[id];
-  // Karn: an answer to a repeated question says nothing; nor does a sibling's of the server's.
-  if (flight.attempts == 1 && !asks_siblings_) {
+  if (flight.attempts > 0 && !asks_siblings_) {  // a sibling's answer says nothing of the server's
     RtoEstimator& rto = rto_[static_cast<std::size_t>(flight.priority)];
-    rto.sample(now - flight.first_asked);
+    if (flight.attempts == 1)
+      rto.sample(now - flight.first_asked);
+    else
+      rto.answered_late(flight.attempts - 1U);
     stats_.srtt_us.set(to_micros(rto_[0].srtt()));
   }
   release(id);

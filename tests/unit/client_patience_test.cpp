@@ -81,6 +81,19 @@ TEST(ClientPatience, APageAskedForTwiceIsNoMeasurement) {  // Karn's rule
   EXPECT_EQ(client.stats.srtt_us.read(), 0U);
 }
 
+TEST(ClientPatience, AQueueLongerThanTheTimeOutCostsOneRetryNotOneAPage) {
+  TestClient client;
+  client.join();
+  for (const std::uint64_t page : {5U, 6U, 7U, 8U}) {
+    client.demand(page);
+    for (const Nanos answered = client.now + 30ms; client.now < answered; client.now += 250us)
+      client.send();
+    EXPECT_TRUE(client.page(page));
+  }
+  EXPECT_EQ(client.stats.retries.read(), 1U);
+  EXPECT_EQ(client.stats.srtt_us.read(), 30'000U);
+}
+
 // --- servers that restart or die ---------------------------------------------------------------
 
 TEST(ClientPatience, ANewIncarnationIsAskedForEverythingAgainAndIsNotLoss) {

@@ -43,6 +43,22 @@ TEST(Rto, EachUnansweredAttemptDoublesItUpToTheMaximum) {
   EXPECT_EQ(rto.rto(255), 500ms);  // no overflow
 }
 
+TEST(Rto, WhatALateAnswerBackedOffHoldsUntilTheNextSample) {
+  RtoEstimator rto{kConfig};
+  rto.answered_late(1);
+  EXPECT_EQ(rto.rto(0), 40ms);
+  EXPECT_EQ(rto.rto(1), 80ms);
+  rto.sample(30ms);  // a queue of 30 ms, which 20 ms would never have measured
+  EXPECT_EQ(rto.rto(0), 90ms);
+}
+
+TEST(Rto, AnOutageIsKeptAsEightTimesTheFirstTimeOut) {
+  RtoEstimator rto{kConfig};
+  rto.answered_late(200);
+  rto.answered_late(1);
+  EXPECT_EQ(rto.rto(0), 160ms);
+}
+
 TEST(Rto, ASteadyRoundTripKeepsTheMinimumAsItsMargin) {
   for (const Nanos rtt : {Nanos{10us}, Nanos{5ms}}) {
     RtoEstimator rto{kConfig};
