@@ -39,7 +39,7 @@ ClientEngine::ClientEngine(const ClientConfig& config, ClientStats& stats)
 // --- frames in -------------------------------------------------------------------------------
 
 Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::size_t frame_bytes,
-                            Nanos now) noexcept {
+                            Nanos now) {
   if (frame.image_id != identity_.image_id) return Drop::kForeignImage;
   if (frame.epoch != identity_.epoch) return Drop::kStaleEpoch;
   if (frame.space != identity_.space) return Drop::kOutOfRange;
@@ -115,7 +115,7 @@ Drop ClientEngine::on_bye(const wire::Frame& frame, Nanos now) noexcept {
   return Drop::kNone;
 }
 
-Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
+Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nanos now) {
   const wire::WelcomeBody& body = frame.welcome;
   if (body.client_id.host() != config_.client_id) return Drop::kUnexpectedType;
   const std::uint64_t nb_pages = body.nb_pages.host();
@@ -130,10 +130,10 @@ Drop ClientEngine::on_welcome(const wire::Frame& frame, const MacAddr& src, Nano
     state_ = ClientState::kMtuTooSmall;
     return Drop::kNone;
   }
-  server_mtu_bytes_ = body.mtu_bytes.host();
-  nb_pages_ = nb_pages;
   if (nb_fragments > 1 && reassembler_.capacity() < config_.partial_pages)
     reassembler_ = Reassembler{config_.partial_pages};
+  server_mtu_bytes_ = body.mtu_bytes.host();
+  nb_pages_ = nb_pages;
   if (frame.incarnation != identity_.incarnation) on_incarnation(frame, now);
   server_ = src;
   nb_fragments_ = nb_fragments;

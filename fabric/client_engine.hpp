@@ -73,8 +73,9 @@ class ClientEngine {
   /// or the REQUEST of a sibling, which is Repairs'.
   /// @param frame_bytes  of the whole Ethernet frame, for the rate report
   /// @return why it was dropped, or kNone
+  /// @throw std::bad_alloc at a WELCOME, which has then changed nothing
   wire::Drop on_frame(const wire::Frame& frame, const MacAddr& src, std::size_t frame_bytes,
-                      Nanos now) noexcept;
+                      Nanos now);
   /// Takes the page that a PAGE frame is at (Frame::next_page), which some clone needs.
   /// @return the arrival once the page is whole; `drop` tells why it was refused
   std::optional<PageArrival> take_page(const wire::Frame& frame, Nanos now,
@@ -102,6 +103,7 @@ class ClientEngine {
     return id != PageMap::kNone && flights_[id].priority == wire::Priority::kDemand;
   }
   [[nodiscard]] std::size_t nb_in_flight() const noexcept { return flights_.size() - free_.size(); }
+  [[nodiscard]] std::size_t nb_demands() const noexcept { return nb_demands_; }  ///< of these
   /// Calls `each(Gfn)` for every demanded page in flight.
   template <class Each>
   void for_each_demand(Each&& each) const {
@@ -163,7 +165,7 @@ class ClientEngine {
     bool overdue = false;    ///< a demand that cannot be had
   };
 
-  wire::Drop on_welcome(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
+  wire::Drop on_welcome(const wire::Frame& frame, const MacAddr& src, Nanos now);
   wire::Drop on_bye(const wire::Frame& frame, Nanos now) noexcept;
   [[nodiscard]] wire::Drop on_sibling(const wire::Frame& frame) noexcept;
   void hear(Nanos now) noexcept;
