@@ -5,6 +5,7 @@
 #include <span>
 
 #include "fabric/base/mac.hpp"
+#include "fabric/base/time.hpp"
 #include "fabric/idle.hpp"
 
 namespace snowfabric {
@@ -17,6 +18,7 @@ enum class Side : std::uint8_t { kServer, kClient };
 class Carrier {
  public:
   static constexpr std::size_t kBurst = 32;
+  static constexpr Nanos kLinkBusy{50'000};  ///< what is queued is tried again so much later
 
   /// Without its Ethernet header.
   struct Received {
@@ -47,6 +49,8 @@ class Carrier {
   /// Readable when frames have come; -1: nothing tells.
   [[nodiscard]] virtual int wait_fd() const noexcept = 0;
   virtual void sleeping(bool /*sleeps*/) noexcept {}  ///< around a wait for it
+  /// The same for others' loops, which do not say when they sleep.
+  [[nodiscard]] virtual int poll_fd() const noexcept { return wait_fd(); }
   [[nodiscard]] virtual IdleConfig idle() const noexcept { return {}; }
   [[nodiscard]] virtual MacAddr address() const noexcept = 0;
   [[nodiscard]] virtual std::uint16_t mtu_bytes() const noexcept = 0;  ///< of a frame's payload

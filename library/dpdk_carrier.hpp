@@ -56,6 +56,9 @@ class DpdkCarrier final : public Carrier {
   void sleeping(bool sleeps) noexcept override;
   [[nodiscard]] IdleConfig idle() const noexcept override { return path_.profile.idle; }
   [[nodiscard]] int wait_fd() const noexcept override { return path_.port.wait_fd(); }
+  [[nodiscard]] int poll_fd() const noexcept override {
+    return path_.port.has_rx_interrupt() ? -1 : wait_fd();
+  }
   [[nodiscard]] MacAddr address() const noexcept override {
     return ip_ ? ip_->member() : path_.port.mac();
   }

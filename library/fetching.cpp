@@ -16,10 +16,12 @@ using wire::Drop;
 using wire::FrameType;
 using wire::Priority;
 
-constexpr unsigned kMaxBursts = 16;             // a turn
-constexpr unsigned kMaxUndrained = 32;          // turns
-constexpr std::size_t kPrefetchInFlight = 512;  // of the engine's table; the rest is for demands
-constexpr std::size_t kRangesAgain = 64;        // looked for at once
+constexpr unsigned kMaxBursts = 16;     // a turn
+constexpr unsigned kMaxUndrained = 32;  // turns
+/// Of the engine's table; the rest is for demands. Those are no more at once than even a server at
+/// its lowest rate delivers within ClientConfig::page_give_up, to a dozen clients.
+constexpr std::size_t kPrefetchInFlight = 512, kDemandsInFlight = 512;
+constexpr std::size_t kRangesAgain = 64;  // looked for at once
 alignas(64) constexpr std::array<std::byte, kPageSize> kZeroPage{};
 
 ClientConfig completed(ClientConfig config, const Carrier& carrier) noexcept {
@@ -32,24 +34,35 @@ Nanos end_of(Nanos timeout, Nanos now) noexcept {
   return timeout == Fetching::kForever ? Fetching::kForever : now + timeout;
 }
 
+/// While it lives.
+struct Raised {
+  explicit Raised(bool& of) noexcept : flag{of} { flag = true; }
+  ~Raised() { flag = false; }
+  Raised(const Raised&) = delete;
+  Raised& operator=(const Raised&) = delete;
+  bool& flag;
+};
+
 }  // namespace
 
-Fetching::Fetching(std::unique_ptr<Carrier> carrier, ClientConfig config, OnPage on_page,
+Fetching::Fetching(std::unique_ptr<Carrier> carrier, ClientConfig config, Callbacks callbacks,
                    Clock clock)
     : carrier_{std::move(carrier)},
       engine_{completed(config, *carrier_), stats_},
-      on_page_{std::move(on_page)},
+      callbacks_{std::move(callbacks)},
       idle_{carrier_->idle()},
       clock_{clock} {}
 
 Result<void> Fetching::join(Nanos timeout) {
+  if (running_) return fail(EBUSY, "join: inside of a callback");
+  const Raised running{running_};
   const Nanos until = end_of(timeout, clock_());
   for (Nanos now = clock_();; now = clock_()) {
     if (stop_.exchange(false, std::memory_order_relaxed)) return fail(EINTR, "join: stopped");
     const bool done = turn(now) == 0;
     if (engine_.nb_pages() != 0) return on_join();
     if (auto error = trouble()) return std::unexpected(std::move(*error));
-    if (now >= until && done)
+    if (now >= until)
       return engine_.refused()
                  ? fail(EUSERS, "join: the server's table of clients is full")
                  : fail(ETIMEDOUT, "join: no server of this image and epoch has answered");
@@ -61,6 +74,7 @@ Result<void> Fetching::join(Nanos timeout) {
 Result<void> Fetching::on_join() {
   here_.words.resize((nb_pages() + 63) / 64);
   requested_.words.resize(here_.words.size());
+  demanded_.words.resize(here_.words.size());
   joined_ = true;
   return {};
 }
@@ -70,26 +84,37 @@ Result<void> Fetching::request(Gfn first, std::uint64_t nb_wanted, Priority prio
   if (first.value > nb_pages() || nb_wanted > nb_pages() - first.value)
     return fail(ERANGE, fmt::format("request: {} pages from {} on, of {}", nb_wanted, first.value,
                                     nb_pages()));
+  bool is_news = false;
+  for (Gfn page = first; page.value < first.value + nb_wanted; ++page.value) {
+    if (here_.has(page) || demanded_.has(page)) continue;
+    if (priority == Priority::kDemand)
+      demanded_.add(page);
+    else if (requested_.has(page))
+      continue;
+    is_news = true;
+    if (requested_.has(page)) continue;
+    requested_.add(page);
+    ++nb_missing_;
+  }
+  if (!is_news) return {};
+  first_word_ = std::min(first_word_, first.value / 64);
   // An image has no more pages than a range can name.
   to_ask_[static_cast<std::size_t>(priority)].push_back(
       {first, static_cast<std::uint32_t>(nb_wanted)});
-  first_word_ = std::min(first_word_, first.value / 64);
-  for (Gfn page = first; page.value < first.value + nb_wanted; ++page.value)
-    if (!here_.has(page) && !requested_.has(page)) {
-      requested_.add(page);
-      ++nb_missing_;
-    }
+  has_news_ = true;
   return {};
 }
 
 Result<void> Fetching::run(Nanos timeout) {
+  if (running_) return fail(EBUSY, "run: inside of a callback");
+  const Raised running{running_};
   const Nanos until = end_of(timeout, clock_());
   for (Nanos now = clock_();; now = clock_()) {
     if (stop_.exchange(false, std::memory_order_relaxed)) return fail(EINTR, "run: stopped");
     const bool done = turn(now) == 0;
     if (auto error = trouble()) return std::unexpected(std::move(*error));
     if (nb_missing_ == 0) return {};
-    if (now >= until && done)
+    if (now >= until)
       return fail(ETIMEDOUT, fmt::format("run: {} pages are missing yet", nb_missing_));
     if (done) wait(now, until);
   }
@@ -104,7 +129,8 @@ void Fetching::wait(Nanos now, Nanos until) noexcept {
 }
 
 Nanos Fetching::deadline(Nanos now) const noexcept {
-  return carrier_->has_queued() ? now : engine_.deadline(now);
+  if (has_news_) return now;
+  return carrier_->has_queued() ? now + Carrier::kLinkBusy : engine_.deadline(now);
 }
 
 unsigned Fetching::turn(Nanos now) {
@@ -180,25 +206,29 @@ void Fetching::on_ranges(const wire::Frame& frame, Nanos now) {
 void Fetching::deliver(Gfn page, std::span<const std::byte, kPageSize> bytes) {
   here_.add(page);
   static_cast<void>(take_off(page));
-  on_page_(page, bytes);
+  callbacks_.on_page(page, bytes);
 }
 
 /// @return whether it was requested
 bool Fetching::take_off(Gfn page) noexcept {
   if (!requested_.has(page)) return false;
   requested_.remove(page);
+  demanded_.remove(page);
   --nb_missing_;
   return true;
 }
 
 void Fetching::give_up(Gfn page, const char* why) {
-  if (take_off(page) && !given_up_)
-    given_up_ = Error{ENODATA, fmt::format("page {}: {}", page.value, why)};
+  if (!take_off(page)) return;
+  if (given_up_.nb_pages++ == 0) given_up_ = {.first = page, .why = why, .nb_pages = 1};
+  if (callbacks_.on_unavailable) callbacks_.on_unavailable(page);
 }
 
 /// What a caller must know now.
 std::optional<Error> Fetching::trouble() {
-  if (given_up_) return std::exchange(given_up_, std::nullopt);
+  if (const GivenUp pages = std::exchange(given_up_, {}); pages.nb_pages != 0)
+    return Error{ENODATA, fmt::format("page {}: {} ({} of them)", pages.first.value, pages.why,
+                                      pages.nb_pages)};
   if (engine_.state() == ClientState::kMtuTooSmall)
     return Error{EMSGSIZE,
                  fmt::format("the server's frames, of an MTU of {}, do not fit ours of {}",
@@ -211,11 +241,14 @@ std::optional<Error> Fetching::trouble() {
 // --- ask -------------------------------------------------------------------------------------
 
 void Fetching::ask(Nanos now) {
+  has_news_ = false;
   if (engine_.state() != ClientState::kServerDead) see_unanswered();
   for (std::size_t priority = 0; priority < to_ask_.size(); ++priority)
     while (!to_ask_[priority].empty() && ask_for_front(priority, now))
       to_ask_[priority].pop_front();
-  if (nb_missing_ != 0 && engine_.nb_in_flight() == 0 && to_ask_[0].empty() && to_ask_[1].empty())
+  const bool all_asked = to_ask_[0].empty() && to_ask_[1].empty();
+  if (all_asked && nb_missing_ > engine_.nb_demands() &&
+      engine_.nb_in_flight() == engine_.nb_demands())
     look_again();
   engine_.await_prefetch(nb_missing_ != 0, now);
   engine_.expire(now);
@@ -238,15 +271,17 @@ bool Fetching::ask_for_front(std::size_t priority, Nanos now) noexcept {
   for (; range.nb_pages > 0; ++range.first.value, --range.nb_pages) {
     if (!requested_.has(range.first)) continue;
     const auto wanted = static_cast<Priority>(priority);
-    if (wanted == Priority::kPrefetch && engine_.nb_in_flight() >= kPrefetchInFlight) return false;
+    if (wanted == Priority::kPrefetch ? engine_.nb_in_flight() >= kPrefetchInFlight
+                                      : engine_.nb_demands() >= kDemandsInFlight)
+      return false;
     if (!engine_.want(range.first, wanted, now)) return false;
   }
   return true;
 }
 
-/// Prefetched pages that were lost again and again the engine has left: somebody waits for them
-/// now. All before the first word is here.
-void Fetching::look_again() noexcept {
+/// Prefetched pages that were lost again and again, or displaced, the engine has left: somebody
+/// waits for them now. All before the first word is here.
+void Fetching::look_again() {
   auto& demands = to_ask_[0];
   while (first_word_ < requested_.words.size() && requested_.words[first_word_] == 0) ++first_word_;
   for (std::size_t i = first_word_; i < requested_.words.size() && demands.size() < kRangesAgain;

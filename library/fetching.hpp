@@ -23,24 +23,32 @@ namespace snowfabric {
 /// it; only stop() may be called by others.
 class Fetching {
  public:
-  /// A page has come; each comes once. It may call request().
-  using OnPage = std::function<void(Gfn page, std::span<const std::byte, kPageSize> bytes)>;
+  /// Called inside of join() and run(); may call request(), stop() and what is const.
+  struct Callbacks {
+    /// A page has come; each comes once.
+    std::function<void(Gfn page, std::span<const std::byte, kPageSize> bytes)> on_page;
+    /// The server does not have a page that was requested, or does not deliver it: it is requested
+    /// no more. Not needed.
+    std::function<void(Gfn page)> on_unavailable{};
+  };
   using Clock = Nanos (*)() noexcept;
   static constexpr Nanos kForever = Nanos::max();
 
   /// @param config  without what the carrier knows: its MTU
-  Fetching(std::unique_ptr<Carrier> carrier, ClientConfig config, OnPage on_page,
+  Fetching(std::unique_ptr<Carrier> carrier, ClientConfig config, Callbacks callbacks,
            Clock clock = monotonic_now);
 
-  /// Gives no page yet. @return ETIMEDOUT: no answer yet; EMSGSIZE: the server's frames do not fit;
-  /// EUSERS: it has no
-  ///         room for another client; EINTR: stop(); ENOMEM
+  /// Gives no page yet.
+  /// @return ETIMEDOUT: no answer yet; EMSGSIZE: the server's frames do not fit; EUSERS: it has no
+  ///         room for another client; EINTR: stop(); EBUSY: join() or run() is running
+  /// @throw std::bad_alloc; it may be called again
   [[nodiscard]] Result<void> join(Nanos timeout);
   /// @return ENOTCONN: not joined; ERANGE: not all in the image
   [[nodiscard]] Result<void> request(Gfn first, std::uint64_t nb_pages, wire::Priority priority);
   /// Until all that was requested is here.
   /// @return ETIMEDOUT: not all yet; EHOSTDOWN: the server is silent, said once until it speaks
-  ///         again; ENODATA: it does not have a page, which is requested no more; EINTR: stop()
+  ///         again; ENODATA: pages are unavailable; EINTR: stop(); EBUSY: join() or run() is
+  ///         running
   [[nodiscard]] Result<void> run(Nanos timeout);
   /// One turn of the loop. @return what there was to do
   unsigned turn(Nanos now);
@@ -68,6 +76,13 @@ class Fetching {
     }
   };
 
+  /// The first page that was given up since that was reported, and how many were.
+  struct GivenUp {
+    Gfn first{};
+    const char* why = nullptr;
+    std::uint64_t nb_pages = 0;
+  };
+
   Result<void> on_join();
   unsigned receive(Nanos now);
   void on_frame(const Carrier::Received& received, Nanos now);
@@ -79,7 +94,7 @@ class Fetching {
   void ask(Nanos now);
   void see_unanswered();
   [[nodiscard]] bool ask_for_front(std::size_t priority, Nanos now) noexcept;
-  void look_again() noexcept;
+  void look_again();
   unsigned send(Nanos now) noexcept;
   [[nodiscard]] std::optional<Error> trouble();
   void wait(Nanos now, Nanos until) noexcept;
@@ -88,15 +103,17 @@ class Fetching {
   ClientStats stats_;
   DropCounters drops_;
   ClientEngine engine_;
-  OnPage on_page_;
+  Callbacks callbacks_;
   Idle idle_;
   Clock clock_;
   PageSet here_, requested_;  // requested: and not here
+  PageSet demanded_;          // of requested_
   std::uint64_t nb_missing_ = 0;
   std::uint64_t first_word_ = 0;                 // of requested_, that may not be 0
   std::array<std::deque<PageRange>, 2> to_ask_;  // by priority
-  std::optional<Error> given_up_;                // the first page of them, until it is reported
-  bool joined_ = false, death_reported_ = false;
+  GivenUp given_up_;
+  bool joined_ = false, running_ = false, death_reported_ = false;
+  bool has_news_ = false;  // in to_ask_
   unsigned nb_undrained_ = 0;
   std::atomic<bool> stop_ = false;
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
 
 namespace snowfabric::ip {
@@ -12,6 +13,9 @@ constexpr std::uint8_t kUdp = 17, kIgmp = 2;
 constexpr std::uint16_t kMoreFragments = 0x2000, kOffset = 0x1FFF, kDontFragment = 0x4000;
 constexpr std::uint8_t kQuery = 0x11, kReportV2 = 0x16, kLeaveGroup = 0x17;
 constexpr Address kAllRouters{0xE0000002};
+constexpr std::uint16_t kRequest = 1, kReply = 2;            // of ARP
+constexpr Nanos kDelayUnit{std::chrono::milliseconds{100}};  // of IGMP
+constexpr std::uint8_t kDelayOfV1 = 100;
 
 struct Ipv4Hdr {
   std::uint8_t version_ihl;  //  0
@@ -55,7 +59,7 @@ struct ArpPacket {
   Be16 protocol;               //  2
   std::uint8_t hardware_size;  //  4
   std::uint8_t protocol_size;  //  5
-  Be16 operation;              //  6  1: request, 2: reply
+  Be16 operation;              //  6
   MacAddr sender_mac;          //  8
   Be32 sender;                 // 14
   MacAddr target_mac;          // 18
@@ -84,6 +88,20 @@ template <class T>
 std::span<std::byte> put(std::span<std::byte> out, const T& value) noexcept {
   std::memcpy(out.data(), &value, sizeof value);
   return out.subspan(sizeof value);
+}
+
+void write_arp(std::span<std::byte> out, const MacAddr& dst, std::uint16_t operation,
+               const Neighbor& own, const Neighbor& to) noexcept {
+  out = put(out, wire::EthHdr{.dst = dst, .src = own.mac, .type = kArpEtherType});
+  put(out, ArpPacket{.hardware = std::uint16_t{1},
+                     .protocol = kIpv4EtherType,
+                     .hardware_size = sizeof(MacAddr),
+                     .protocol_size = sizeof(Be32),
+                     .operation = operation,
+                     .sender_mac = own.mac,
+                     .sender = own.address.value,
+                     .target_mac = to.mac,
+                     .target = to.address.value});
 }
 
 /// What an IPv4 packet carries, if that is whole.
@@ -161,22 +179,18 @@ std::optional<Neighbor> parse_arp_request(std::span<const std::byte> packet, Add
   ArpPacket arp;
   if (!read(packet, arp) || arp.hardware.host() != 1 || arp.protocol.host() != kIpv4EtherType ||
       arp.hardware_size != sizeof(MacAddr) || arp.protocol_size != sizeof(Be32) ||
-      arp.operation.host() != 1 || arp.target.host() != own.value || arp.sender_mac.is_multicast())
+      arp.operation.host() != kRequest || arp.target.host() != own.value ||
+      arp.sender_mac.is_multicast())
     return std::nullopt;
   return Neighbor{arp.sender_mac, {arp.sender.host()}};
 }
 
 void write_arp_reply(std::span<std::byte> out, const Neighbor& own, const Neighbor& to) noexcept {
-  out = put(out, wire::EthHdr{.dst = to.mac, .src = own.mac, .type = kArpEtherType});
-  put(out, ArpPacket{.hardware = std::uint16_t{1},
-                     .protocol = kIpv4EtherType,
-                     .hardware_size = sizeof(MacAddr),
-                     .protocol_size = sizeof(Be32),
-                     .operation = std::uint16_t{2},
-                     .sender_mac = own.mac,
-                     .sender = own.address.value,
-                     .target_mac = to.mac,
-                     .target = to.address.value});
+  write_arp(out, to.mac, kReply, own, to);
+}
+
+void write_arp_announcement(std::span<std::byte> out, const Neighbor& own) noexcept {
+  write_arp(out, kBroadcast, kRequest, own, {MacAddr{}, own.address});
 }
 
 // --- IGMP ------------------------------------------------------------------------------------
@@ -204,12 +218,15 @@ void write_igmp(std::span<std::byte> out, Igmp type, const Neighbor& own, Addres
   put(put(out, ipv4), message);
 }
 
-bool is_igmp_query(std::span<const std::byte> packet, Address group) noexcept {
+std::optional<Nanos> parse_igmp_query(std::span<const std::byte> packet, Address group) noexcept {
   Ipv4Hdr header;
   IgmpMessage message;
   const auto carried = parse_ipv4(packet, kIgmp, header);
-  return carried && read(*carried, message) && checksum(*carried) == 0 && message.type == kQuery &&
-         (message.group.host() == 0 || message.group.host() == group.value);
+  if (!carried || !read(*carried, message) || checksum(*carried) != 0 || message.type != kQuery ||
+      (message.group.host() != 0 && message.group.host() != group.value))
+    return std::nullopt;
+  // From 128 on IGMPv3 means more than this (RFC 3376 section 4.1.1).
+  return kDelayUnit * (message.max_delay != 0 ? message.max_delay : kDelayOfV1);
 }
 
 }  // namespace snowfabric::ip

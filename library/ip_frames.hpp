@@ -7,6 +7,7 @@
 
 #include "fabric/base/endian.hpp"
 #include "fabric/base/mac.hpp"
+#include "fabric/base/time.hpp"
 #include "fabric/wire.hpp"
 
 /// What a DPDK port needs of IPv4 to be a member of a group of kernel sockets: UDP datagrams,
@@ -65,11 +66,16 @@ struct Neighbor {
                                                         Address own) noexcept;
 /// Writes a whole frame. @param out kArpFrameBytes of it
 void write_arp_reply(std::span<std::byte> out, const Neighbor& own, const Neighbor& to) noexcept;
+/// The same, to all: whose address it is now (RFC 5227 section 3).
+void write_arp_announcement(std::span<std::byte> out, const Neighbor& own) noexcept;
 
 enum class Igmp : std::uint8_t { kReport, kLeave };
 /// Writes a whole frame of IGMPv2 (RFC 2236). @param out kIgmpFrameBytes of it
 void write_igmp(std::span<std::byte> out, Igmp type, const Neighbor& own, Address group) noexcept;
-/// Whether the packet is a query of IGMP, of any version, for all groups or this.
-[[nodiscard]] bool is_igmp_query(std::span<const std::byte> packet, Address group) noexcept;
+/// Of a query of IGMP, of any version, for all groups or this, within what time it is to be
+/// answered.
+/// @return nullopt: the packet is something else
+[[nodiscard]] std::optional<Nanos> parse_igmp_query(std::span<const std::byte> packet,
+                                                    Address group) noexcept;
 
 }  // namespace snowfabric::ip

@@ -4,14 +4,22 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <utility>
 
 namespace snowfabric {
 namespace {
 
 /// RFC 2236 repeats the first report in case it is lost. The others are for switches whose querier
-/// was away.
+/// was away. A report of another member is no reason to leave out ours: switches that snoop want
+/// all.
 constexpr Nanos kFirstReports{std::chrono::seconds{1}}, kReports{std::chrono::seconds{60}};
 constexpr unsigned kNbFirstReports = 2;
+
+std::uint64_t bits_of(const MacAddr& address) noexcept {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, address.bytes.data(), address.bytes.size());
+  return bits;
+}
 
 }  // namespace
 
@@ -21,15 +29,13 @@ IpMember::IpMember(const Config& config)
       listen_port_{
           static_cast<std::uint16_t>(config.port + (config.side == Side::kServer ? 0 : 1))},
       image_group_{group_address(config.image_id)},
-      neighbors_(kNbNeighbors) {}
+      neighbors_(std::size_t{1} << kNeighborBits),
+      prng_{bits_of(config.own.mac)} {}
 
 IpMember::Known& IpMember::slot_of(const MacAddr& member) noexcept {
-  std::uint64_t bits = 0;
-  std::memcpy(&bits, member.bytes.data(), member.bytes.size());
-  return neighbors_[(bits * 0x9E3779B97F4A7C15ULL) >>
-                    52U];  // 2^64 / golden ratio: Fibonacci hashing
+  constexpr std::uint64_t kByGoldenRatio = 0x9E3779B97F4A7C15ULL;  // 2^64: Fibonacci hashing
+  return neighbors_[bits_of(member) * kByGoldenRatio >> (64U - kNeighborBits)];
 }
-static_assert(4096 == 1U << (64U - 52U));
 
 std::optional<IpMember::Taken> IpMember::take(const wire::EthHdr& eth,
                                               std::span<const std::byte> packet) noexcept {
@@ -41,7 +47,8 @@ std::optional<IpMember::Taken> IpMember::take(const wire::EthHdr& eth,
   if (eth.type.host() != ip::kIpv4EtherType || eth.src.is_multicast()) return std::nullopt;
   const auto datagram = ip::parse_datagram(packet);
   if (!datagram) {
-    queried_ |= ip::is_igmp_query(packet, config_.group);
+    if (const auto within = ip::parse_igmp_query(packet, config_.group))
+      queried_ = std::min(queried_.value_or(*within), *within);
     return std::nullopt;
   }
   const bool is_to_all = datagram->dst == ip::Endpoint{config_.group, listen_port_};
@@ -76,8 +83,16 @@ std::size_t IpMember::next_answer(std::span<std::byte> out, Nanos now) noexcept 
     ip::write_arp_reply(out, config_.own, asking_[--nb_asking_]);
     return ip::kArpFrameBytes;
   }
-  if (!queried_ && now < next_report_) return 0;
-  queried_ = false;
+  if (!std::exchange(announced_, true)) {
+    ip::write_arp_announcement(out, config_.own);
+    return ip::kArpFrameBytes;
+  }
+  if (const auto within = std::exchange(queried_, std::nullopt);
+      within && next_report_ > now + *within)
+    next_report_ =
+        now +
+        Nanos{static_cast<std::int64_t>(static_cast<double>(within->count()) * prng_.uniform())};
+  if (now < next_report_) return 0;
   next_report_ = now + (++nb_reports_ < kNbFirstReports ? kFirstReports : kReports);
   ip::write_igmp(out, ip::Igmp::kReport, config_.own, config_.group);
   return ip::kIgmpFrameBytes;

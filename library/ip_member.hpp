@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fabric/base/mac.hpp"
+#include "fabric/base/prng.hpp"
 #include "fabric/base/time.hpp"
 #include "fabric/wire.hpp"
 #include "library/carrier.hpp"
@@ -51,13 +52,14 @@ class IpMember {
   /// @param frame_bytes  of all of the engine's frame
   void wrap(std::span<std::byte> frame, std::size_t frame_bytes) noexcept;
 
-  /// Writes the next frame that ARP or IGMP ask for. @return its bytes, 0: none now
+  /// Writes the next frame that ARP or IGMP ask for, the first of which says who we are to whom
+  /// knew another at our address. @return its bytes, 0: none now
   std::size_t next_answer(std::span<std::byte> out, Nanos now) noexcept;
   /// Writes that we leave the group. @return its bytes
   std::size_t write_leave(std::span<std::byte> out) const noexcept;
 
  private:
-  static constexpr std::size_t kNbNeighbors = 4096;
+  static constexpr unsigned kNeighborBits = 12;
   static constexpr std::size_t kMaxAsking = 8;
 
   struct Known {
@@ -74,8 +76,10 @@ class IpMember {
   std::vector<Known> neighbors_;
   std::array<ip::Neighbor, kMaxAsking> asking_{};  // by ARP
   std::size_t nb_asking_ = 0;
-  bool queried_ = false;
+  bool announced_ = false;
+  std::optional<Nanos> queried_{};  // since the last look: the shortest time to answer in
   unsigned nb_reports_ = 0;
+  Prng prng_;  // members do not all answer a query at once
   Nanos next_report_ = kNever;
 };
 

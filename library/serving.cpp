@@ -43,7 +43,7 @@ void Serving::wait(Idle& idle, Nanos now) noexcept {
   const std::array fds{carrier_->wait_fd()};
   const bool sleeps = idle.about_to_sleep();
   if (sleeps) carrier_->sleeping(true);
-  idle.miss(fds, carrier_->has_queued() ? Nanos{0} : engine_.deadline(now) - now);
+  idle.miss(fds, carrier_->has_queued() ? Carrier::kLinkBusy : engine_.deadline(now) - now);
   if (sleeps) carrier_->sleeping(false);
 }
 
@@ -91,8 +91,13 @@ std::size_t Serving::put_page(Gfn page, const ServerTx& tx, std::span<std::byte>
     tail_[nb_tail_++] = mapped.subspan(offset, nb_bytes);
     return 0;
   }
-  if (const int error = pages_.read(page, page_); error != 0)
-    read_ = fail(error, fmt::format("read page {}", page.value));
+  if (read_page_ != page) {
+    read_page_ = page;
+    if (const int error = pages_.read(page, page_); error != 0) {
+      read_page_.reset();
+      read_ = fail(error, fmt::format("read page {}", page.value));
+    }
+  }
   std::ranges::copy(std::span{page_}.subspan(offset, nb_bytes), room.begin());
   return nb_bytes;
 }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "fabric/base/result.hpp"
@@ -43,7 +44,8 @@ class Serving {
   ServerStats stats_;
   DropCounters drops_;
   ServerEngine engine_;
-  std::array<std::byte, kPageSize> page_{};  // read, of which a fragment is taken
+  std::array<std::byte, kPageSize> page_{};  // read, of which fragments are taken
+  std::optional<Gfn> read_page_;             // which it is
   std::array<std::span<const std::byte>, 2> tail_{};
   std::size_t nb_tail_ = 0;
   Result<void> read_{};

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "library/snowfabric.h"
 
+#include <cxxabi.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <climits>
+#include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
-#include <random>
 #include <string>
 #include <utility>
 
@@ -19,6 +23,7 @@
 #include "library/fetching.hpp"
 #include "library/serving.hpp"
 #include "library/udp_carrier.hpp"
+#include "pmd-config/app.hpp"
 
 using namespace snowfabric;
 
@@ -31,14 +36,16 @@ struct sf_server {
 static_assert(std::atomic<bool>::is_always_lock_free);  // what signal handlers may touch
 
 struct sf_client {
-  sf_client(std::unique_ptr<Carrier> carrier, const ClientConfig& config, Fetching::OnPage on_page)
-      : fetching{std::move(carrier), config, std::move(on_page)} {}
+  sf_client(std::unique_ptr<Carrier> carrier, const ClientConfig& config,
+            Fetching::Callbacks callbacks)
+      : fetching{std::move(carrier), config, std::move(callbacks)} {}
   Fetching fetching;
 };
 
 namespace {
 
 constexpr double kDefaultRate = 1.25e9;
+constexpr std::uint64_t kMaxPages = std::numeric_limits<std::uint32_t>::max();
 thread_local std::string last_error;
 
 int failed(const Error& error) noexcept {
@@ -50,9 +57,10 @@ int failed(const Error& error) noexcept {
   return -error.errnum;
 }
 
-/// Calls what returns a Result, and lets no exception out.
+/// Calls what returns a Result, and lets no exception out but a thread's end by pthread_cancel(3)
+/// in a callback.
 template <class Function>
-int guarded(Function&& function) noexcept {
+int guarded(Function&& function) {
   try {
     if (const auto result = function(); !result) return failed(result.error());
     return 0;
@@ -60,6 +68,10 @@ int guarded(Function&& function) noexcept {
     return failed({ENOMEM, "memory"});
   } catch (const std::exception& error) {
     return failed({EIO, error.what()});
+  } catch (const abi::__forced_unwind&) {
+    throw;
+  } catch (...) {
+    return failed({EIO, "an exception of a callback"});
   }
 }
 
@@ -97,11 +109,6 @@ Result<std::unique_ptr<Carrier>> open_carrier(const sf_carrier& carrier, Side si
   return fail(EINVAL, fmt::format("sf_carrier: kind {}", static_cast<int>(carrier.kind)));
 }
 
-std::uint64_t random_number() {
-  std::random_device device;
-  return std::uint64_t{device()} << 32U | device();
-}
-
 std::uint32_t epoch_of(std::uint32_t epoch) noexcept { return epoch != 0 ? epoch : 1; }
 
 Result<PageSource> source_of(const sf_server_options& options) {
@@ -114,7 +121,7 @@ Result<PageSource> source_of(const sf_server_options& options) {
         epoch);
   const auto read = [read_page = options.read_page, user = options.user](
                         Gfn page, std::span<std::byte, kPageSize> out) {
-    return std::abs(read_page(user, page.value, out.data()));
+    return std::abs(std::max(read_page(user, page.value, out.data()), -INT_MAX));
   };
   return PageSource::of_function(read, options.nb_pages, options.image_id, epoch);
 }
@@ -125,7 +132,7 @@ Result<std::unique_ptr<sf_server>> open_server(const sf_server_options& options)
   auto carrier = open_carrier(options.carrier, Side::kServer, pages->view().image_id);
   if (!carrier) return std::unexpected(carrier.error());
   ServerConfig config;
-  config.incarnation = static_cast<std::uint32_t>(random_number() | 1U);
+  config.incarnation = static_cast<std::uint32_t>(random_id() | 1U);
   config.flow.max_bytes_per_s =
       options.max_bytes_per_s != 0 ? static_cast<double>(options.max_bytes_per_s) : kDefaultRate;
   config.flow.initial_bytes_per_s =
@@ -141,15 +148,21 @@ Result<std::unique_ptr<sf_client>> open_client(const sf_client_options& options)
   auto carrier = open_carrier(options.carrier, Side::kClient, options.image_id);
   if (!carrier) return std::unexpected(carrier.error());
   ClientConfig config;
-  config.client_id = random_number();
+  config.client_id = random_id();
   config.seed = config.client_id;
   config.image_id = options.image_id;
   config.epoch = epoch_of(options.epoch);
-  const auto on_page = [call = options.on_page, user = options.user](
-                           Gfn page, std::span<const std::byte, kPageSize> bytes) {
+  if (options.max_pages != 0) config.max_pages = std::min(options.max_pages, kMaxPages);
+  Fetching::Callbacks callbacks;
+  callbacks.on_page = [call = options.on_page, user = options.user](
+                          Gfn page, std::span<const std::byte, kPageSize> bytes) {
     call(user, page.value, bytes.data());
   };
-  return std::make_unique<sf_client>(std::move(*carrier), config, on_page);
+  if (options.on_unavailable != nullptr)
+    callbacks.on_unavailable = [call = options.on_unavailable, user = options.user](Gfn page) {
+      call(user, page.value);
+    };
+  return std::make_unique<sf_client>(std::move(*carrier), config, std::move(callbacks));
 }
 
 Nanos time_of(int timeout_ms) noexcept {
@@ -203,7 +216,8 @@ void sf_server_get_stats(const sf_server* server, sf_server_stats* out) {
           .tx_bytes = carrier.tx_bytes(),
           .distinct_pages = stats.pages_sent_once.read(),
           .rx_dropped = sum(server->serving.drops()),
-          .tx_failed = carrier.nb_failed()};
+          .tx_failed = carrier.nb_failed(),
+          .reserved = {}};
 }
 
 void sf_server_close(sf_server* server) { delete server; }
@@ -244,7 +258,7 @@ int sf_client_run(sf_client* client, int timeout_ms) {
   return guarded([&] { return client->fetching.run(time_of(timeout_ms)); });
 }
 
-int sf_client_fd(const sf_client* client) { return client->fetching.carrier().wait_fd(); }
+int sf_client_fd(const sf_client* client) { return client->fetching.carrier().poll_fd(); }
 
 int sf_client_timeout_ms(const sf_client* client) {
   const Nanos now = monotonic_now();
@@ -263,7 +277,8 @@ void sf_client_get_stats(const sf_client* client, sf_client_stats* out) {
           .rx_duplicates = stats.rx_duplicates.read(),
           .rx_lost = stats.rx_lost.read(),
           .retries = stats.retries.read(),
-          .rx_dropped = sum(client->fetching.drops())};
+          .rx_dropped = sum(client->fetching.drops()),
+          .reserved = {}};
 }
 
 void sf_client_close(sf_client* client) {

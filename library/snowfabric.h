@@ -3,10 +3,12 @@
  * libsnowfabric: 4 KiB pages of a frozen image from one server to many clients, each over the wire
  * once. See snowfabric(3), and docs/library.md for how to move a program here.
  *
- * Functions return 0 (or what they say), or a negative errno; sf_error() has the text. One thread
- * at a time uses a handle, but for sf_server_stop() and sf_client_stop(). With a DPDK port a process
- * has one handle in its life, since DPDK cannot be started twice, and one thread uses it, which DPDK
- * binds to CPUs.
+ * Functions return 0 (or what they say), or a negative errno; sf_error() has the text. Structures
+ * are zeroed before use, what is reserved in them stays so.
+ *
+ * One thread at a time uses a handle, but for sf_server_stop() and sf_client_stop(). With a DPDK port
+ * a process has one handle in its life, since DPDK cannot be started twice (an open that fails for
+ * its device may have been that once), and one thread uses it, which DPDK binds to CPUs.
  */
 #ifndef SNOWFABRIC_H
 #define SNOWFABRIC_H
@@ -35,11 +37,12 @@ struct sf_carrier {
    */
   const char *interface;
   const char *profile; /**< of a DPDK port, by name or file; NULL: net_af_packet */
-  uint16_t mtu_bytes;  /**< of what follows the Ethernet header; 0: the interface's */
+  uint16_t mtu_bytes;  /**< of what follows the Ethernet header, no more than the interface's; 0: that */
   const char *address; /**< SF_DPDK_UDP: the port's own IPv4 address, which no kernel has */
   const char *group;   /**< of UDP: IPv4 multicast address; NULL: one that follows from the image id */
   uint16_t port;       /**< of UDP: this and the next, or the next two with SF_DPDK_UDP; 0: 21318 */
-  uint8_t ttl;         /**< of UDP multicast; 0: 1, this network alone */
+  uint8_t ttl;         /**< of UDP; 0: 1, this network alone */
+  uint64_t reserved[4];
 };
 
 /** The last failure of this thread: what failed, on what, and why. Never NULL. */
@@ -56,7 +59,7 @@ struct sf_server_options {
   /**
    * Writes a page to `out`; it must be the same each time. Called for every page by
    * sf_server_open(), and for what is sent by sf_server_run().
-   * @return 0, or an errno, with which sf_server_run() ends
+   * @return 0, or an errno, with which sf_server_open() or sf_server_run() ends
    */
   int (*read_page)(void *user, uint64_t page, void *out);
   void *user;               /**< read_page's first argument */
@@ -64,6 +67,7 @@ struct sf_server_options {
   uint64_t image_id;        /**< 0: follows from the file's content; needed with read_page */
   uint32_t epoch;           /**< of this freeze of the image; 0: 1 */
   uint64_t max_bytes_per_s; /**< of frames; 0: 1.25e9, 10 Gbit/s */
+  uint64_t reserved[8];
 };
 
 struct sf_server_stats {
@@ -72,19 +76,24 @@ struct sf_server_stats {
   uint64_t tx_bytes;        /**< of frames, with all their headers */
   uint64_t distinct_pages;  /**< of tx_pages */
   uint64_t rx_dropped;      /**< frames that were malformed, or not for this image */
-  uint64_t tx_failed;       /**< frames that the kernel refused */
+  uint64_t tx_failed;       /**< frames that the link refused, and times that there was no buffer for one */
+  uint64_t reserved[8];
 };
 
 /**
- * Reads the whole image once.
- * @return -EINVAL, -ENODEV: an option; -ENOENT, -EACCES, ...: the image, a socket; -ENOMEM
+ * Reads the whole image once. A file must keep its length while it is served: beyond its end there
+ * is nothing to read, which SIGBUS says.
+ * @param out  as it was if that fails
+ * @return -EINVAL, -ENODEV, -EMSGSIZE: an option; -ENOENT, -EACCES, -EISDIR, ...: the image, a
+ *         socket; -EFBIG: more than 2^32 - 1 pages; -EALREADY: a DPDK port was there before; what
+ *         read_page returned; -ENOMEM
  */
 int sf_server_open(const struct sf_server_options *options, sf_server **out);
 uint64_t sf_server_image_id(const sf_server *server);
 uint64_t sf_server_nb_pages(const sf_server *server);
-/** Serves until sf_server_stop(). @return 0; what read_page returned, negative */
+/** Serves until sf_server_stop(). May be called again. @return 0; what read_page returned, negative */
 int sf_server_run(sf_server *server);
-/** Has sf_server_run() return within 50 ms. Any thread, and signal handlers. */
+/** Has the sf_server_run() that runs, or else the next, return within 50 ms. Any thread, and signal handlers. */
 void sf_server_stop(sf_server *server);
 /** Any thread. */
 void sf_server_get_stats(const sf_server *server, struct sf_server_stats *out);
@@ -101,11 +110,19 @@ struct sf_client_options {
   uint32_t epoch; /**< 0: 1 */
   /**
    * A page has come and is right. Each comes once, also those that nobody here asked for: they went
-   * by to others. Called inside of sf_client_run(); may call sf_client_request().
+   * by to others. Called inside of sf_client_run(); of this client it may call
+   * sf_client_request(), sf_client_stop() and what takes a const sf_client, and no more.
    * @param bytes  SF_PAGE_BYTES of them, until it returns
    */
   void (*on_page)(void *user, uint64_t page, const void *bytes);
-  void *user; /**< on_page's first argument */
+  void *user; /**< first argument of on_page and on_unavailable */
+  /**
+   * The server does not have a page that was requested, or does not deliver it. It is requested no
+   * more. May do what on_page may; NULL: nothing.
+   */
+  void (*on_unavailable)(void *user, uint64_t page);
+  uint64_t max_pages; /**< a server with more is not joined; 0: 2^26, 256 GiB */
+  uint64_t reserved[8];
 };
 
 enum sf_priority {
@@ -120,14 +137,21 @@ struct sf_client_stats {
   uint64_t rx_lost;       /**< frames to the group that did not come */
   uint64_t retries;       /**< pages asked for again */
   uint64_t rx_dropped;    /**< frames that were malformed, or not for this image */
+  uint64_t reserved[8];
 };
 
-/** @return -EINVAL, -ENODEV: an option; -EADDRINUSE, ...: a socket; -ENOMEM */
+/**
+ * @param out  as it was if that fails
+ * @return -EINVAL, -ENODEV, -EMSGSIZE: an option; -EADDRINUSE, ...: a socket; -EALREADY: a DPDK port
+ *         was there before; -ENOMEM
+ */
 int sf_client_open(const struct sf_client_options *options, sf_client **out);
 /**
  * Finds the server. No page comes before it has returned 0.
+ * @param timeout_ms  as that of sf_client_run()
  * @return 0; -ETIMEDOUT: no answer yet, call again; -EMSGSIZE: its frames do not fit our MTU;
- *         -EUSERS: it has no room for one more client; -EINTR: sf_client_stop(); -ENOMEM
+ *         -EUSERS: it has no room for one more client; -EINTR: sf_client_stop(); -EBUSY: called
+ *         by on_page or on_unavailable; -ENOMEM: call again
  */
 int sf_client_join(sf_client *client, int timeout_ms);
 /** Of the image; 0 before sf_client_join(). */
@@ -144,13 +168,14 @@ uint64_t sf_client_nb_missing(const sf_client *client);
  * Asks, repeats and receives until all that was requested is here.
  * @param timeout_ms  0: what is there to do now, and no more; -1: without end
  * @return 0; -ETIMEDOUT: not all yet, call again; -EHOSTDOWN: the server is silent, call again to
- *         wait for it; -ENODATA: it does not have a page, which is requested no more; -EINTR:
- *         sf_client_stop()
+ *         wait for it; -ENODATA: pages are unavailable, of which sf_error() names the first, call
+ *         again for the others; -EINTR: sf_client_stop(); -EBUSY: as sf_client_join()
  */
 int sf_client_run(sf_client *client, int timeout_ms);
 /**
  * For a loop of the caller's own: call sf_client_run(client, 0) when this is readable (poll(2)), or
- * sf_client_timeout_ms() have passed. -1: the port has no descriptor, call it without cease.
+ * sf_client_timeout_ms() have passed. -1: nothing of the port can be waited for, call it without
+ * cease.
  */
 int sf_client_fd(const sf_client *client);
 int sf_client_timeout_ms(const sf_client *client);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -12,10 +13,14 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 
+#include "library/clock.hpp"
+
 namespace snowfabric {
 namespace {
 
 constexpr int kSocketBufferBytes = 8 << 20;  // a receiver that waits for a CPU: 60 ms at 1 Gbit/s
+constexpr std::size_t kMaxPayloadBytes = wire::kMaxFrameBytes - sizeof(wire::EthHdr);
+constexpr Nanos kPatience{std::chrono::milliseconds{10}};
 constexpr std::uint16_t kDefaultMtu = 1500;
 constexpr std::size_t kMaxMtu = 65535;
 
@@ -56,14 +61,44 @@ Result<int> index_of(const std::string& interface) {
   return static_cast<int>(index);
 }
 
-Result<std::size_t> mtu_of(const UdpOptions& options, int fd) {
-  if (options.mtu_bytes != 0) return options.mtu_bytes;
-  if (options.interface.empty()) return kDefaultMtu;
+/// Asks the kernel for what it knows of an interface.
+Result<ifreq> ask_of(const std::string& interface, int fd, unsigned long what, const char* name) {
   ifreq request{};
-  options.interface.copy(request.ifr_name, sizeof request.ifr_name - 1);
-  if (::ioctl(fd, SIOCGIFMTU, &request) != 0)
-    return fail(errno, fmt::format("MTU of network interface {}", options.interface));
-  return std::min(static_cast<std::size_t>(request.ifr_mtu), kMaxMtu);
+  interface.copy(request.ifr_name, sizeof request.ifr_name - 1);
+  if (::ioctl(fd, what, &request) == 0) return request;
+  return fail(errno, fmt::format("{} of network interface {}", name, interface));
+}
+
+Result<std::size_t> mtu_of(const UdpOptions& options, int fd) {
+  const std::size_t wanted = options.mtu_bytes;
+  if (options.interface.empty()) return wanted != 0 ? wanted : kDefaultMtu;
+  const auto answer = ask_of(options.interface, fd, SIOCGIFMTU, "MTU");
+  if (!answer) return std::unexpected(answer.error());
+  const auto most = std::min(static_cast<std::size_t>(answer->ifr_mtu), kMaxMtu);
+  if (wanted > most)
+    return fail(EMSGSIZE, fmt::format("an MTU of {} on network interface {}, whose is {}", wanted,
+                                      options.interface, most));
+  return wanted != 0 ? wanted : most;
+}
+
+/// Of what we send, and what is sent to us alone: nobody reaches us by another network's address.
+Result<in_addr> own_address(const std::string& interface, int fd) {
+  if (interface.empty()) return in_addr{.s_addr = INADDR_ANY};
+  const auto answer = ask_of(interface, fd, SIOCGIFADDR, "IPv4 address");
+  if (!answer) return std::unexpected(answer.error());
+  sockaddr_in address{};
+  std::memcpy(&address, &answer->ifr_addr, sizeof address);
+  return address.sin_addr;
+}
+
+/// How frames are to leave by this socket.
+Result<void> send_by(int fd, int ifindex, std::uint8_t ttl) {
+  const ip_mreqn through{.imr_multiaddr = {}, .imr_address = {}, .imr_ifindex = ifindex};
+  if (ifindex != 0)
+    if (auto ok = set(fd, IPPROTO_IP, IP_MULTICAST_IF, through, "IP_MULTICAST_IF"); !ok) return ok;
+  if (auto ok = set(fd, IPPROTO_IP, IP_MULTICAST_TTL, int{ttl}, "IP_MULTICAST_TTL"); !ok) return ok;
+  if (auto ok = set(fd, IPPROTO_IP, IP_TTL, int{ttl}, "IP_TTL"); !ok) return ok;
+  return set(fd, IPPROTO_IP, IP_MTU_DISCOVER, int{IP_PMTUDISC_PROBE}, "IP_MTU_DISCOVER");
 }
 
 Result<in_addr> group_of(const UdpOptions& options, std::uint64_t image_id) {
@@ -104,11 +139,14 @@ Result<std::unique_ptr<Carrier>> UdpCarrier::open(const UdpOptions& options, Sid
   carrier->group_ = *group;
   carrier->image_group_ = group_address(image_id);
   carrier->port_ = options.port;
+  carrier->is_server_ = side == Side::kServer;
   if (const auto ok = carrier->open_own(options, *ifindex); !ok) return std::unexpected(ok.error());
   const auto offset = static_cast<std::uint16_t>(side == Side::kServer ? 0 : 1);
   if (const auto ok =
           carrier->open_group(static_cast<std::uint16_t>(options.port + offset), *ifindex);
       !ok)
+    return std::unexpected(ok.error());
+  if (const auto ok = send_by(carrier->group_socket_.get(), *ifindex, options.ttl); !ok)
     return std::unexpected(ok.error());
   if (const auto ok = carrier->wait_for_both(); !ok) return std::unexpected(ok.error());
   return carrier;
@@ -125,14 +163,10 @@ Result<void> UdpCarrier::open_own(const UdpOptions& options, int ifindex) {
     return fail(EINVAL, fmt::format("an MTU of {} is too small for a page in {} frames", *mtu,
                                     wire::kMaxFragments));
   mtu_bytes_ = static_cast<std::uint16_t>(*mtu - kIpUdpBytes);
-  const ip_mreqn through{.imr_multiaddr = {}, .imr_address = {}, .imr_ifindex = ifindex};
-  if (ifindex != 0)
-    if (auto ok = set(own_.get(), IPPROTO_IP, IP_MULTICAST_IF, through, "IP_MULTICAST_IF"); !ok)
-      return ok;
-  if (auto ok = set(own_.get(), IPPROTO_IP, IP_MULTICAST_TTL, int{options.ttl}, "IP_MULTICAST_TTL");
-      !ok)
-    return ok;
-  if (auto ok = bind_to(own_.get(), {.s_addr = INADDR_ANY}, 0); !ok) return ok;
+  if (auto ok = send_by(own_.get(), ifindex, options.ttl); !ok) return ok;
+  const auto address = own_address(options.interface, own_.get());
+  if (!address) return std::unexpected(address.error());
+  if (auto ok = bind_to(own_.get(), *address, 0); !ok) return ok;
   sockaddr_in bound{};
   socklen_t size = sizeof bound;
   if (::getsockname(own_.get(), reinterpret_cast<sockaddr*>(&bound), &size) != 0)
@@ -163,15 +197,17 @@ Result<void> UdpCarrier::wait_for_both() {
     if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &readable) != 0)
       return fail(errno, "epoll_ctl");
   }
+  sockets_ = {own_.get(), group_socket_.get()};
   return {};
 }
 
 // --- receive ---------------------------------------------------------------------------------
 
 std::span<const Carrier::Received> UdpCarrier::receive() noexcept {
-  // Answers to us alone are few; both are looked at in each turn.
-  std::size_t nb_received = receive_from(own_.get(), 0);
-  nb_received = receive_from(group_socket_.get(), nb_received);
+  // Who floods the one that is first leaves no room for the other, which is the first then.
+  std::swap(sockets_[0], sockets_[1]);
+  std::size_t nb_received = receive_from(sockets_[0], 0);
+  nb_received = receive_from(sockets_[1], nb_received);
   return std::span{received_}.first(nb_received);
 }
 
@@ -191,12 +227,13 @@ std::size_t UdpCarrier::receive_from(int fd, std::size_t nb_received) noexcept {
                                 static_cast<unsigned>(kBurst - nb_received), MSG_DONTWAIT, nullptr);
   for (int left = nb_got; left > 0; --left, ++nb_received) {
     const MacAddr src = member_of(from_[nb_received]);
-    // One that claims to be all of them is nobody: a frame of nothing.
-    const bool is_member = src != image_group_ && src != kBroadcast;
     const std::size_t nb_bytes = got_[nb_received].msg_len;
+    // Who claims to be all of them is nobody, and what is too long none of ours: a frame of
+    // nothing.
+    const bool is_ours = src != image_group_ && src != kBroadcast && nb_bytes <= kMaxPayloadBytes;
     received_[nb_received] = {
         .src = src,
-        .payload = std::span{buffers_[nb_received]}.first(is_member ? nb_bytes : 0),
+        .payload = std::span{buffers_[nb_received]}.first(is_ours ? nb_bytes : 0),
         .wire_bytes = nb_bytes + kIpUdpBytes + sizeof(wire::EthHdr)};
   }
   return nb_received;
@@ -215,6 +252,7 @@ void UdpCarrier::push(std::size_t nb_bytes,
   wire::EthHdr eth;
   std::memcpy(&eth, frame.bytes.data(), sizeof eth);
   frame.to = to_socket_address(eth.dst);
+  frame.is_to_clients = eth.dst == image_group_;
   frame.parts[0] = {.iov_base = frame.bytes.data() + sizeof eth, .iov_len = nb_bytes - sizeof eth};
   std::size_t nb_parts = 1;
   for (const auto& part : tail)  // sendmmsg takes pointers to non-const and does not write there
@@ -233,20 +271,42 @@ void UdpCarrier::push(std::size_t nb_bytes,
 std::size_t UdpCarrier::flush() noexcept {
   const std::size_t before = first_;
   while (first_ != end_) {
-    const int nb_sent = ::sendmmsg(own_.get(), to_send_.data() + first_,
-                                   static_cast<unsigned>(end_ - first_), MSG_DONTWAIT);
+    const int socket = socket_for(frames_[first_]);
+    const int nb_sent = ::sendmmsg(socket, to_send_.data() + first_,
+                                   static_cast<unsigned>(nb_alike()), MSG_DONTWAIT);
     if (nb_sent <= 0) {
-      if (may_pass(errno)) break;
+      if (may_pass(errno) && (socket != own_.get() || !is_stuck())) break;
       nb_failed_.add(1);  // this one alone: the next may be for another
       ++first_;
       continue;
     }
+    if (socket == own_.get()) stuck_since_ = kNever;
     for (int i = 0; i < nb_sent; ++i)
       tx_bytes_.add(to_send_[first_++].msg_len + kIpUdpBytes + sizeof(wire::EthHdr));
   }
   const std::size_t nb_done = first_ - before;
   if (first_ == end_) first_ = end_ = 0;
   return nb_done;
+}
+
+/// Whether our own socket has taken nothing for a while. Then it may be full of what waits for
+/// members that are gone, and the pages of all behind that: they ask again for what is left out.
+bool UdpCarrier::is_stuck() noexcept {
+  const Nanos now = monotonic_now();
+  if (stuck_since_ == kNever) stuck_since_ = now;
+  return now - stuck_since_ > kPatience;
+}
+
+int UdpCarrier::socket_for(const Frame& frame) const noexcept {
+  return is_server_ && frame.is_to_clients ? group_socket_.get() : own_.get();
+}
+
+/// Of those queued, from the first on: how many go by one socket.
+std::size_t UdpCarrier::nb_alike() const noexcept {
+  const int socket = socket_for(frames_[first_]);
+  std::size_t end = first_ + 1;
+  while (end != end_ && socket_for(frames_[end]) == socket) ++end;
+  return end - first_;
 }
 
 sockaddr_in UdpCarrier::to_socket_address(const MacAddr& member) const noexcept {

@@ -13,6 +13,7 @@
 
 #include "fabric/base/counter.hpp"
 #include "fabric/base/result.hpp"
+#include "fabric/base/time.hpp"
 #include "fabric/base/unique_fd.hpp"
 #include "fabric/wire.hpp"
 #include "library/carrier.hpp"
@@ -23,7 +24,8 @@ struct UdpOptions {
   std::string interface{};  ///< empty: as the routes say
   std::string group{};      ///< IPv4 multicast address; empty: udp_group()
   std::uint16_t port = 21318;
-  std::uint16_t mtu_bytes = 0;  ///< of IP packets; 0: the interface's, or 1500 without one
+  std::uint16_t mtu_bytes = 0;  ///< of IP packets; 0: the interface's, or 1500 without one. Longer
+                                ///< ones are not sent: no datagram goes in fragments
   std::uint8_t ttl = 1;
 };
 
@@ -33,11 +35,14 @@ struct UdpOptions {
 
 /// Frames in UDP datagrams by kernel sockets: docs/wire-format.md, section "In UDP datagrams".
 /// Clients' frames to servers go to the port, those to clients to the one behind it, so that no
-/// server gets its own pages back. A member is known by the port and address that it sends from.
+/// server gets its own pages back. A member is known by the port and address that it sends from; a
+/// server sends to the group from another socket, which datagrams to absent members, that the
+/// kernel keeps while it looks for them, cannot fill.
 class UdpCarrier final : public Carrier {
  public:
-  /// @return ENODEV: no such interface; EINVAL: group is no multicast address, port or MTU is out
-  ///         of range; or what socket(2), bind(2), setsockopt(2), epoll_ctl(2) reported
+  /// @return ENODEV: no such interface; EMSGSIZE: the MTU is above its; EINVAL: group is no
+  ///         multicast address, port or MTU is out of range; EADDRNOTAVAIL: the interface has no
+  ///         IPv4 address; or what socket(2), bind(2), setsockopt(2), epoll_ctl(2) reported
   [[nodiscard]] static Result<std::unique_ptr<Carrier>> open(const UdpOptions& options, Side side,
                                                              std::uint64_t image_id);
 
@@ -68,6 +73,7 @@ class UdpCarrier final : public Carrier {
     std::array<std::byte, wire::kMaxFrameBytes> bytes;
     std::array<iovec, 3> parts;
     sockaddr_in to;
+    bool is_to_clients;
   };
 
   UdpCarrier() : frames_(kQueue), buffers_(kBurst) {}
@@ -75,17 +81,23 @@ class UdpCarrier final : public Carrier {
   Result<void> open_group(std::uint16_t port, int ifindex);
   Result<void> wait_for_both();
   [[nodiscard]] std::size_t receive_from(int fd, std::size_t nb_received) noexcept;
+  [[nodiscard]] int socket_for(const Frame& frame) const noexcept;
+  [[nodiscard]] std::size_t nb_alike() const noexcept;
+  [[nodiscard]] bool is_stuck() noexcept;
   [[nodiscard]] sockaddr_in to_socket_address(const MacAddr& member) const noexcept;
 
   UniqueFd own_, group_socket_, epoll_;
+  std::array<int, 2> sockets_{};  // both, the one first that was looked at last
   in_addr group_{};
   MacAddr image_group_{};
   std::uint16_t port_ = 0, mtu_bytes_ = 0;
+  bool is_server_ = false;
   MacAddr address_{};
 
   std::vector<Frame> frames_;
   std::array<mmsghdr, kQueue> to_send_{};
   std::size_t first_ = 0, end_ = 0;  // queued: of frames_ and to_send_
+  Nanos stuck_since_ = kNever;       // our own socket
 
   std::vector<std::array<std::byte, kMaxPayload>> buffers_;
   std::array<iovec, kBurst> into_{};

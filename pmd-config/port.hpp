@@ -92,6 +92,8 @@ class Port {
   /// kernel sockets. The lcore that polls the queue.
   /// @{
   void arm_rx_interrupt() const noexcept;
+  /// wait_fd() tells of frames only between these two.
+  [[nodiscard]] bool has_rx_interrupt() const noexcept { return rx_interrupt_; }
   void disarm_rx_interrupt() const noexcept;
   /// @}
 

@@ -77,6 +77,14 @@ static void summarize(void) {
          stats.rx_pages, stats.rx_zero_pages, stats.rx_duplicates, stats.rx_lost, stats.retries, stats.rx_dropped);
 }
 
+/* @return whether the text is a number from `least` to `most` */
+static int number(const char *text, int base, uint64_t least, uint64_t most, uint64_t *out) {
+  char *end;
+  errno = 0;
+  *out = strtoull(text, &end, base);
+  return errno == 0 && *text != '\0' && *text != '-' && *end == '\0' && *out >= least && *out <= most;
+}
+
 /* @return whether the text names one */
 static int kind_of(const char *text, enum sf_carrier_kind *out) {
   static const char *const names[] = {"udp", "ethernet", "dpdk-udp"};
@@ -90,9 +98,9 @@ static int kind_of(const char *text, enum sf_carrier_kind *out) {
 }
 
 /* @return the exit status, -1: go on */
-static int parse(int argc, char **argv, struct sf_client_options *options, int *seconds) {
+static int parse(int argc, char **argv, struct sf_client_options *options, uint64_t *seconds) {
+  uint64_t port = 0;
   int option, good = 1;
-  char *end = NULL;
   while ((option = getopt(argc, argv, "k:i:P:a:g:p:t:hV")) != -1) {
     switch (option) {
       case 'k': good &= kind_of(optarg, &options->carrier.kind); break;
@@ -100,21 +108,21 @@ static int parse(int argc, char **argv, struct sf_client_options *options, int *
       case 'a': options->carrier.address = optarg; break;
       case 'i': options->carrier.interface = optarg; break;
       case 'g': options->carrier.group = optarg; break;
-      case 'p': options->carrier.port = (uint16_t)atoi(optarg); break;
-      case 't': *seconds = atoi(optarg); break;
+      case 'p': good &= number(optarg, 10, 1, 65533, &port); break;
+      case 't': good &= number(optarg, 10, 0, 1000000, seconds); break;
       case 'h': return usage(stdout, 0);
       case 'V': return printf("sf-fetch %s\n", sf_version()) < 0;
       default: good = 0;
     }
   }
-  if (!good || optind + 2 != argc || *seconds < 0 || *seconds > 1000000) return usage(stderr, 2);
-  options->image_id = strtoull(argv[optind], &end, 16);
-  return *end == '\0' ? -1 : usage(stderr, 2);
+  if (!good || optind + 2 != argc || !number(argv[optind], 16, 1, UINT64_MAX, &options->image_id)) return usage(stderr, 2);
+  options->carrier.port = (uint16_t)port;
+  return -1;
 }
 
 int main(int argc, char **argv) {
   struct sf_client_options options;
-  int seconds = 10;
+  uint64_t seconds = 10;
   memset(&options, 0, sizeof options);
   options.on_page = put;
   int status = parse(argc, argv, &options, &seconds);
@@ -124,11 +132,14 @@ int main(int argc, char **argv) {
   signal(SIGTERM, stop);
   printf("{\"image_id\":\"%016" PRIx64 "\"}\n", options.image_id); /* it listens */
   fflush(stdout);
-  if (sf_client_join(client, seconds * 1000) != 0) return fail("join", sf_error());
+  if (sf_client_join(client, (int)seconds * 1000) != 0) return fail("join", sf_error());
   const uint64_t nb_pages = sf_client_nb_pages(client);
   status = make_file(argv[optind + 1], nb_pages * SF_PAGE_BYTES);
   if (status == 0) status = fetch_all(nb_pages);
+  if (status == 0 && close(file) != 0) status = fail(argv[optind + 1], strerror(errno));
   if (status == 0) summarize();
+  signal(SIGINT, SIG_DFL);
+  signal(SIGTERM, SIG_DFL);
   sf_client_close(client);
   return status;
 }

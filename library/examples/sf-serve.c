@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* Serves a memory image to every sf-fetch of the network, until SIGINT or SIGTERM. */
+#include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -44,8 +45,9 @@ static void summarize(void) {
 /* @return whether the text is a number from `least` to `most` */
 static int number(const char *text, int base, uint64_t least, uint64_t most, uint64_t *out) {
   char *end;
+  errno = 0;
   *out = strtoull(text, &end, base);
-  return *text != '\0' && *text != '-' && *end == '\0' && *out >= least && *out <= most;
+  return errno == 0 && *text != '\0' && *text != '-' && *end == '\0' && *out >= least && *out <= most;
 }
 
 /* @return whether the text names one */
@@ -71,7 +73,7 @@ static int parse(int argc, char **argv, struct sf_server_options *options) {
       case 'i': options->carrier.interface = optarg; break;
       case 'g': options->carrier.group = optarg; break;
       case 'p':
-        good &= number(optarg, 10, 1, 65534, &value);
+        good &= number(optarg, 10, 1, 65533, &value);
         options->carrier.port = (uint16_t)value;
         break;
       case 'r':
@@ -105,6 +107,8 @@ int main(int argc, char **argv) {
   const int status = sf_server_run(server);
   if (status != 0) fprintf(stderr, "sf-serve: %s\n", sf_error());
   summarize();
+  signal(SIGINT, SIG_DFL);
+  signal(SIGTERM, SIG_DFL);
   sf_server_close(server);
   return status != 0;
 }

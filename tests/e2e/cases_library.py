@@ -6,11 +6,13 @@ import json
 import pathlib
 import re
 import signal
+import sys
 
 import fleetlib
 import lablib
 from lib import case, check, lab_name, wait_until
 
+HERE = pathlib.Path(__file__).resolve().parent
 SERVE, FETCH = "library/sf-serve", "library/sf-fetch"
 UDP = ("-i", lablib.PORT)
 ETHERNET = ("-k", "ethernet", "-i", lablib.PORT)
@@ -142,6 +144,27 @@ def library_client_goes_on_with_a_server_that_was_killed_and_started_again(conte
         check(client.wait(1.0) is None, client.tail())
         made.serve()
         made.check_complete(1, client)
+
+
+@case(90)
+def library_members_that_are_gone_hold_up_nobody(context):
+    """The kernel keeps what is sent to them while it looks for them, seconds long, and counts it against who sent it."""
+    group, port = "239.192.7.7", "21400"
+    with pair(context, 2) as made:
+        server, image_id = made.serve(*SLOWLY, "-g", group, "-p", port)
+        client = made.fetch(1, image_id, "-g", group, "-p", port)
+        wait_until(made.copy(1).exists, "sf-fetch has joined")
+        absent = fleetlib.Process("absent", made.lab.exec_args(2, [sys.executable, HERE / "absent_members.py", lablib.PORT, group, port,
+                                                                   image_id, "10.53.0"]), context.workdir / "absent.log")
+        try:
+            made.check_complete(1, client, 40.0)
+            check(absent.status() is None, absent.tail())
+        finally:
+            absent.kill()
+        server.stop()
+        failed = lines_of(server)[-1]["tx_failed"]
+        check(failed > 0, "nothing waited for members that are gone")
+        return f"{failed} datagrams to such members were left out"
 
 
 @case(90)

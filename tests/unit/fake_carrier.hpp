@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <utility>
@@ -27,6 +29,7 @@ class FakeNet {
   std::function<bool(const Sent&)> loses = [](const Sent&) { return false; };
   /// Called before a client looks for frames: lets the server work.
   std::function<void()> before_client_receives = [] {};
+  std::size_t nb_per_flush = std::numeric_limits<std::size_t>::max();  ///< that a link takes
   std::vector<Sent> sent;
 
   /// Delivers as a switch does; the broadcast address reaches servers, the group clients.
@@ -80,7 +83,9 @@ class FakeCarrier final : public Carrier {
     }
     return std::span{received_}.first(nb_);
   }
-  std::span<std::byte> room() noexcept override { return buffer_; }
+  std::span<std::byte> room() noexcept override {
+    return queued_.size() < 2 * kBurst ? std::span<std::byte>{buffer_} : std::span<std::byte>{};
+  }
   void push(std::size_t nb_bytes,
             std::span<const std::span<const std::byte>> tail) noexcept override {
     wire::EthHdr eth;
@@ -88,11 +93,15 @@ class FakeCarrier final : public Carrier {
     FakeNet::Bytes payload(buffer_.begin() + sizeof eth,
                            buffer_.begin() + static_cast<std::ptrdiff_t>(nb_bytes));
     for (const auto& part : tail) payload.insert(payload.end(), part.begin(), part.end());
-    net_.send({address_, eth.dst, std::move(payload)});
-    ++nb_pushed_;
+    queued_.push_back({address_, eth.dst, std::move(payload)});
   }
-  std::size_t flush() noexcept override { return std::exchange(nb_pushed_, 0); }
-  [[nodiscard]] bool has_queued() const noexcept override { return false; }
+  std::size_t flush() noexcept override {
+    const std::size_t nb_sent = std::min(queued_.size(), net_.nb_per_flush);
+    for (std::size_t i = 0; i < nb_sent; ++i, queued_.pop_front())
+      net_.send(std::move(queued_.front()));
+    return nb_sent;
+  }
+  [[nodiscard]] bool has_queued() const noexcept override { return !queued_.empty(); }
   [[nodiscard]] int wait_fd() const noexcept override { return -1; }
   [[nodiscard]] MacAddr address() const noexcept override { return address_; }
   [[nodiscard]] std::uint16_t mtu_bytes() const noexcept override { return mtu_bytes_; }
@@ -105,10 +114,10 @@ class FakeCarrier final : public Carrier {
   bool is_server_;
   std::uint16_t mtu_bytes_;
   MacAddr address_;
-  std::deque<FakeNet::Sent> queue_;
+  std::deque<FakeNet::Sent> queue_, queued_;  // to receive, to send
   std::array<FakeNet::Sent, kBurst> frames_;
   std::array<Received, kBurst> received_;
-  std::size_t nb_ = 0, nb_pushed_ = 0;
+  std::size_t nb_ = 0;
   std::array<std::byte, wire::kMaxFrameBytes> buffer_{};
 };
 

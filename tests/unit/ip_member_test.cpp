@@ -76,7 +76,6 @@ TEST(IpMember, AFrameToTheGroupReachesClientsAlone) {
   const Bytes frame = wrapped(from, group_address(kImageId), 4140);
   ASSERT_TRUE(take(to, frame));
   EXPECT_FALSE(take(other, frame));
-  EXPECT_FALSE(take(from, frame));  // nor its sender
 }
 
 TEST(IpMember, AMemberIsAnsweredAtTheMacItsFramesCameFrom) {
@@ -120,11 +119,82 @@ TEST(IpMember, WhatIsNotWholeOrNotUsIsLeft) {
   EXPECT_EQ(taken->payload.size(), 10);
 }
 
+/// With a sum that fits the header as it is.
+Bytes with_checksum(Bytes frame) {
+  frame[24] = frame[25] = std::byte{0};
+  std::uint32_t sum = 0;
+  for (std::size_t i = 14; i < 34; i += 2)
+    sum += std::to_integer<std::uint32_t>(frame[i]) * 256 +
+           std::to_integer<std::uint32_t>(frame[i + 1]);
+  sum = (sum & 0xFFFFU) + (sum >> 16U);
+  sum = ~((sum & 0xFFFFU) + (sum >> 16U));
+  frame[24] = static_cast<std::byte>(sum >> 8U);
+  frame[25] = static_cast<std::byte>(sum);
+  return frame;
+}
+
+TEST(IpMember, APacketOfAnotherKindIsLeftThoughItsChecksumIsRight) {
+  auto from = client();
+  auto to = server();
+  const Bytes good = wrapped(from, kBroadcast, 10);
+  ASSERT_TRUE(take(to, with_checksum(good)));
+  struct Change {
+    std::size_t at;
+    unsigned value;
+    const char* what;
+  };
+  for (const auto& [at, value, what] :
+       {Change{14, 0x65, "version 6"}, Change{14, 0x44, "a header of 16 bytes"},
+        Change{14, 0x46, "options, and UDP's header 4 bytes short"},
+        Change{17, 19, "shorter than its header"}, Change{17, 200, "longer than the frame"},
+        Change{20, 0x20, "more fragments follow"}, Change{21, 1, "not the first fragment"},
+        Change{23, 6, "TCP"}}) {
+    Bytes bad = good;
+    bad[at] = static_cast<std::byte>(value);
+    EXPECT_FALSE(take(to, with_checksum(bad))) << what;
+  }
+}
+
+TEST(IpMember, WhoClaimsToBeUsOrAllIsNobody) {
+  auto to = server();
+  const auto sent_by = [&](const ip::Endpoint& endpoint) {
+    auto from = client();
+    Bytes frame = wrapped(from, kBroadcast, 10);
+    const MacAddr member = ip::member_of(endpoint);  // port, then address
+    std::memcpy(frame.data() + 26, member.bytes.data() + 2, 4);
+    std::memcpy(frame.data() + 34, member.bytes.data(), 2);
+    return take(to, with_checksum(frame)).has_value();
+  };
+  EXPECT_TRUE(sent_by({kClientIp, 40000}));
+  EXPECT_FALSE(sent_by(ip::endpoint_of(to.member())));
+  EXPECT_FALSE(sent_by(ip::endpoint_of(kBroadcast)));
+  EXPECT_FALSE(sent_by(ip::endpoint_of(group_address(kImageId))));
+  EXPECT_FALSE(sent_by({kGroup, 40000}));
+}
+
+/// Past its announcement and first report.
+void settle(IpMember& member, Nanos now) {
+  std::array<std::byte, 64> out{};
+  while (member.next_answer(out, now) != 0) {
+  }
+}
+
+TEST(IpMember, ItAnnouncesItsAddressWhenItStarts) {
+  auto member = server();
+  std::array<std::byte, 64> out{};
+  ASSERT_EQ(member.next_answer(out, 0s), ip::kArpFrameBytes);
+  const Bytes frame(out.begin(), out.begin() + ip::kArpFrameBytes);
+  EXPECT_EQ(eth_of(frame).dst, kBroadcast);
+  const std::array<unsigned, 28> expected{0,  1,  8, 0, 6, 4, 0, 1, 2, 0, 0,  0,  0, 1,
+                                          10, 53, 0, 1, 0, 0, 0, 0, 0, 0, 10, 53, 0, 1};
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    EXPECT_EQ(frame[14 + i], static_cast<std::byte>(expected[i])) << i;
+}
+
 TEST(IpMember, WhoAsksForItsMacIsAnswered) {
   auto member = server();
   std::array<std::byte, 64> out{};
-  while (member.next_answer(out, 0s) != 0) {  // its first report
-  }
+  settle(member, 0s);
   // RFC 826: 10.53.0.2 asks for 10.53.0.1, and then for another.
   Bytes request(14 + 28);
   const wire::EthHdr eth{.dst = kBroadcast, .src = kClientMac, .type = ip::kArpEtherType};
@@ -153,9 +223,19 @@ TEST(IpMember, WhoAsksForItsMacIsAnswered) {
   EXPECT_EQ(nb_answers, 8);
 }
 
+/// The sum of all 16-bit words, of which a right checksum makes 0xFFFF.
+std::uint32_t sum_of(std::span<const std::byte> bytes) {
+  std::uint32_t sum = 0;
+  for (std::size_t i = 0; i < bytes.size(); i += 2)
+    sum += std::to_integer<std::uint32_t>(bytes[i]) * 256 +
+           std::to_integer<std::uint32_t>(bytes[i + 1]);
+  return (sum & 0xFFFFU) + (sum >> 16U);
+}
+
 TEST(IpMember, ItReportsItsMembershipTwiceThenEachMinuteAndWhenAsked) {
   auto member = client();
   std::array<std::byte, 64> out{};
+  ASSERT_EQ(member.next_answer(out, 0s), ip::kArpFrameBytes);
   ASSERT_EQ(member.next_answer(out, 0s), ip::kIgmpFrameBytes);
   // 24 bytes of IPv4 with router alert, then the report; sums by hand.
   const Bytes report(out.begin(), out.begin() + ip::kIgmpFrameBytes);
@@ -164,27 +244,32 @@ TEST(IpMember, ItReportsItsMembershipTwiceThenEachMinuteAndWhenAsked) {
   EXPECT_EQ(report[14 + 8], std::byte{1});  // TTL
   EXPECT_EQ(report[14 + 9], std::byte{2});  // IGMP
   EXPECT_EQ(report[14 + 24], std::byte{0x16});
-  std::uint32_t sum = 0;
-  for (std::size_t i = 14; i < 14 + 24; i += 2)
-    sum += std::to_integer<std::uint32_t>(report[i]) * 256 +
-           std::to_integer<std::uint32_t>(report[i + 1]);
-  EXPECT_EQ((sum & 0xFFFFU) + (sum >> 16U), 0xFFFFU);
+  EXPECT_EQ(sum_of(std::span{report}.subspan(14, 24)), 0xFFFFU);
+  EXPECT_EQ(sum_of(std::span{report}.subspan(38)), 0xFFFFU);
+  const std::array<unsigned, 4> group{0xEF, 0xC2, 0x32, 0xF6};
+  for (std::size_t i = 0; i < group.size(); ++i)
+    EXPECT_EQ(report[42 + i], static_cast<std::byte>(group[i]));
   EXPECT_EQ(member.next_answer(out, 0s), 0);
   EXPECT_NE(member.next_answer(out, 1s), 0);
   EXPECT_EQ(member.next_answer(out, 2s), 0);
   EXPECT_NE(member.next_answer(out, 61s), 0);
-  // A general query of IGMPv2 to 224.0.0.1.
+  // A general query of IGMPv2 to 224.0.0.1, to be answered within 10 s.
   Bytes query(report.begin(), report.end());
   const std::array<unsigned, 8> igmp{0x11, 100, 0xEE, 0x9B, 0, 0, 0, 0};
   std::ranges::transform(igmp, query.begin() + 38,
                          [](unsigned b) { return static_cast<std::byte>(b); });
   EXPECT_FALSE(take(member, query));
-  EXPECT_EQ(member.next_answer(out, 62s), ip::kIgmpFrameBytes);
+  EXPECT_EQ(member.next_answer(out, 62s), 0);  // not all members at once
+  for (int i = 0; i < 100; ++i) take(member, query);
+  int nb_reports = 0;
+  for (Nanos now = 62s; now <= 72s; now += 10ms) nb_reports += member.next_answer(out, now) != 0;
+  EXPECT_EQ(nb_reports, 1);
   query[40] ^= std::byte{1};
   EXPECT_FALSE(take(member, query));
-  EXPECT_EQ(member.next_answer(out, 62s), 0);
+  EXPECT_EQ(member.next_answer(out, 90s), 0);
   EXPECT_EQ(member.write_leave(out), ip::kIgmpFrameBytes);
   EXPECT_EQ(out[14 + 24], std::byte{0x17});
+  EXPECT_EQ(eth_of(Bytes(out.begin(), out.end())).dst, ip::multicast_mac({0xE0000002}));
 }
 
 }  // namespace

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Server and client of the library over a network in memory, in virtual time.
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,6 +28,7 @@ using namespace std::chrono_literals;
 using testing::FakeCarrier;
 using testing::FakeNet;
 using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
 using wire::FrameType;
 using wire::Priority;
 
@@ -52,7 +56,8 @@ class Library : public ::testing::Test {
  protected:
   struct Client {
     std::map<std::uint64_t, Page> pages;
-    std::vector<std::uint64_t> order;
+    std::vector<std::uint64_t> order, unavailable;
+    std::function<void()> on_page;  // called with each
     std::unique_ptr<Fetching> fetching;
   };
 
@@ -71,13 +76,13 @@ class Library : public ::testing::Test {
         [this](Gfn page, std::span<std::byte, kPageSize> out) {
           if (page.value == bad_page) return EIO;
           Page bytes = page_of(page.value);
-          if (page.value == changed_page) bytes[7] ^= std::byte{1};
+          if (changed_pages.contains(page.value)) bytes[7] ^= std::byte{1};
           std::ranges::copy(bytes, out.begin());
           return 0;
         },
-        kNbPages, kImageId, 1);
+        nb_pages, kImageId, 1);
     ASSERT_TRUE(pages);
-    ServerConfig config;
+    ServerConfig config = server_config;
     config.incarnation = incarnation;
     server = std::make_unique<Serving>(std::move(*pages),
                                        std::make_unique<FakeCarrier>(net, 0, mtu_bytes), config);
@@ -91,11 +96,16 @@ class Library : public ::testing::Test {
     config.epoch = 1;
     client->fetching = std::make_unique<Fetching>(
         std::make_unique<FakeCarrier>(net, number, mtu_bytes), config,
-        [c = client.get()](Gfn page, std::span<const std::byte, kPageSize> bytes) {
-          EXPECT_FALSE(c->pages.contains(page.value)) << "page " << page.value << " came twice";
-          std::ranges::copy(bytes, c->pages[page.value].begin());
-          c->order.push_back(page.value);
-        },
+        Fetching::Callbacks{
+            .on_page =
+                [c = client.get()](Gfn page, std::span<const std::byte, kPageSize> bytes) {
+                  EXPECT_FALSE(c->pages.contains(page.value)) << page.value << " came twice";
+                  std::ranges::copy(bytes, c->pages[page.value].begin());
+                  c->order.push_back(page.value);
+                  if (c->on_page) c->on_page();
+                },
+            .on_unavailable =
+                [c = client.get()](Gfn page) { c->unavailable.push_back(page.value); }},
         virtual_clock);
     return client;
   }
@@ -113,7 +123,9 @@ class Library : public ::testing::Test {
   }
 
   FakeNet net;
-  std::uint64_t bad_page = kNbPages, changed_page = kNbPages;
+  ServerConfig server_config;
+  std::uint64_t nb_pages = kNbPages, bad_page = ~std::uint64_t{0};
+  std::set<std::uint64_t> changed_pages;
   std::unique_ptr<Serving> server;
 };
 
@@ -172,6 +184,8 @@ TEST_F(Library, NoPageComesInsideOfTheJoin) {
     net.before_client_receives = before;
   };
   ASSERT_TRUE(joins->fetching->join(1s));
+  EXPECT_TRUE(std::ranges::any_of(
+      net.sent, [](const FakeNet::Sent& frame) { return type_of(frame) == FrameType::kPage; }));
   EXPECT_TRUE(joins->pages.empty());
   EXPECT_EQ(joins->fetching->nb_pages(), kNbPages);
   ASSERT_TRUE(joins->fetching->request(Gfn{0}, kNbPages, Priority::kPrefetch));
@@ -181,7 +195,6 @@ TEST_F(Library, NoPageComesInsideOfTheJoin) {
 
 TEST_F(Library, LostPagesAreAskedForAgain) {
   int nb_pages_sent = 0;
-  // Drop every third PAGE, three times over each.
   net.loses = [&](const FakeNet::Sent& frame) {
     return type_of(frame) == FrameType::kPage && ++nb_pages_sent % 3 == 0;
   };
@@ -246,17 +259,21 @@ TEST_F(Library, ASilentServerIsReportedOnceAndMayComeBack) {
   EXPECT_EQ(client->pages.size(), 5);
 }
 
-TEST_F(Library, APageThatNeverFitsItsChecksumIsGivenUpAndTheOthersCome) {
+TEST_F(Library, PagesThatNeverFitTheirChecksumAreGivenUpEachAndTheOthersCome) {
   step = 5ms;
-  changed_page = 7;  // after the server has read it once
+  changed_pages = {7, 8, 21};  // after the server has read them once
   const auto client = joined(1);
   ASSERT_TRUE(client->fetching->request(Gfn{0}, kNbPages, Priority::kPrefetch));
-  const auto first = client->fetching->run(120s);
-  ASSERT_FALSE(first);
-  EXPECT_EQ(first.error().errnum, ENODATA);
-  EXPECT_THAT(first.error().what, HasSubstr("page 7"));
-  EXPECT_TRUE(client->fetching->run(10s));
-  EXPECT_EQ(client->pages.size(), kNbPages - 1);
+  auto end = client->fetching->run(120s);
+  ASSERT_FALSE(end);
+  EXPECT_EQ(end.error().errnum, ENODATA);
+  EXPECT_THAT(end.error().what, HasSubstr("does not deliver it"));
+  while (!end) {
+    ASSERT_EQ(end.error().errnum, ENODATA);
+    end = client->fetching->run(10s);
+  }
+  EXPECT_THAT(client->unavailable, UnorderedElementsAre(7, 8, 21));
+  EXPECT_EQ(client->pages.size(), kNbPages - 3);
   EXPECT_GT(
       client->fetching->drops().by_reason[static_cast<std::size_t>(wire::Drop::kBadCrc)].read(), 0);
 }
@@ -279,6 +296,79 @@ TEST_F(Library, APageThatCannotBeReadEndsTheServer) {
   ASSERT_FALSE(end);
   EXPECT_EQ(end.error().errnum, EIO);
   EXPECT_THAT(end.error().what, HasSubstr("page 3"));
+}
+
+TEST_F(Library, TimeOutsHoldWhileFramesComeWithoutEnd) {
+  step = 1ms;
+  const auto client = joined(1);
+  server.reset();
+  net.before_client_receives = [this] {
+    for (std::size_t i = 0; i < Carrier::kBurst; ++i)
+      net.send({{{2, 9}}, group_address(kImageId), FakeNet::Bytes(28)});
+  };
+  const auto late = make_client(2);
+  Nanos before = now_ns;
+  EXPECT_EQ(late->fetching->join(200ms).error().errnum, ETIMEDOUT);
+  EXPECT_LE(now_ns - before, 210ms);
+  ASSERT_TRUE(client->fetching->request(Gfn{1}, 1, Priority::kDemand));
+  before = now_ns;
+  EXPECT_EQ(client->fetching->run(200ms).error().errnum, ETIMEDOUT);
+  EXPECT_EQ(client->fetching->run(0s).error().errnum, ETIMEDOUT);
+  EXPECT_LE(now_ns - before, 210ms);
+}
+
+TEST_F(Library, AServerWithoutRoomIsToldFromNone) {
+  step = 1ms;
+  server_config.max_clients = 1;
+  start_server();
+  const auto first = joined(1);
+  EXPECT_EQ(make_client(2)->fetching->join(300ms).error().errnum, EUSERS);
+}
+
+TEST_F(Library, ASlowServerOwesPagesAndDoesNotLackThem) {
+  step = 1ms;
+  nb_pages = 1500;  // 46 s of it, and a page is given up after 30
+  server_config.flow = {
+      .initial_bytes_per_s = 125'000, .floor_bytes_per_s = 125'000, .max_bytes_per_s = 125'000};
+  start_server();
+  const auto client = joined(1);
+  ASSERT_TRUE(client->fetching->request(Gfn{0}, nb_pages, Priority::kDemand));
+  const Nanos before = now_ns;
+  const auto end = client->fetching->run(100s);
+  ASSERT_TRUE(end) << end.error().what;
+  EXPECT_GT(now_ns - before, 35s);
+  EXPECT_EQ(client->pages.size(), nb_pages);
+}
+
+TEST_F(Library, ACallbackMayAskForMoreAndNotWait) {
+  const auto client = joined(1);
+  bool called = false;
+  client->on_page = [&] {
+    if (std::exchange(called, true)) return;
+    EXPECT_EQ(client->fetching->run(1s).error().errnum, EBUSY);
+    EXPECT_EQ(client->fetching->join(1s).error().errnum, EBUSY);
+    EXPECT_TRUE(client->fetching->request(Gfn{200}, 5, Priority::kDemand));
+  };
+  ASSERT_TRUE(client->fetching->request(Gfn{1}, 1, Priority::kDemand));
+  ASSERT_TRUE(client->fetching->run(1s));
+  EXPECT_EQ(client->pages.size(), 6);
+}
+
+TEST_F(Library, ALoopOfTheCallersOwnIsCalledAtOnceForWhatItRequests) {
+  const auto client = joined(1);
+  static_cast<void>(client->fetching->turn(virtual_clock()));
+  EXPECT_GT(client->fetching->deadline(now_ns), now_ns);
+  ASSERT_TRUE(client->fetching->request(Gfn{1}, 1, Priority::kDemand));
+  EXPECT_EQ(client->fetching->deadline(now_ns), now_ns);
+}
+
+TEST_F(Library, ALinkThatTakesFramesSlowlyIsWaitedFor) {
+  net.nb_per_flush = 1;
+  const auto client = joined(1);
+  ASSERT_TRUE(client->fetching->request(Gfn{0}, kNbPages, Priority::kPrefetch));
+  ASSERT_TRUE(client->fetching->run(10s));
+  expect_all(*client);
+  EXPECT_EQ(client->fetching->stats().retries.read(), 0);
 }
 
 TEST_F(Library, JunkIsCountedAndHarmsNobody) {

@@ -136,6 +136,26 @@ TEST(UdpCarrier, FragmentsWhereTheMtuIsShort) {
   sf_client_close(client);
 }
 
+TEST(UdpCarrier, AFloodOfDatagramsToAMemberDoesNotHideTheGroup) {
+  constexpr std::uint64_t kImageId = 77;
+  const UdpOptions options{.interface = "lo", .port = kPort + 10};
+  auto server = UdpCarrier::open(options, Side::kServer, kImageId);
+  auto client = UdpCarrier::open(options, Side::kClient, kImageId);
+  ASSERT_TRUE(server && client);
+  const auto send_from = [](Carrier& from, const MacAddr& dst, std::size_t nb_bytes) {
+    const wire::EthHdr eth{.dst = dst, .src = from.address(), .type = wire::kEtherType};
+    std::memcpy(from.room().data(), &eth, sizeof eth);
+    from.push(sizeof eth + nb_bytes, {});
+    EXPECT_EQ(from.flush(), 1);
+  };
+  for (int i = 0; i < 200; ++i) send_from(**server, (*client)->address(), 5);
+  send_from(**server, group_address(kImageId), 50);
+  bool came = false;
+  for (int look = 0; look < 2; ++look)
+    for (const Carrier::Received& frame : (*client)->receive()) came |= frame.payload.size() == 50;
+  EXPECT_TRUE(came);
+}
+
 TEST(UdpCarrier, OptionsThatAreWrongAreRefusedWithAReason) {
   sf_server* server = nullptr;
   const auto refused = [&](const auto& change) {
