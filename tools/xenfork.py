@@ -161,9 +161,9 @@ class Clone:
 class Clones:
     """The clones of this host and their memtap."""
 
-    def __init__(self, names, tap_args=()):
+    def __init__(self, names, tap_args=(), give_up_s=30):
         link("tap0")
-        self.socket, self.tap, self.tap_args = RUN / "memtap.sock", None, tap_args
+        self.socket, self.tap, self.tap_args, self.give_up_s = RUN / "memtap.sock", None, tap_args, give_up_s
         self.start_tap()
         self.config = RUN / "clone.cfg"
         self.config.write_text('cpus = "1"\n')  # dom0 has the other
@@ -176,8 +176,8 @@ class Clones:
 
     def start_tap(self):
         self.socket.unlink(missing_ok=True)
-        self.tap = program("memtap", "memtap-dpdk", ["--descriptor", DESCRIPTOR, "--socket", self.socket, "--give-up", "30",
-                                                     *self.tap_args, "--stats", RUN / "memtap-stats.json",
+        self.tap = program("memtap", "memtap-dpdk", ["--descriptor", DESCRIPTOR, "--socket", self.socket, "--give-up",
+                                                     str(self.give_up_s), *self.tap_args, "--stats", RUN / "memtap-stats.json",
                                                      *port_args("tap0", "tap")])
         wait_for("socket of memtap", self.socket.exists, PATIENCE_S, self.tap)
 
