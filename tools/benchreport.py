@@ -19,6 +19,15 @@ class ReportError(Exception):
     """Says what is wrong with which result."""
 
 
+def medians(runs):
+    """What a result, or a case of it, says of its runs."""
+    if not all(run["rate"] > 0 and run["limit"] > 0 for run in runs):
+        raise ReportError("of a run nothing came: this machine is too busy")
+    rate, limit = (statistics.median(run[key] for run in runs) for key in ("rate", "limit"))
+    ratios = [run["rate"] / run["limit"] for run in runs]
+    return {"rate": rate, "limit": limit, "ratio": rate / limit, "ratio_min": min(ratios), "ratio_max": max(ratios), "runs": runs}
+
+
 def runs_of(result):
     """{case: [(rate, limit)]}; the case of a result without any is its benchmark."""
     try:

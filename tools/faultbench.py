@@ -8,6 +8,7 @@ import statistics
 import subprocess
 
 import benchlib
+import benchreport
 import fillbench
 import fleetlib
 import lablib
@@ -97,10 +98,7 @@ def summary(args, rounds):
     for case in CASES:
         runs = [{"rate": found["fabric_us"][case], "limit": found["round_trip_us"][case] + found["local_fault_us"][case]}
                 for found in rounds]
-        rate, limit = (statistics.median(run[key] for run in runs) for key in ("rate", "limit"))
-        ratios = [run["rate"] / run["limit"] for run in runs]
-        cases.append({"case": case, "rate": rate, "limit": limit, "ratio": rate / limit, "ratio_min": min(ratios),
-                      "ratio_max": max(ratios), "runs": runs})
+        cases.append({"case": case, **benchreport.medians(runs)})
     return {"benchmark": "fault", "unit": "us", **{key: cases[0][key] for key in ("rate", "limit", "ratio")}, "cases": cases,
             "faults": args.faults, "mtu": args.mtu, "pages": args.pages, "profile": args.profile,
             "idle": args.idle or "the profile's", "seed": args.seed, "verified": True, "rounds": rounds}

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A memserver fills hosts in network namespaces with an image, against a bare sender and bare receivers."""
+"""A memserver fills hosts in network namespaces with an image, against a bare sender and bare receivers; on 1 to N hosts; and these
+bare ones alone, at the highest pace at which next to nothing is lost."""
 import contextlib
 import json
 import os
@@ -7,14 +8,18 @@ import pathlib
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 
 import benchlib
+import benchreport
 import lablib
 import profilelib
 
 SERVER = "memserver-dpdk/memserver-dpdk"
 READY_S, RUN_S = 60.0, 180.0
+UNIT = "pages/s per receiver"
+PRECISION = 0.02  # of a pace that is looked for
 
 
 class Node:
@@ -67,9 +72,10 @@ class Bed:
     def hosts(self):
         return range(1, self.args.hosts + 1)
 
-    def run_bare(self):
+    def run_bare(self, pace):
+        """@param pace  pages a second; 0: as fast as the port takes them"""
         receivers = [self.node(host, "receive") for host in self.hosts()]
-        sender = self.node(0, "send", "--pages-per-s", str(self.args.bare_rate))
+        sender = self.node(0, "send", "--pages-per-s", str(pace))
         for node in [*receivers, sender]:
             node.wait_ready()
         for node in [*receivers, sender]:  # receivers first: they are looking before the first frame
@@ -140,7 +146,7 @@ def wait_for(ready, popen):
 
 def run_pair(bed, number, nb_runs):
     benchlib.say_round(number, nb_runs)
-    bare, fabric = bed.run_bare(), bed.run_fabric()
+    bare, fabric = bed.run_bare(bed.args.bare_rate), bed.run_fabric()
     return {"limit": bare["rate"], "rate": fabric["rate"], "bare": bare, "fabric": fabric}
 
 
@@ -149,20 +155,18 @@ def rate(result):
     return result["pages"] / result["seconds"] if result["seconds"] > 0 else 0.0
 
 
-def summary(args, pairs):
-    bare, fabric = ([pair[side] for pair in pairs] for side in ("bare", "fabric"))
-    limit, speed = (statistics.median(run["rate"] for run in side) for side in (bare, fabric))
-    if not all(run["rate"] > 0 for run in bare + fabric):
-        raise benchlib.BenchError("of a run nothing came: this machine is too busy")
-    ratios = [pair["fabric"]["rate"] / pair["bare"]["rate"] for pair in pairs]
-    return {"benchmark": "fill", "unit": "pages/s per receiver", "rate": speed, "limit": limit,
-            "ratio": speed / limit, "ratio_min": min(ratios), "ratio_max": max(ratios),
-            "bare_pace": args.bare_rate or "unpaced", "hosts": args.hosts, "mtu": args.mtu, "pages": args.pages,
-            "mode": args.mode, "profile": args.profile, "idle": args.idle or "the profile's", "seed": args.seed,
-            "verified": True, "runs": pairs}
+def options(args):
+    """What every result here says of how it came about."""
+    return {"hosts": args.hosts, "mtu": args.mtu, "pages": args.pages, "profile": args.profile,
+            "idle": args.idle or "the profile's", "seed": args.seed, "verified": True}
 
 
-def show(result):
+def fill_result(args, pairs):
+    return {"benchmark": "fill", "unit": UNIT, **benchreport.medians(pairs), "bare_pace": args.bare_rate or "unpaced",
+            "mode": args.mode, **options(args)}
+
+
+def show_fill(result):
     runs = result["runs"]
     print(f"fill 1 -> {result['hosts']}: {result['pages']} pages, MTU {result['mtu']}, mode {result['mode']}, "
           f"{len(runs)} runs; bare {result['bare_pace']}")
@@ -193,27 +197,112 @@ def bed_of(args, tap=False):
         yield Bed(args, lab, pathlib.Path(folder))
 
 
-def fill(args):
-    args.mtu = bare_profile(args).mtu_for_lab(args.mtu)
-    benchlib.program(args, benchlib.NODE), benchlib.program(args, SERVER)
+def pairs_of(args):
     with bed_of(args) as bed:
-        return summary(args, [run_pair(bed, number, args.runs) for number in range(1, args.runs + 1)])
+        if args.no_drop:
+            args.bare_rate = lossless(bed, args.loss)["sent_per_s"]
+        return [run_pair(bed, number, args.runs) for number in range(1, args.runs + 1)]
 
 
-def add_commands(commands, common):
-    add = commands.add_parser("fill", parents=[common], help="1 -> N hosts in network namespaces").add_argument
-    add("--hosts", type=int, default=8, metavar="N", help="receivers, one a host (8)")
+def fill(args):
+    return fill_result(args, pairs_of(args))
+
+
+# --- 1 to N hosts -----------------------------------------------------------------------------------------------------
+
+def scale(args):
+    most, cases = args.hosts, []
+    counts = [1 << n for n in range(most.bit_length()) if 1 << n < most] + [most]
+    for args.hosts in counts:
+        print(f"fabric-bench: {args.hosts} of {most} hosts", file=sys.stderr, flush=True)
+        cases.append({"case": f"{args.hosts} host{'s'[:args.hosts > 1]}", **benchreport.medians(pairs_of(args))})
+    return {"benchmark": "scale", "unit": UNIT, **{key: cases[-1][key] for key in ("rate", "limit", "ratio")}, "cases": cases,
+            "mode": args.mode, **options(args)}
+
+
+def show_scale(result):
+    print(f"scale 1 -> {result['hosts']}: {result['pages']} pages, MTU {result['mtu']}; medians, pages/s per receiver")
+    print(f"{'':12}{'bare':>10}{'fabric':>10}{'ratio':>8}{'sends/page':>12}{'retries':>9}")
+    for case in result["cases"]:
+        sends, retries = (statistics.median(run["fabric"][key] for run in case["runs"]) for key in ("sends_per_page", "retries"))
+        print(f"{case['case']:12}{case['limit']:>10.0f}{case['rate']:>10.0f}{case['ratio']:>8.3f}{sends:>12.3f}{retries:>9.0f}")
+
+
+# --- the bare device --------------------------------------------------------------------------------------------------
+
+def lossless(bed, loss):
+    """Halves the interval in which the highest pace lies at which no receiver lacks more than this share (RFC 2544, section
+    26.1). @return the run of that pace"""
+    best, run = None, bed.run_bare(0)
+    low, high = 0.0, run["sent_per_s"]
+    while True:
+        good = 1 - run["delivered_least"] <= loss
+        best = run if good else best
+        if good and best["sent_per_s"] >= high * (1 - PRECISION) or high - low <= high * PRECISION:
+            break
+        low, high = (run["sent_per_s"], high) if good else (low, run["sent_per_s"])
+        run = bed.run_bare((low + high) / 2)
+        print(f"fabric-bench: {run['sent_per_s']:.0f} pages/s: {run['delivered_least']:.3%} came", file=sys.stderr, flush=True)
+    if best is None:
+        raise benchlib.BenchError(f"no pace down to {high:.0f} pages/s lost no more than {loss:.2%}: this machine is too busy")
+    return best
+
+
+def wire_run(bed, number):
+    benchlib.say_round(number, bed.args.runs)
+    unpaced, best = bed.run_bare(0), lossless(bed, bed.args.loss)
+    return {"limit": unpaced["sent_per_s"], "rate": best["sent_per_s"], "unpaced": unpaced, "best": best}
+
+
+def wire(args):
+    with bed_of(args) as bed:
+        runs = [wire_run(bed, number) for number in range(1, args.runs + 1)]
+    return {"benchmark": "wire", "unit": UNIT, **benchreport.medians(runs), "loss": args.loss, **options(args)}
+
+
+def show_wire(result):
+    print(f"wire 1 -> {result['hosts']}: {result['pages']} pages, MTU {result['mtu']}, no protocol; pages/s")
+    paced = f"lost <= {result['loss']:.2%}"
+    print(f"{'':12}{'as fast as it goes':>19}{'came':>9}{paced:>16}{'came':>9}{'ratio':>8}")
+    for number, run in enumerate(result["runs"], 1):
+        print(f"{'run ' + str(number):12}{run['limit']:>19.0f}{run['unpaced']['delivered_least']:>9.1%}{run['rate']:>16.0f}"
+              f"{run['best']['delivered_least']:>9.2%}{run['rate'] / run['limit']:>8.3f}")
+    print(f"{'median':12}{result['limit']:>19.0f}{'':9}{result['rate']:>16.0f}{'':9}{result['ratio']:>8.3f}")
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+SCENARIOS = {"fill": (fill, show_fill), "scale": (scale, show_scale), "wire": (wire, show_wire)}
+
+
+def add_bed(command, runs, pages=65536, hosts=8):
+    add = command.add_argument
+    add("--hosts", type=int, default=hosts, metavar="N", help=f"receivers, one a host ({hosts})")
     add("--mtu", type=int, metavar="N", help="of the virtual wire (9000, or what the profile can)")
-    add("--pages", type=int, default=65536, metavar="N", help="of the image (65536: 256 MiB)")
-    add("--runs", type=int, default=3, metavar="N", help="pairs of runs, bare and fabric by turns (3)")
-    add("--mode", choices=["list", "faults", "push"], default="list", help="how clients come by pages (list)")
-    add("--bare-rate", type=float, default=0, metavar="N", help="pace of the bare sender, pages/s; 0: unpaced (0)")
+    add("--pages", type=int, default=pages, metavar="N", help=f"of the image ({pages}: {pages >> 8} MiB)")
+    add("--runs", type=int, default=runs, metavar="N", help=f"rounds, bare and fabric by turns ({runs})")
     add("--idle", choices=["busy", "yield", "backoff"], help="of every process, bare and fabric (the profile's)")
     add("--profile", default="net_af_packet", metavar="NAME", help="(net_af_packet)")
     add("--seed", type=int, default=1, metavar="N", help="of the image (1)")
+    add("--loss", type=float, default=0.001, metavar="SHARE", help="that a bare receiver may lack, where paces are looked for (0.001)")
+
+
+def add_commands(commands, common):
+    for name, what in (("fill", "1 -> N hosts in network namespaces"), ("scale", "the same for 1, 2, 4, ... N hosts")):
+        command = commands.add_parser(name, parents=[common], help=what)
+        add_bed(command, runs=3)
+        add = command.add_argument
+        add("--mode", choices=["list", "faults", "push"], default="list", help="how clients come by pages (list)")
+        pace = command.add_mutually_exclusive_group().add_argument
+        pace("--bare-rate", type=float, default=0, metavar="N", help="pace of the bare sender, pages/s; 0: unpaced (0)")
+        pace("--no-drop", action="store_true", help="or the highest at which it loses next to nothing, looked for at first")
+    add_bed(commands.add_parser("wire", parents=[common], help="the bare device: the same frames, no protocol"), runs=3, pages=131072)
 
 
 def run(args):
     """@return (result, a function that prints it)"""
     lablib.require_root()
-    return fill(args), show
+    args.mtu = bare_profile(args).mtu_for_lab(args.mtu)
+    benchlib.program(args, benchlib.NODE), benchlib.program(args, SERVER)
+    scenario, show = SCENARIOS[args.what]
+    return scenario(args), show

@@ -6,6 +6,7 @@ import statistics
 import time
 
 import benchlib
+import benchreport
 import faultbench
 import fillbench
 import fleetlib
@@ -63,11 +64,8 @@ def run_round(bed, number):
 
 
 def summary(args, rounds):
-    rate, limit, percent = (statistics.median(found[key] for found in rounds) for key in ("rate", "limit", "cpu_percent"))
-    ratios = [found["rate"] / found["limit"] for found in rounds]
-    return {"benchmark": "idle", "unit": "us", "rate": rate, "limit": limit, "ratio": rate / limit, "ratio_min": min(ratios),
-            "ratio_max": max(ratios), "cpu_percent": percent, "hosts": args.hosts, "mtu": args.mtu, "pages": args.pages,
-            "profile": args.profile, "idle": args.idle or "the profile's", "seed": args.seed, "runs": rounds}
+    percent = statistics.median(found["cpu_percent"] for found in rounds)
+    return {"benchmark": "idle", "unit": "us", **benchreport.medians(rounds), "cpu_percent": percent, **fillbench.options(args)}
 
 
 def show(result):

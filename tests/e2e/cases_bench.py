@@ -12,6 +12,32 @@ def bench_fill_fills_all_hosts(context):
 
 
 @case(90)
+def bench_wire_finds_a_pace_without_loss(context):
+    result = run_tool(context, "fabric-bench", "wire", "--hosts", "2", "--pages", "4096", "--runs", "1")
+    (run,) = result["runs"]
+    check(run["best"]["delivered_least"] >= 1 - result["loss"], f"{run}")
+    check(0 < run["rate"] <= 1.1 * run["limit"], f"{run}")
+    return f"{run['rate']:.0f} of {run['limit']:.0f} pages/s"
+
+
+@case(120)
+def bench_scale_goes_from_one_host_to_all(context):
+    result = run_tool(context, "fabric-bench", "scale", "--hosts", "2", "--pages", "2048", "--runs", "1")
+    check([each["case"] for each in result["cases"]] == ["1 host", "2 hosts"], f"{result}")
+    for each in result["cases"]:
+        check(each["rate"] > 0 and each["limit"] > 0, f"{each}")
+
+
+@case(120)
+def bench_storm_and_mixed_count_what_guests_wait_for(context):
+    small = ("--hosts", "2", "--guests", "2", "--threads", "2", "--pages", "2048", "--runs", "1")
+    for scenario in ("storm", "mixed"):
+        result = run_tool(context, "fabric-bench", scenario, *small)
+        (run,) = result["runs"]
+        check(run["rate"] > 0 and run["limit"] > 0 and run["fabric"]["faults"] > 0, f"{run}")
+
+
+@case(90)
 def bench_fault_times_what_a_guest_waits(context):
     result = run_tool(context, "fabric-bench", "fault", "--faults", "200", "--pages", "2048", "--runs", "1")
     for each in result["cases"]:
