@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """Whether the simulator finds what it is for: each of these defects is planted into the engines, and must break something
-within a number of seeds. Compiles only what a defect changes, beside a build that is there. Nothing in the tree changes."""
+within a number of seeds. Compiles only what a defect changes, beside a build that is there. Nothing in the tree changes.
+With --check nothing is built: the text that each defect changes must be there, once."""
 import argparse
 import concurrent.futures
 import json
@@ -48,6 +49,27 @@ class DefectError(Exception):
     """The test itself cannot be done."""
 
 
+def planted_text(name):
+    """The file in which the defect is planted."""
+    file, old, new = DEFECTS[name]
+    text = (ROOT / file).read_text()
+    if text.count(old) != 1:
+        raise DefectError(f"{name}: {file} has {text.count(old)} times what is to be changed")
+    return text.replace(old, new)
+
+
+def check(names):
+    """Says of each defect that can no longer be planted why. @return how many those are"""
+    nb_rotten = 0
+    for name in names:
+        try:
+            planted_text(name)
+        except (DefectError, OSError) as error:
+            nb_rotten += 1
+            print(f"planted_defects: {error}", file=sys.stderr)
+    return nb_rotten
+
+
 class Build:
     def __init__(self, folder):
         self.folder = pathlib.Path(folder).absolute()
@@ -72,13 +94,10 @@ class Build:
 
     def with_defect(self, name, tmp):
         """A simulator in which the defect is planted."""
-        file, old, new = DEFECTS[name]
-        text = (ROOT / file).read_text()
-        if text.count(old) != 1:
-            raise DefectError(f"{name}: {file} has {text.count(old)} times what is to be changed")
+        file = DEFECTS[name][0]
         planted = tmp / "overlay" / file
         planted.parent.mkdir(parents=True)
-        planted.write_text(text.replace(old, new))
+        planted.write_text(planted_text(name))
         objects = [self._compile(unit, file, planted, tmp) for unit in self.units
                    if file.endswith(".hpp") and file in self.depends.get(unit["output"], "") or unit["file"].endswith(file)]
         program = tmp / "fabric-sim"
@@ -122,11 +141,16 @@ def find(build, name, nb_seeds):
 
 def main():
     parser = argparse.ArgumentParser(prog="planted_defects.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("build", metavar="BUILD-DIR", help="with tools/fabric-sim")
+    parser.add_argument("build", nargs="?", metavar="BUILD-DIR", help="with tools/fabric-sim")
+    parser.add_argument("--check", action="store_true", help="only whether each defect can still be planted; builds nothing")
     parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="within which a defect must be found (1000)")
     parser.add_argument("--only", metavar="TEXT", help="defects whose name has it")
     args = parser.parse_args()
     names = [name for name in DEFECTS if not args.only or args.only in name]
+    if args.check:
+        return 1 if check(names) else 0
+    if args.build is None:
+        parser.error("BUILD-DIR is missing")
     nb_missed = 0
     try:
         build = Build(args.build)
