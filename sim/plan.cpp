@@ -20,33 +20,39 @@ constexpr Nanos kLimit = std::chrono::hours{24};
 
 double seconds(Nanos time) { return std::chrono::duration<double>(time).count(); }
 
-/// What clones touch, and in which order: first some of all siblings' order, then their own.
+/// What clones touch, and in which order: first some of all siblings' order, then their own; or
+/// what others have touched.
 class Orders {
  public:
   explicit Orders(const PlanConfig& config)
-      : nb_touched_{std::max<std::size_t>(
+      : config_{config},
+        nb_touched_{std::max<std::size_t>(
             1, static_cast<std::size_t>(
                    std::llround(static_cast<double>(config.nb_pages) * config.touched)))},
         nb_shared_{static_cast<std::size_t>(
             std::llround(static_cast<double>(nb_touched_) * config.overlap))},
-        nb_pages_{config.nb_pages},
         shared_{shuffled(config.nb_pages, config.seed)} {}
 
-  [[nodiscard]] std::vector<std::uint64_t> of(std::uint64_t seed) const {
+  [[nodiscard]] std::vector<std::uint64_t> of(std::uint64_t clone) const {
+    const auto& traces = config_.traces;
+    return traces.empty() ? drawn(config_.seed + 1 + clone) : traces[clone % traces.size()];
+  }
+
+ private:
+  [[nodiscard]] std::vector<std::uint64_t> drawn(std::uint64_t seed) const {
     std::vector<std::uint64_t> order(shared_.begin(),
                                      shared_.begin() + static_cast<std::ptrdiff_t>(nb_shared_));
-    std::vector<bool> has(nb_pages_);
+    std::vector<bool> has(config_.nb_pages);
     for (const std::uint64_t page : order) has[page] = true;
-    for (const std::uint64_t page : shuffled(nb_pages_, seed)) {
+    for (const std::uint64_t page : shuffled(config_.nb_pages, seed)) {
       if (order.size() == nb_touched_) break;
       if (!has[page]) order.push_back(page);
     }
     return order;
   }
 
- private:
+  const PlanConfig& config_;
   std::size_t nb_touched_, nb_shared_;
-  std::uint64_t nb_pages_;
   std::vector<std::uint64_t> shared_;
 };
 
@@ -80,7 +86,7 @@ class Run {
       memtap.up.config = link;
       memtap.speed.frame = config.per_frame;
       memtap.prefetch = config.prefetch;
-      lab_.add_guest(memtap, orders.of(config.seed + 1 + i), {config.think, config.fault});
+      lab_.add_guest(memtap, orders.of(i), {config.think, config.fault});
     }
   }
 
@@ -177,9 +183,12 @@ double PlanResult::done_at(double share) const {
   return index < done_s.size() ? done_s[index] : std::numeric_limits<double>::infinity();
 }
 
+std::uint64_t most_pages_run(const PlanConfig& config) {
+  return std::clamp<std::uint64_t>(config.most_receptions / config.nb_clones, kSmaller, kMostPages);
+}
+
 PlanResult plan(const PlanConfig& config, const std::function<bool(double)>& progress) {
-  const std::uint64_t most_pages =
-      std::clamp<std::uint64_t>(config.most_receptions / config.nb_clones, kSmaller, kMostPages);
+  const std::uint64_t most_pages = most_pages_run(config);
   if (config.nb_pages <= most_pages) return Run{config}.run(progress);
   PlanConfig less = config;
   less.nb_pages = most_pages / kSmaller;

@@ -32,8 +32,11 @@ struct PlanConfig {
   LossAt loss_at = LossAt::kReceivers;
   bool push = true;  ///< the server sends what nobody asked for
   std::uint16_t mtu_bytes = 9000;
-  double touched = 1;      ///< share of the pages that a clone touches, one behind the other
-  double overlap = 0;      ///< share of them that it touches in the order of its siblings
+  double touched = 1;  ///< share of the pages that a clone touches, one behind the other
+  double overlap = 0;  ///< share of them that it touches in the order of its siblings
+  /// What clones touch instead, in turns: pages of the image, in their order. Not for an answer
+  /// that is extrapolated.
+  std::vector<std::vector<std::uint64_t>> traces{};
   unsigned prefetch = 16;  ///< neighbours that a memtap asks for with a fault, at most
   Nanos think{std::chrono::microseconds{10}};     ///< between a touch and the next
   Nanos fault{0};                                 ///< more after one that had to wait
@@ -65,6 +68,9 @@ struct PlanResult {
   /// When so many clones were done. @param share  of them, 0 to 1. @return infinity: they were not
   [[nodiscard]] double done_at(double share) const;
 };
+
+/// Pages of the largest image that is run for so many clones.
+[[nodiscard]] std::uint64_t most_pages_run(const PlanConfig& config);
 
 /// The answer. Where that is more than config.most_receptions a smaller image is run, twice, and
 /// each figure grows with the image as it does between these two.

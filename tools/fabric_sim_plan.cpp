@@ -4,15 +4,18 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <map>
 #include <set>
+#include <span>
 #include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "descriptor/page_list.hpp"
 #include "fabric/base/frame_number.hpp"
 #include "tools/svg_plot.hpp"
 #include "tools/text_file.hpp"
@@ -25,6 +28,8 @@ using Clock = std::chrono::steady_clock;
 
 const std::map<std::string, FlowRule> kFlowRules{
     {"mean", FlowRule::kMean}, {"min", FlowRule::kMin}, {"max", FlowRule::kMax}};
+
+using Traces = std::vector<std::vector<std::uint64_t>>;
 
 /// One answer.
 struct Row {
@@ -47,7 +52,31 @@ ServerConfig server_of(const PlanOptions& options) {
   return server;
 }
 
-PlanConfig config_of(const PlanOptions& options, std::uint64_t nb_clones) {
+/// The pages of ranges, each where it stands first.
+std::vector<std::uint64_t> pages_of(std::span<const PageRange> ranges, std::uint64_t nb_pages) {
+  std::vector<std::uint64_t> pages;
+  std::vector<bool> has(nb_pages);
+  for (const PageRange& range : ranges)
+    for (std::uint64_t p = range.first.value; p < range.first.value + range.nb_pages; ++p) {
+      if (!has[p]) pages.push_back(p);
+      has[p] = true;
+    }
+  return pages;
+}
+
+Result<Traces> read_traces(const PlanOptions& options) {
+  const std::uint64_t nb_pages = options.image_bytes / kPageSize;
+  Traces traces;
+  for (const std::string& path : options.traces) {
+    const auto ranges = read_page_list(path, nb_pages);
+    if (!ranges) return std::unexpected(ranges.error());
+    if (ranges->empty()) return fail(EINVAL, fmt::format("{}: no page stands in it", path));
+    traces.push_back(pages_of(*ranges, nb_pages));
+  }
+  return traces;
+}
+
+PlanConfig config_of(const PlanOptions& options, const Traces& traces, std::uint64_t nb_clones) {
   return {
       .nb_clones = nb_clones,
       .nb_pages = options.image_bytes / kPageSize,
@@ -62,6 +91,7 @@ PlanConfig config_of(const PlanOptions& options, std::uint64_t nb_clones) {
       .mtu_bytes = static_cast<std::uint16_t>(options.mtu_bytes),
       .touched = options.touched_percent / 100,
       .overlap = options.overlap_percent / 100,
+      .traces = traces,
       .prefetch = options.prefetch,
       .think = micros(options.think_us),
       .fault = micros(options.fault_us),
@@ -71,18 +101,34 @@ PlanConfig config_of(const PlanOptions& options, std::uint64_t nb_clones) {
       .rto = {.initial = micros(options.rto_ms * 1000), .min = micros(options.rto_min_ms * 1000)}};
 }
 
-Row answer(const PlanOptions& options, std::uint64_t nb_clones, const std::atomic<bool>& stop) {
+/// By the number of clones. @return EFBIG: a trace is of one image, which is too large to be run
+Result<std::vector<PlanConfig>> configs_of(const PlanOptions& options) {
+  const auto traces = read_traces(options);
+  if (!traces) return std::unexpected(traces.error());
+  std::vector<PlanConfig> configs;
+  for (const std::uint64_t nb_clones : std::set(options.clones.begin(), options.clones.end())) {
+    configs.push_back(config_of(options, *traces, nb_clones));
+    const std::uint64_t most_pages = most_pages_run(configs.back());
+    if (!traces->empty() && configs.back().nb_pages > most_pages)
+      return fail(EFBIG,
+                  fmt::format("{}: for {} clones give an image of at most {} MiB",
+                              options.traces.front(), nb_clones, most_pages * kPageSize >> 20U));
+  }
+  return configs;
+}
+
+Row answer(const PlanConfig& config, const std::atomic<bool>& stop) {
   const bool shows = isatty(STDERR_FILENO) != 0;
   const auto began = Clock::now();
   auto next_show = began;
   const auto progress = [&](double share) {
     if (shows && Clock::now() >= next_show) {
       next_show = Clock::now() + std::chrono::milliseconds{200};
-      fmt::print(stderr, "\rfabric-sim: {} clones, {:.0f} % ", nb_clones, 100 * share);
+      fmt::print(stderr, "\rfabric-sim: {} clones, {:.0f} % ", config.nb_clones, 100 * share);
     }
     return !stop;
   };
-  Row row{nb_clones, plan(config_of(options, nb_clones), progress), 0};
+  Row row{config.nb_clones, plan(config, progress), 0};
   if (shows) fmt::print(stderr, "\r\x1b[K");
   row.took_s = std::chrono::duration<double>(Clock::now() - began).count();
   return row;
@@ -105,6 +151,7 @@ Json to_json(const PlanOptions& options, const Row& row) {
           {"zero_percent", options.zero_percent},
           {"touched_percent", options.touched_percent},
           {"overlap_percent", options.overlap_percent},
+          {"traces", options.traces},
           {"prefetch", options.prefetch},
           {"think_us", options.think_us},
           {"fault_us", options.fault_us},
@@ -214,14 +261,20 @@ CLI::App* add_plan_command(CLI::App& cli, PlanOptions& options) {
   plan->add_option("--zero", options.zero_percent, "percent of the pages that are zero")
       ->check(CLI::Range(0.0, 80.0))
       ->capture_default_str();
-  plan->add_option("--touch", options.touched_percent,
-                   "percent of the pages that a clone touches, one behind the other")
-      ->check(CLI::Range(0.0, 100.0))
-      ->capture_default_str();
-  plan->add_option("--overlap", options.overlap_percent,
-                   "percent of them that all clones touch first, in the same order")
-      ->check(CLI::Range(0.0, 100.0))
-      ->capture_default_str();
+  auto* touch = plan->add_option("--touch", options.touched_percent,
+                                 "percent of the pages that a clone touches, one behind the other")
+                    ->check(CLI::Range(0.0, 100.0))
+                    ->capture_default_str();
+  auto* overlap = plan->add_option("--overlap", options.overlap_percent,
+                                   "percent of them that all clones touch first, in the same order")
+                      ->check(CLI::Range(0.0, 100.0))
+                      ->capture_default_str();
+  plan->add_option("--trace", options.traces,
+                   "file of the pages that a clone touches instead, in their order, as memtap's "
+                   "--record writes it; may be repeated: clones take them in turns")
+      ->allow_extra_args(false)
+      ->excludes(touch)
+      ->excludes(overlap);
   plan->add_option("--prefetch", options.prefetch,
                    "neighbours that memtap asks for with a fault, at most, as its own --prefetch")
       ->check(CLI::Range(0, 256))
@@ -279,10 +332,15 @@ int plan_command(const PlanOptions& options, const std::atomic<bool>& stop) {
     return 2;
   }
   if (!can_write("fabric-sim", options.json) || !can_write("fabric-sim", options.svg)) return 2;
+  const auto configs = configs_of(options);
+  if (!configs) {
+    fmt::print(stderr, "fabric-sim: --trace {}\n", configs.error().what);
+    return 2;
+  }
   std::vector<Row> rows;
   Json json = Json::array();
-  for (const std::uint64_t nb_clones : std::set(options.clones.begin(), options.clones.end())) {
-    rows.push_back(answer(options, nb_clones, stop));
+  for (const PlanConfig& config : *configs) {
+    rows.push_back(answer(config, stop));
     if (stop) rows.pop_back();  // it is not to its end
     if (stop) break;
     json.push_back(to_json(options, rows.back()));

@@ -26,13 +26,15 @@ struct PlanOptions {
   std::uint64_t seed = 1;
   bool no_push = false;
   std::string flow_rule = "mean", json, svg;
+  std::vector<std::string> traces;
 };
 
 /// @return the subcommand, which fills `options`; these must outlive the parsing
 CLI::App* add_plan_command(CLI::App& cli, PlanOptions& options);
 
 /// Answers, on stdout and in the files. @param stop  gives up once it is set
-/// @return the exit status: 1: not all clones were done; 2: a file cannot be written; 130: stopped
+/// @return the exit status: 1: not all clones were done; 2: a file cannot be read, or written; 130:
+///         stopped
 int plan_command(const PlanOptions& options, const std::atomic<bool>& stop);
 
 }  // namespace snowfabric::sim

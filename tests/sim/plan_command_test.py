@@ -56,6 +56,33 @@ class PlanCommandTest(unittest.TestCase):
         self.assertEqual(row["seconds_slow"], row["seconds"])
         self.assertGreater(row["seconds_slow"], 3 * row["seconds_p50"])
 
+    def trace(self, name, text):
+        file = self.folder / name
+        file.write_text(text)
+        return file
+
+    def test_clones_touch_what_is_in_a_trace_alone(self):
+        one, other = self.trace("one", "7-9\n0x20\n8\n"), self.trace("other", "# of another clone\n7\n100-101\n")
+        row = self.answer("--clones", 4, "--no-push", "--prefetch", 0, "--trace", one, "--trace", other)
+        self.assertEqual(row["traces"], [str(one), str(other)])
+        self.assertEqual(row["pages_multicast"], 6)  # each page of the two once
+
+    def test_a_trace_that_is_none_is_told(self):
+        for name, text, said in (("empty", "# nothing\n", "no page"), ("words", "7\nseven\n", "words:2: neither"),
+                                 ("beyond", f"{NB_PAGES}\n", f"beyond:1: page {NB_PAGES} is beyond the image")):
+            done = self.plan("--trace", self.trace(name, text))
+            self.assertEqual(done.returncode, 2, name)
+            self.assertIn(said, done.stderr)
+        done = self.plan("--trace", self.folder / "none")
+        self.assertEqual((done.returncode, "none" in done.stderr), (2, True))
+
+    def test_a_trace_is_neither_drawn_nor_extrapolated(self):
+        file = self.trace("one", "7\n")
+        self.assertNotEqual(self.plan("--trace", file, "--touch", 10).returncode, 0)
+        done = self.plan("--trace", file, "--clones", 128, "--image-bytes", "1G")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("at most 512 MiB", done.stderr)
+
     def test_the_plot_has_a_dot_for_each_figure(self):
         file = self.folder / "plot.svg"
         done = self.plan("--clones", "1,2,4", "--svg", file)

@@ -116,6 +116,19 @@ TEST(Plan, PagesThatSiblingsTouchTogetherAreSentOnce) {
   EXPECT_GT(apart.pages_multicast, 2.5 * together.pages_multicast);
 }
 
+TEST(Plan, ClonesTouchThePagesOfTheTracesInTurns) {
+  PlanConfig config{.nb_clones = 5,
+                    .nb_pages = 512,
+                    .push = false,
+                    .traces = {{500, 3, 77}, {3, 400}},
+                    .prefetch = 0};
+  const PlanResult result = plan(config);
+  EXPECT_TRUE(result.finished());
+  EXPECT_EQ(result.pages_multicast, 4);  // each once, whoever asks
+  config.nb_clones = 1;
+  EXPECT_EQ(plan(config).pages_multicast, 3);  // of the first trace alone
+}
+
 TEST(Plan, WhoeverAsksMayGiveUp) {
   unsigned nb_looks = 0;
   const PlanResult result = plan(small(4), [&](double share) {
