@@ -30,7 +30,7 @@ void Guest::broken(Breach kind, Gfn page, const char* what) {
 
 void Guest::run(Nanos now) {
   now_ = now;
-  if (gone_ || failed()) return;
+  if (!here_ || gone_ || failed()) return;
   for (Vcpu& vcpu : vcpus_) run(vcpu);
   if (done_at_ == kNever && done()) done_at_ = now;
 }
@@ -51,13 +51,13 @@ void Guest::run(Vcpu& vcpu) {
 
 void Guest::touched(Vcpu& vcpu, Nanos took) {
   ++vcpu.next;
-  vcpu.ready_at = now_ + took + vcpu.pace.think;
+  vcpu.ready_at = std::max(now_ + took + vcpu.pace.think, paused_until_);
   vcpu.waits_since = kNever;
 }
 
 Nanos Guest::next_touch() const noexcept {
   Nanos next = kNeverComes;
-  if (gone_ || failed()) return next;
+  if (!here_ || gone_ || failed()) return next;
   for (const Vcpu& vcpu : vcpus_)
     if (!vcpu.waits() && vcpu.next < vcpu.order.size()) next = std::min(next, vcpu.ready_at);
   return next;
@@ -79,6 +79,11 @@ Nanos Guest::longest_wait(Nanos now) const noexcept {
   for (const Vcpu& vcpu : vcpus_)
     if (vcpu.waits()) longest = std::max(longest, now - vcpu.waits_since);
   return longest;
+}
+
+void Guest::pause(Nanos until) noexcept {
+  paused_until_ = std::max(paused_until_, until);
+  for (Vcpu& vcpu : vcpus_) vcpu.ready_at = std::max(vcpu.ready_at, paused_until_);
 }
 
 void Guest::discard(Gfn page) {

@@ -44,6 +44,11 @@ class Guest final : public GuestAdapter {
   /// What its memtap has of the image, to be added to: every page that the guest is offered.
   /// @param kept  by page. Borrowed; nullptr: the memtap is dead
   void keep_in(std::vector<bool>* kept) noexcept { kept_ = kept; }
+  /// Before it comes no memtap has it, and its vCPUs touch nothing.
+  void come() noexcept { here_ = true; }
+  [[nodiscard]] bool here() const noexcept { return here_; }
+  /// Its vCPUs stand still; what they wait for comes nevertheless.
+  void pause(Nanos until) noexcept;
   /// It is dead from here on.
   void die() noexcept { gone_ = true; }
 
@@ -98,8 +103,8 @@ class Guest final : public GuestAdapter {
   std::vector<bool> has_;  // what the bitmap must say, kept apart from it: present or its own
   std::vector<Vcpu> vcpus_;
   GuestCounters counters_;
-  Nanos now_, done_at_ = kNever, failed_at_ = kNever, longest_wait_{0};
-  bool gone_ = false;
+  Nanos now_, paused_until_{0}, done_at_ = kNever, failed_at_ = kNever, longest_wait_{0};
+  bool here_ = false, gone_ = false;
 };
 
 }  // namespace snowfabric::sim

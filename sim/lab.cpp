@@ -94,11 +94,16 @@ void Lab::serve_guests(Memtap& memtap) {
   if (memtap.keeps) process.kept = std::make_unique<Kept>(image_);
   process.loop.serve(*process.host, process.kept.get());
   for (const auto& guest : memtap.guests) {
-    if (guest->gone()) continue;
-    if (process.kept) guest->keep_in(&process.kept->pages());
+    if (guest->gone() || !guest->here()) continue;
     guest->forget_reports();
-    process.host->attach(*guest);
+    give(memtap, *guest);
   }
+}
+
+/// @pre it serves guests
+void Lab::give(Memtap& memtap, Guest& guest) {
+  if (memtap.process->kept) guest.keep_in(&memtap.process->kept->pages());
+  memtap.process->host->attach(guest);
 }
 
 void Lab::kill_memtap(Memtap& memtap) {
@@ -108,17 +113,21 @@ void Lab::kill_memtap(Memtap& memtap) {
   say(fmt::format("{} dies", memtap.name));
 }
 
-Guest& Lab::add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Guest::Pace pace) {
+Guest& Lab::add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Guest::Pace pace,
+                      bool comes) {
   auto guest = std::make_unique<Guest>(
       fmt::format("guest{} of {}", memtap.guests.size() + 1, memtap.name), image_, judge_, now_);
   guest->add_vcpu(std::move(order), pace);
-  if (memtap.process && memtap.process->host) {
-    memtap.process->host->attach(*guest);
-    if (memtap.process->kept) guest->keep_in(&memtap.process->kept->pages());
-  }
   memtap.guests.push_back(std::move(guest));
-  schedule(memtap, now_);
+  if (comes) attach_guest(memtap, *memtap.guests.back());
   return *memtap.guests.back();
+}
+
+void Lab::attach_guest(Memtap& memtap, Guest& guest) {
+  if (guest.gone() || guest.here()) return;
+  guest.come();
+  if (memtap.process && memtap.process->host) give(memtap, guest);
+  schedule(memtap, now_);
 }
 
 void Lab::kill_guest(Memtap& memtap, Guest& guest) {

@@ -118,7 +118,10 @@ class Lab {
   /// @param starts  false: its process comes by start_memtap()
   Memtap& add_memtap(const LinkConfig& link, const std::function<void(ClientConfig&)>& tune = {},
                      bool starts = true);
-  Guest& add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Guest::Pace pace = {});
+  /// @param comes  false: it comes by attach_guest()
+  Guest& add_guest(Memtap& memtap, std::vector<std::uint64_t> order, Guest::Pace pace = {},
+                   bool comes = true);
+  void attach_guest(Memtap& memtap, Guest& guest);
 
   void kill_server();
   /// A new process with the same image: empty state, another incarnation.
@@ -165,6 +168,7 @@ class Lab {
   void schedule(Party& party, Nanos when);
   void turn(Party& party);
   void serve_guests(Memtap& memtap);
+  static void give(Memtap& memtap, Guest& guest);
   static void empty_ring(Party& party);
   static FramePtr take(Party& party);
   [[nodiscard]] Nanos turn_server();

@@ -73,6 +73,7 @@ class Run {
         lab_{image_, server_of(config), config.seed} {
     LinkConfig link{.delay = config.link_delay,
                     .bytes_per_s = config.bytes_per_s,
+                    .queue_bytes = config.queue_bytes,
                     .burst_bytes = config.burst_bytes};
     lab_.server().up.config = lab_.server().down.config = link;
     // A turn is one frame at most: it must not be what limits the rate.

@@ -7,6 +7,7 @@
 #include "fabric/base/time.hpp"
 #include "fabric/rto.hpp"
 #include "fabric/server_engine.hpp"
+#include "sim/link.hpp"
 
 /// The capacity question: so many clones, this image, this link: how long, and how many bytes?
 namespace snowfabric::sim {
@@ -41,7 +42,8 @@ struct PlanConfig {
   Nanos think{std::chrono::microseconds{10}};     ///< between a touch and the next
   Nanos fault{0};                                 ///< more after one that had to wait
   Nanos per_frame{std::chrono::microseconds{1}};  ///< a party's time for a frame that it receives
-  Nanos link_delay{std::chrono::microseconds{10}};
+  Nanos link_delay{LinkConfig{}.delay};
+  std::size_t queue_bytes = LinkConfig{}.queue_bytes;  ///< before a link
   std::uint64_t seed = 1;
   ServerConfig server{};  ///< MTU, push, members and rates are by the above
   RtoConfig rto{};        ///< of every memtap

@@ -36,8 +36,8 @@ class Play {
     lab_.unanswered_end = true;
     lab_.after_turn = [this](const Party& party) { check_bounds(party); };
     lab_.server().speed.rx_ring = scenario.rx_ring;
-    lab_.server().up.config.bytes_per_s = lab_.server().down.config.bytes_per_s =
-        scenario.bytes_per_s;
+    lab_.server().up.config = lab_.server().down.config = link();
+    if (is_late(0)) lab_.kill_server();
     for (std::uint32_t i = 0; i < scenario.nb_memtaps; ++i) add_memtap(i);
     for (const Fault& fault : scenario.faults) plan(fault);
   }
@@ -62,18 +62,30 @@ class Play {
   }
 
  private:
+  [[nodiscard]] LinkConfig link() const {
+    return {.delay = scenario_.delay,
+            .bytes_per_s = scenario_.bytes_per_s,
+            .queue_bytes = scenario_.queue_bytes};
+  }
+  [[nodiscard]] bool is_late(std::uint32_t party) const {
+    return std::ranges::any_of(scenario_.faults, [party](const Fault& fault) {
+      return fault.kind == FaultKind::kLateJoin && fault.party == party;
+    });
+  }
+  [[nodiscard]] bool is_late(std::uint32_t party, std::uint32_t guest) const {
+    return std::ranges::any_of(scenario_.faults, [&](const Fault& fault) {
+      return fault.kind == FaultKind::kLateGuest && fault.party == party &&
+             fault.guest % scenario_.guests_per_memtap == guest;
+    });
+  }
   void add_memtap(std::uint32_t number) {
     const auto tune = [this](ClientConfig& config) {
       config.max_inflight = scenario_.max_inflight;
       config.partial_pages = scenario_.max_inflight;
       config.tree = tree_ ? &*tree_ : nullptr;
     };
-    const bool is_late = std::ranges::any_of(scenario_.faults, [&](const Fault& fault) {
-      return fault.kind == FaultKind::kLateJoin && fault.party == number + 1;
-    });
-    Memtap& memtap = lab_.add_memtap(LinkConfig{}, tune, !is_late);
-    memtap.up.config.delay = 1us;
-    memtap.up.config.bytes_per_s = memtap.down.config.bytes_per_s = scenario_.bytes_per_s;
+    Memtap& memtap = lab_.add_memtap(link(), tune, !is_late(number + 1));
+    memtap.up.config = link();
     memtap.speed.rx_ring = scenario_.rx_ring;
     memtap.prefetch = scenario_.prefetch;
     memtap.keeps = scenario_.keeps;
@@ -81,7 +93,8 @@ class Play {
       const bool same = prng_.uniform() < scenario_.overlap;
       const std::uint64_t order_seed = same ? scenario_.seed : prng_.next();
       const Guest::Pace pace{.think = number % 2 == 0 ? 0us : 2us};
-      Guest& guest = lab_.add_guest(memtap, shuffled(scenario_.nb_pages, order_seed), pace);
+      Guest& guest = lab_.add_guest(memtap, shuffled(scenario_.nb_pages, order_seed), pace,
+                                    !is_late(number + 1, g));
       Prng orders{order_seed};
       for (std::uint32_t vcpu = 1; vcpu < scenario_.vcpus; ++vcpu)
         guest.add_vcpu(shuffled(scenario_.nb_pages, orders.next()), pace);
@@ -141,6 +154,7 @@ class Play {
       case FaultKind::kLateJoin: ++nb_down_[&party(fault)]; return;
       case FaultKind::kServerDeath: server_is_dead_ = true; return lab_.kill_server();
       case FaultKind::kPause: return lab_.pause(party(fault), fault.at + fault.length);
+      case FaultKind::kGuestPause: return guest(fault).pause(fault.at + fault.length);
       case FaultKind::kGuestDeath: return lab_.kill_guest(memtap(fault), guest(fault));
       case FaultKind::kBusyGuest:
         guest(fault).nb_busy = static_cast<unsigned>(fault.amount);
@@ -164,6 +178,7 @@ class Play {
       case FaultKind::kPartition: party(fault).up.down = party(fault).down.down = false; break;
       case FaultKind::kCrash:
       case FaultKind::kLateJoin: bring_up(fault); break;
+      case FaultKind::kLateGuest: lab_.attach_guest(memtap(fault), guest(fault)); break;
       default: break;
     }
     say(fault, "is over");

@@ -42,6 +42,10 @@ bool is_outage(FaultKind kind) {
   return kind == FaultKind::kPartition || kind == FaultKind::kCrash || kind == FaultKind::kPause;
 }
 
+bool comes_late(FaultKind kind) {
+  return kind == FaultKind::kLateJoin || kind == FaultKind::kLateGuest;
+}
+
 double amount_of(FaultKind kind, Draw& draw) {
   switch (kind) {
     case FaultKind::kLoss: return draw.between(0.01, 0.3);
@@ -59,8 +63,8 @@ double amount_of(FaultKind kind, Draw& draw) {
 
 Fault draw_fault(FaultKind kind, std::uint32_t nb_memtaps, Draw& draw) {
   const auto memtap = static_cast<std::uint32_t>(1 + draw.below(nb_memtaps));
-  const bool any =
-      is_outage(kind) || kind <= FaultKind::kCorruption || kind == FaultKind::kSlowness;
+  const bool any = is_outage(kind) || kind <= FaultKind::kCorruption ||
+                   kind == FaultKind::kSlowness || kind == FaultKind::kLateJoin;
   Fault fault{
       .kind = kind,
       .at = draw.between(0ms, kFaultsWithin),
@@ -69,8 +73,18 @@ Fault draw_fault(FaultKind kind, std::uint32_t nb_memtaps, Draw& draw) {
       .guest = static_cast<std::uint32_t>(draw.below(2)),
       .amount = amount_of(kind, draw)};
   if (kind == FaultKind::kServerDeath) fault.party = 0;
-  if (kind == FaultKind::kLateJoin) fault.at = 0ms;
+  if (comes_late(kind)) fault.at = 0ms;
   return fault;
+}
+
+/// Where the server is late the others begin with it: what goes wrong before it changes nothing.
+void wait_for_server(std::vector<Fault>& faults) {
+  const auto late = std::ranges::find_if(faults, [](const Fault& fault) {
+    return fault.kind == FaultKind::kLateJoin && fault.party == 0;
+  });
+  if (late == faults.end()) return;
+  for (Fault& fault : faults)
+    if (!comes_late(fault.kind)) fault.at += late->length;
 }
 
 }  // namespace
@@ -86,6 +100,8 @@ Scenario Scenario::of_seed(std::uint64_t seed) {
                     .rx_ring = draw.one_of({4096U, 512U, 128U}),
                     .vcpus = draw.one_of({1U, 2U, 8U}),
                     .bytes_per_s = draw.one_of({1.25e9, 1.25e9, 2.5e8}),
+                    .delay = draw.one_of<Nanos>({2us, 10us, 100us, 500us}),
+                    .queue_bytes = draw.one_of({4096U, 512U, 64U}) * std::size_t{1024},
                     .push = draw.chance(0.2),
                     .zero_share = draw.between(0, 0.6),
                     .overlap = draw.between(0, 1)};
@@ -99,6 +115,7 @@ Scenario Scenario::of_seed(std::uint64_t seed) {
   }
   for (const FaultKind kind : kinds)
     scenario.faults.push_back(draw_fault(kind, scenario.nb_memtaps, draw));
+  wait_for_server(scenario.faults);
   scenario.hash_tree = draw.chance(0.3);
   scenario.keeps = draw.chance(0.5);
   return scenario;
@@ -124,10 +141,12 @@ bool Scenario::has(FaultKind kind) const {
 std::string to_string(const Scenario& s) {
   std::string text = fmt::format(
       "seed {}: {} pages ({:.0f} % zero), {} memtaps of {} clones, {:.0f} % in one order, MTU {}, "
-      "prefetch {}{}{}{}, {} in flight, rings of {}, {} vCPUs, {:g} Gbit/s\n",
+      "prefetch {}{}{}{}, {} in flight, rings of {}, {} vCPUs, {:g} Gbit/s, {} us a link, "
+      "queues of {} KiB\n",
       s.seed, s.nb_pages, 100 * s.zero_share, s.nb_memtaps, s.guests_per_memtap, 100 * s.overlap,
       s.mtu_bytes, s.prefetch, s.push ? ", push" : "", s.hash_tree ? ", hash tree" : "",
-      s.keeps ? ", pages kept" : "", s.max_inflight, s.rx_ring, s.vcpus, s.bytes_per_s * 8e-9);
+      s.keeps ? ", pages kept" : "", s.max_inflight, s.rx_ring, s.vcpus, s.bytes_per_s * 8e-9,
+      to_micros(s.delay), s.queue_bytes / 1024);
   for (const Fault& fault : s.faults)
     text += fmt::format("  {:9} us  {} at {} (guest {}) for {} us, {:g}\n", to_micros(fault.at),
                         to_string(fault.kind),

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "fabric/base/time.hpp"
+#include "sim/link.hpp"
 
 namespace snowfabric::sim {
 
@@ -21,7 +22,9 @@ enum class FaultKind : std::uint8_t {
   kPause,        ///< the process stands still
   kSlowness,     ///< every frame takes the process `amount` seconds
   kGuestDeath,   ///< a guest of the party dies
-  kLateJoin,     ///< the memtap starts only when the time is over
+  kLateJoin,     ///< the process starts only when the time is over
+  kLateGuest,    ///< a guest comes only when the time is over
+  kGuestPause,   ///< the vCPUs of a guest stand still
   kBusyGuest,    ///< a guest puts off what it is given, `amount` times
   kGivenBack,    ///< a guest gives `amount` pages back
   kStrangers,    ///< `amount` page frames of another epoch or image, or by an insider, come to a
@@ -31,9 +34,9 @@ enum class FaultKind : std::uint8_t {
 };
 inline constexpr std::size_t kNbFaultKinds = static_cast<std::size_t>(FaultKind::kCount);
 inline constexpr std::array<std::string_view, kNbFaultKinds> kFaultNames{
-    "loss",      "bursts",     "duplicates", "reordering", "corruption",
-    "partition", "crash",      "pause",      "slowness",   "guest_death",
-    "late_join", "busy_guest", "given_back", "strangers",  "server_death"};
+    "loss",        "bursts",     "duplicates", "reordering",  "corruption",  "partition",
+    "crash",       "pause",      "slowness",   "guest_death", "late_join",   "late_guest",
+    "guest_pause", "busy_guest", "given_back", "strangers",   "server_death"};
 
 [[nodiscard]] constexpr std::string_view to_string(FaultKind kind) noexcept {
   return kFaultNames[static_cast<std::size_t>(kind)];
@@ -58,6 +61,8 @@ struct Scenario {
   std::uint32_t rx_ring = 4096;       ///< frames, of each party
   std::uint32_t vcpus = 1;            ///< of each clone
   double bytes_per_s = 1.25e9;        ///< of each link
+  Nanos delay = LinkConfig{}.delay;   ///< likewise
+  std::size_t queue_bytes = LinkConfig{}.queue_bytes;  ///< likewise
   bool push = false;
   double zero_share = 0.3;
   double overlap = 0.5;    ///< share of the clones that touch pages in the same order

@@ -96,6 +96,8 @@ PlanConfig config_of(const PlanOptions& options, const Traces& traces, std::uint
       .think = micros(options.think_us),
       .fault = micros(options.fault_us),
       .per_frame = micros(options.frame_us),
+      .link_delay = micros(options.delay_us),
+      .queue_bytes = options.queue_bytes,
       .seed = options.seed,
       .server = server_of(options),
       .rto = {.initial = micros(options.rto_ms * 1000), .min = micros(options.rto_min_ms * 1000)}};
@@ -146,6 +148,8 @@ Json to_json(const PlanOptions& options, const Row& row) {
           {"slow", options.nb_slow},
           {"slow_gbps", options.slow_gbps},
           {"burst_bytes", options.burst_bytes},
+          {"delay_us", options.delay_us},
+          {"queue_bytes", options.queue_bytes},
           {"loss_percent", options.loss_percent},
           {"loss_at", options.loss_at == LossAt::kUplink ? "uplink" : "receivers"},
           {"zero_percent", options.zero_percent},
@@ -248,6 +252,15 @@ CLI::App* add_plan_command(CLI::App& cli, PlanOptions& options) {
           "--burst", options.burst_bytes,
           "bytes that a link passes at once after a pause, as virtual networks are shaped; "
           "0: a wire")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 30U))
+      ->capture_default_str();
+  plan->add_option("--delay-us", options.delay_us,
+                   "that a frame is on a link; between server and clone are two")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  plan->add_option("--queue-bytes", options.queue_bytes,
+                   "that wait before a link; what comes then is lost")
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 30U))
       ->capture_default_str();

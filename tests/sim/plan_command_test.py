@@ -51,6 +51,16 @@ class PlanCommandTest(unittest.TestCase):
         fast, slow = (self.answer("--clones", 2, "--gbps", gbps)["seconds"] for gbps in (0.2, 0.1))
         self.assertAlmostEqual(slow / fast, 2, delta=0.3)
 
+    def test_a_longer_way_takes_longer_where_each_page_is_waited_for(self):
+        near, far = (self.answer("--clones", 1, "--no-push", "--prefetch", 0, "--delay-us", us)["seconds"] for us in (10, 1010))
+        self.assertAlmostEqual(far - near, NB_PAGES * 4 * 1e-3, delta=0.1)
+
+    def test_a_short_queue_loses_frames(self):
+        options = ("--clones", 2, "--gbps", 1, "--slow", 1, "--slow-gbps", 0.1)
+        short, long = (self.answer(*options, "--queue-bytes", size)["queue_drops"] for size in ("16K", "16M"))
+        self.assertGreater(short, 0)
+        self.assertEqual(long, 0)
+
     def test_a_clone_with_a_slow_link_is_done_later(self):
         row = self.answer("--clones", 3, "--gbps", 0.2, "--slow", 1, "--slow-gbps", 0.02)
         self.assertEqual(row["seconds_slow"], row["seconds"])

@@ -15,20 +15,29 @@ using namespace std::chrono_literals;
 
 TEST(Scenario, EverySeedHasClonesPagesAndFaultsEnough) {
   std::set<FaultKind> seen;
+  std::set<Nanos> delays;
+  std::set<std::size_t> queues;
+  bool server_is_late = false;
   for (std::uint64_t seed = 1; seed <= 2000; ++seed) {
     const Scenario scenario = Scenario::of_seed(seed);
     EXPECT_GE(scenario.nb_memtaps * scenario.guests_per_memtap, 4U) << seed;
     EXPECT_GE(scenario.nb_pages, 2000U) << seed;
     std::set<FaultKind> kinds;
+    delays.insert(scenario.delay);
+    queues.insert(scenario.queue_bytes);
     for (const Fault& fault : scenario.faults) {
       kinds.insert(fault.kind);
       EXPECT_LE(fault.party, scenario.nb_memtaps) << seed;
+      server_is_late |= fault.kind == FaultKind::kLateJoin && fault.party == 0;
     }
     EXPECT_GE(kinds.size(), 3U) << seed;
     EXPECT_LT(scenario.outage(), ClientConfig{}.give_up) << seed;
     seen.merge(kinds);
   }
   EXPECT_EQ(seen.size(), kNbFaultKinds);
+  EXPECT_GE(delays.size(), 3U);
+  EXPECT_GE(queues.size(), 3U);
+  EXPECT_TRUE(server_is_late);
 }
 
 TEST(Scenario, NeighbouringSeedsShareNoInstant) {
@@ -62,6 +71,33 @@ TEST(Run, ADeadServerIsToldToEachCloneThatLacksPages) {
   const Outcome outcome = run(scenario);
   EXPECT_TRUE(outcome.ok()) << testing::PrintToString(outcome.broken);
   EXPECT_EQ(outcome.nb_failed_guests, 4U);
+}
+
+/// Runs a lab in which one thing goes wrong. @return when all clones had all pages
+Nanos time_with(const Fault& fault) {
+  const Outcome outcome = run({.nb_pages = 2000, .faults = {fault}});
+  EXPECT_TRUE(outcome.ok()) << testing::PrintToString(outcome.broken);
+  EXPECT_EQ(outcome.nb_failed_guests, 0U);
+  return outcome.took;
+}
+
+TEST(Run, WhoComesLateIsWaitedFor) {
+  for (const std::uint32_t party : {0U, 1U})
+    EXPECT_GT(time_with({.kind = FaultKind::kLateJoin, .length = 300ms, .party = party}), 300ms);
+  EXPECT_GT(time_with({.kind = FaultKind::kLateGuest, .length = 300ms, .party = 1}), 300ms);
+}
+
+TEST(Run, AGuestThatStandsStillTouchesNothingMeanwhile) {
+  EXPECT_GT(time_with({.kind = FaultKind::kGuestPause, .at = 1ms, .length = 1s, .party = 1}), 1s);
+}
+
+TEST(Run, ALateGuestMayDieBeforeItComes) {
+  const Outcome outcome =
+      run({.nb_pages = 2000,
+           .faults = {{.kind = FaultKind::kLateGuest, .length = 3s, .party = 1},
+                      {.kind = FaultKind::kGuestDeath, .at = 1ms, .party = 1}}});
+  EXPECT_TRUE(outcome.ok()) << testing::PrintToString(outcome.broken);
+  EXPECT_LT(outcome.took, 3s);
 }
 
 /// Of nothing that is wrong with the engines: the server is out of reach for longer than a memtap
