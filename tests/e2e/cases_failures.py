@@ -14,6 +14,7 @@ from lib import SLOW_WIRE, case, check, check_complete, half_way, seconds_since,
 
 SLOWER_WIRE = ("--rate-gbps", "0.02", "--max-rate-gbps", "0.02")  # some 9 s of the image
 OUTAGE_S = 1.0
+PAUSES_S = (0.8, 3.0)  # of a memserver: its clients ask each other after 1 s
 GIVE_UP_S = 1.5
 MEMTAP_GONE, PAGE_FAILED = 3, 4  # sf-guest's exit statuses
 FAILED_GUEST = (PAGE_FAILED, -signal.SIGKILL)  # killed where the kernel cannot poison
@@ -115,6 +116,33 @@ def host_that_falls_silent_comes_back(context):
         took = seconds_since(began)
         check_complete(context, fleet, guests)
         return f"joined again after {took}"
+
+
+@contextlib.contextmanager
+def standing_still(process):
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
+@case(60)
+def memserver_stands_still_and_goes_on(context):
+    """For less than the second after which its clients ask each other, and for longer. Nobody gives it up."""
+    with context.world(nb_hosts=3, server_args=SLOWER_WIRE) as fleet:
+        guests = start_clones(fleet, 6, ["sequential", "random"])
+        took = []
+        for pause_s in PAUSES_S:
+            with contextlib.ExitStack() as still:
+                still.enter_context(standing_still(fleet.server))
+                time.sleep(pause_s)
+                took.append(f"{recovery_s(fleet, list(fleet.memtaps), still.close):.2f} s after {pause_s} s")
+        check_complete(context, fleet, guests)
+        stats = [fleet.memtap_stats(host) for host in fleet.memtaps]
+        check(not any(s["server_dead"] or s["server_restarts"] or s["failed_pages"] for s in stats), f"given up: {stats}")
+        check(any(s["sibling_requests"] for s in stats), "nobody asked another host")
+        return f"pages again {', '.join(took)}; {sum(s['rx_repairs'] for s in stats)} from other hosts"
 
 
 @contextlib.contextmanager
