@@ -179,6 +179,19 @@ void GuestControl::bury(const ProcessGuest& guest) {
                guest.counters().installed_pages.read(), guest.counters().zero_pages.read());
 }
 
+/// What it means depends on the guest: a VM is paused, what has a userfaultfd alone cannot be.
+void GuestControl::report_failed(Nanos now) {
+  const std::uint64_t failed = host_stats_.failed_pages.read();
+  if (failed == last_failed_ || now < next_failed_log_) return;
+  next_failed_log_ = now + std::chrono::seconds{1};
+  last_failed_ = failed;
+  sum_counters();
+  spdlog::error(
+      "{} pages failed so far: QEMU and Xen clones that waited for one were paused, {} times; {} "
+      "pages are SIGBUS for other guests; where the kernel cannot poison they are killed, {} were",
+      failed, totals_.pauses.read(), totals_.poisoned_pages.read(), totals_.kills.read());
+}
+
 void GuestControl::look_at_guests(Nanos now) {
   ListenerEvents events = listener_->poll(now);
   for (ProcessGuest* guest : events.attached) greet(*guest);
@@ -204,15 +217,7 @@ void GuestControl::look_at_guests(Nanos now) {
       guest->mark_gone();
       host_stats_.guests_killed.add(killed ? 1 : 0);
     }
-  if (const auto failed = host_stats_.failed_pages.read();
-      failed != last_failed_ && now >= next_failed_log_) {
-    next_failed_log_ = now + std::chrono::seconds{1};
-    spdlog::error(
-        "{} pages failed so far: their guests get SIGBUS, or are killed where the kernel cannot "
-        "poison",
-        failed);
-    last_failed_ = failed;
-  }
+  report_failed(now);
   host_stats_.guests.set(listener_->guests().size());
 }
 

@@ -45,6 +45,7 @@ class GuestControl {
  private:
   void open_listener(Nanos now);
   void look_at_guests(Nanos now);
+  void report_failed(Nanos now);
   void keep_pages(const ImageGeometry& geometry);
   void keep_house();
   void greet(ProcessGuest& guest);

@@ -5,7 +5,7 @@ import sys
 import time
 
 import lablib
-from lib import SLOW_WIRE, case, check, check_complete, half_way, seconds_since, start_clones, wait_until, ROOT
+from lib import SLOW_WIRE, case, check, check_complete, check_told, half_way, seconds_since, start_clones, wait_until, ROOT
 
 MIXED = ["sequential", "random", "hotset"]
 GIVE_UP_S = 3
@@ -76,7 +76,8 @@ def dead_memserver_is_a_clear_error(context):
         check(took_s >= GIVE_UP_S * 0.8, f"given up after {took_s:.1f} s already")
         dead = [fleet.memtap_stats(host).get("server_dead") for host in fleet.memtaps]
         check(all(dead), f"server_dead by memtap: {dead}")
-        return f"error after {took_s:.1f} s"
+        told = [check_told(fleet, host, ("poisoned_pages", "kills")) for host in fleet.memtaps]
+        return f"error after {took_s:.1f} s, {sum(told)} pages failed"
 
 
 @case(120)

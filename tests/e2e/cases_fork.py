@@ -13,7 +13,7 @@ import forklib
 import lablib
 import vmlib
 from forking import VM_MB, check_memory, check_parent, check_verified, family, fork, start_memtaps
-from lib import Failed, check, check_no_leftovers, case, key_file, lab_name, seconds_since, wait_until
+from lib import Failed, check, check_no_leftovers, check_told, case, key_file, lab_name, seconds_since, wait_until
 
 SMALL_VM_MB = 192
 NB_VM_PAGES = VM_MB * 256
@@ -366,6 +366,8 @@ def fork_memserver_killed_parent_runs_on_and_clones_pause(context):
         for clone in clones:
             clone.vm.wait_migration("postcopy-paused", timeout_s=GIVE_UP_S + 15.0)  # its page cannot be had
         took = seconds_since(began)
+        for host in vms.fleet.memtaps:
+            check_told(vms.fleet, host, ("pauses",))
         check_parent(vms)
         return f"both are paused after {took}"
 

@@ -183,6 +183,19 @@ def check_complete(context, fleet, guests, timeout_s=120.0):
               f"guest {guest.id}: {report}")
 
 
+def check_told(fleet, host, by):
+    """Guests of this host have failed pages, were told in one of these ways alone (counters), and memtap says so.
+    @return pages failed"""
+    ways = ("pauses", "poisoned_pages", "kills")
+    log = fleet.memtaps[host].log
+    wait_until(lambda: "pages failed so far" in log.read_text(), "memtap says that pages failed", 5.0)
+    stats = fleet.memtap_stats(host)
+    seen = {name: stats[name] for name in ("failed_pages", *ways)}
+    check(stats["failed_pages"] > 0 and any(stats[way] for way in by), f"memtap {host} counts {seen}")
+    check(not any(stats[way] for way in ways if way not in by), f"memtap {host} counts {seen}")
+    return stats["failed_pages"]
+
+
 def check_wire_ratio(context, fleet, mtu, limit):
     """All bytes the memserver sent, against every non-zero page once."""
     sent = fleet.server_stats()["tx_bytes"]
