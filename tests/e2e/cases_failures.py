@@ -373,6 +373,11 @@ def host_without_memory(context):
         check(refused.wait(10.0) == MEMTAP_GONE, f"the new guest ended with {refused.status()}")
         check("Cannot allocate memory" in fleet.memtaps[1].tail(), "memtap does not say why")
         check_complete(context, fleet, guests)
+        attached, began = fleet.memtap_stats(1)["guests_attached"], time.monotonic()
         for take_off in release:
             take_off()
-        check_complete(context, fleet, start_clones(fleet, 1, "random"))
+        late = fleet.start_guest(len(guests) + 1, 1, "random")
+        wait_until(lambda: fleet.memtap_stats(1)["guests_attached"] > attached, "a new guest is attached")
+        took = seconds_since(began)
+        check_complete(context, fleet, [late])
+        return f"the next guest attached after {took}, its start included"

@@ -21,6 +21,7 @@ import cases_fork_more  # noqa: E402,F401
 import cases_guard  # noqa: E402,F401
 import cases_hash_tree  # noqa: E402,F401
 import cases_library  # noqa: E402,F401
+import cases_machine  # noqa: E402,F401
 import cases_sandbox  # noqa: E402,F401
 import cases_sealed  # noqa: E402,F401
 import cases_working_set  # noqa: E402,F401

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Cases in which the machine fails its processes: their memory is used up."""
+import contextlib
+import errno
+import os
+import pathlib
+import time
+
+from lib import SLOW_WIRE, Skipped, case, check, check_complete, start_clones, wait_until
+
+MIB = 1 << 20
+GUEST_MIB, KEPT_MIB = 8, 4  # of an image of 32 MiB, a third of it zeros, which cost nothing
+SHORTAGE_S = 1.0
+
+
+class MemoryGroup:
+    """A memory cgroup, of version 1 or 2, with one process in it. The kernel refuses it memory, and does not kill it."""
+
+    def __init__(self, folder, limit_file, nb_bytes):
+        self.folder = folder
+        folder.mkdir()
+        # Memory first: swap is counted with it in version 1, and may not be limited to less.
+        self.limits = [(folder / limit_file, nb_bytes)]
+        if (folder / "memory.memsw.limit_in_bytes").exists():
+            self.limits.append((folder / "memory.memsw.limit_in_bytes", nb_bytes))
+        if (folder / "memory.swap.max").exists():
+            self.limits.append((folder / "memory.swap.max", 0))
+        for path, limit in self.limits:
+            path.write_text(str(limit))
+        self.is_first = (folder / "memory.oom_control").exists()
+        if self.is_first:
+            (folder / "memory.oom_control").write_text("1")
+
+    def take(self, process):
+        if not self.is_first:
+            pathlib.Path(f"/proc/{process.pid}/oom_score_adj").write_text("-1000")
+        (self.folder / "cgroup.procs").write_text(str(process.pid))
+
+    def is_short(self):
+        """It has been refused memory; in version 1: and a thread stands still that touched some."""
+        if self.is_first:
+            return "under_oom 1" in (self.folder / "memory.oom_control").read_text()
+        return "max 0\n" not in (self.folder / "memory.events").read_text()
+
+    def lift(self):
+        for path, _ in reversed(self.limits):
+            path.write_text("max" if path.name.endswith("max") else "-1")
+
+    def remove(self):
+        """When its process has ended, of which the kernel takes note a little later."""
+        def gone():
+            try:
+                self.folder.rmdir()
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                return False
+            return True
+        self.lift()
+        wait_until(gone, f"{self.folder} can be removed", 10.0)
+
+
+def memory_controller():
+    """@return the folder where memory cgroups are made, and the file that limits one"""
+    for line in pathlib.Path("/proc/mounts").read_text().splitlines():
+        folder, kind, options = line.split()[1:4]
+        folder = pathlib.Path(folder)
+        if kind == "cgroup" and "memory" in options.split(","):
+            return folder, "memory.limit_in_bytes"
+        if kind == "cgroup2" and "memory" in (folder / "cgroup.subtree_control").read_text().split():
+            return folder, "memory.max"
+    raise Skipped("no memory cgroup can be made here")
+
+
+@contextlib.contextmanager
+def memory_group(name, mib):
+    folder, limit_file = memory_controller()
+    try:
+        group = MemoryGroup(folder / f"snowfabric-{os.getpid()}-{name}", limit_file, mib * MIB)
+    except PermissionError as error:
+        raise Skipped(f"no memory cgroup can be made here: {error}") from error
+    try:
+        yield group
+    finally:
+        group.remove()
+
+
+@case(60)
+def guest_short_of_memory_waits_alone(context):
+    """Its pages cannot be installed for a while: it waits, the other guest of its host completes, then it does."""
+    with memory_group("guest", GUEST_MIB) as group, context.world(nb_hosts=1, server_args=SLOW_WIRE) as fleet:
+        short = fleet.start_guest(0, 1, "random")
+        group.take(short)
+        other = fleet.start_guest(1, 1, "sequential")
+        wait_until(lambda: fleet.memtap_stats(1)["no_memory"] > 0, "an install fails for want of memory")
+        check_complete(context, fleet, [other])
+        time.sleep(SHORTAGE_S)
+        check(short.status() is None, f"the guest without memory ended with {short.status()}")
+        before = fleet.memtap_stats(1)
+        began = time.monotonic()
+        group.lift()
+        wait_until(lambda: fleet.memtap_stats(1)["installed_pages"] > before["installed_pages"], "a page is installed")
+        took_s = time.monotonic() - began
+        check_complete(context, fleet, [short])
+        return f"a page installed after {took_s:.2f} s, {before['no_memory']} installs put off"
+
+
+@case(60)
+def memtap_short_of_memory_goes_on_with_it(context):
+    """It takes what it keeps of the image, until the kernel holds it up for want of more. With memory again all complete."""
+    with memory_group("memtap", KEPT_MIB) as group, context.world(nb_hosts=1, server_args=SLOW_WIRE) as fleet:
+        group.take(fleet.memtaps[1])
+        guests = start_clones(fleet, 2, ["sequential", "random"])
+        wait_until(group.is_short, "the kernel refuses it memory")
+        time.sleep(SHORTAGE_S)  # its telemetry is not asked, for that takes memory, too
+        check(all(guest.status() is None for guest in guests), f"guests ended with {[g.status() for g in guests]}")
+        asked, began = fleet.server_stats()["rx_requests"], time.monotonic()
+        group.lift()
+        wait_until(lambda: fleet.server_stats()["rx_requests"] > asked, "it asks for pages again")
+        took_s = time.monotonic() - began
+        check_complete(context, fleet, guests)
+        check_complete(context, fleet, start_clones(fleet, 1, "random"))
+        return f"asks again after {took_s:.2f} s, {fleet.memtap_stats(1)['keep_failed']} pages not kept"
