@@ -129,6 +129,7 @@ class Options:
     server_args: tuple = ()
     memtap_args: tuple = ()
     name: str = ""  # tells fleets on one lab apart
+    wrap: tuple = ()  # the command that runs memserver and memtaps
 
 
 class Fleet:
@@ -163,7 +164,7 @@ class Fleet:
         """Returns at once: wait_server() waits until it answers and reads its report."""
         self.info_path.unlink(missing_ok=True)
         self.info = {}
-        args = [self.opt.build / SERVER, *self._port_args(), "--info", self.info_path, *self._loss_args(0),
+        args = [*self.opt.wrap, self.opt.build / SERVER, *self._port_args(), "--info", self.info_path, *self._loss_args(0),
                 "--stats", self.dir / "server-stats.json", *self.opt.server_args, *extra,
                 *([self.opt.image] if self.opt.image else []), "--", f"--file-prefix={self.prefix(0)}"]
         self.server = self._start("memserver", 0, args)
@@ -201,7 +202,7 @@ class Fleet:
             image = self.info["images"][image_index]
             what = ["--image-id", image["image_id"], "--epoch", image["epoch"], "--server", self.info["server_mac"]]
             what += ["--hash-root", image["hash_root"]] if "hash_root" in image else []
-        args = [self.opt.build / MEMTAP, *self._port_args(), *what, "--socket", path,
+        args = [*self.opt.wrap, self.opt.build / MEMTAP, *self._port_args(), *what, "--socket", path,
                 "--presence-dir", presence, "--stats", self.dir / f"memtap{host}-stats.json",
                 *self._loss_args(host), *self.opt.memtap_args, *extra,
                 "--", f"--file-prefix={self.prefix(host)}"]

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Cases in which the machine fails its processes: their memory is used up."""
+"""Cases in which the machine fails its processes: their memory is used up, their clock jumps."""
 import contextlib
 import errno
 import os
 import pathlib
 import time
 
+from cases_failures import SLOWER_WIRE, recovery_s
 from lib import SLOW_WIRE, Skipped, case, check, check_complete, start_clones, wait_until
 
 MIB = 1 << 20
@@ -121,3 +122,59 @@ def memtap_short_of_memory_goes_on_with_it(context):
         check_complete(context, fleet, guests)
         check_complete(context, fleet, start_clones(fleet, 1, "random"))
         return f"asks again after {took_s:.2f} s, {fleet.memtap_stats(1)['keep_failed']} pages not kept"
+
+
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+JUMPS_H = (1, -22)  # against the real time: an hour forwards, then a day back but for an hour, which a time of day would not show
+DAY_S = 86400
+
+
+class WallClock:
+    """The real-time clock of some processes, which may jump; the monotonic one goes on."""
+
+    def __init__(self, path):
+        if not os.path.exists(FAKETIME):
+            raise Skipped("needs libfaketime")
+        self.path = path
+        self.set(0)
+
+    def wrap(self):
+        """The command that runs a process by this clock."""
+        return ("env", f"LD_PRELOAD={FAKETIME}", f"FAKETIME_TIMESTAMP_FILE={self.path}", "FAKETIME_NO_CACHE=1",
+                "FAKETIME_DONT_FAKE_MONOTONIC=1")
+
+    def set(self, hours):
+        """@param hours  ahead of the real time"""
+        new = self.path.with_suffix(".new")
+        new.write_text(f"{hours:+d}h\n")
+        new.replace(self.path)  # they read it all the time
+        self.hours = hours
+
+    def check_logged(self, process, text):
+        """The process dated its last line with this text by this clock, give or take a minute."""
+        stamp = [line for line in process.log.read_text().splitlines() if text in line][-1].split(".")[0]
+        hour, minute, second = map(int, stamp.split(":"))
+        now = time.localtime()
+        ahead_s = (hour - now.tm_hour - self.hours) * 3600 + (minute - now.tm_min) * 60 + second - now.tm_sec
+        ahead_s = (ahead_s + DAY_S // 2) % DAY_S - DAY_S // 2
+        check(abs(ahead_s) < 60, f"{process.name} logs at {stamp}, {ahead_s} s off")
+
+
+@case(60)
+def clock_jumps_while_guests_fetch(context):
+    """Forwards and back. Nobody who waits takes note, and who joins after it does not either."""
+    clock = WallClock(context.workdir / "clock")
+    with context.world(nb_hosts=1 + len(JUMPS_H), memtaps=[1], server_args=SLOWER_WIRE, wrap=clock.wrap()) as fleet:
+        guests, took = start_clones(fleet, 2, ["sequential", "random"]), []
+        for host, hours in enumerate(JUMPS_H, 2):
+            took.append(f"{recovery_s(fleet, list(fleet.memtaps), lambda: clock.set(hours)):.2f} s")
+            fleet.start_memtap(host)
+            guests += start_clones(fleet, 2, "random", hosts=[1, host])
+            clock.check_logged(fleet.server, "client joined")
+            for process in (fleet.memtaps[1], fleet.memtaps[host]):
+                clock.check_logged(process, "attached")
+        check_complete(context, fleet, guests)
+        stats = [fleet.memtap_stats(host) for host in fleet.memtaps]
+        gone = fleet.server_stats()["clients_timed_out"]
+        check(not gone and not any(s["server_dead"] or s["failed_pages"] for s in stats), f"{gone} timed out; {stats}")
+        return f"the next page after {', '.join(took)}"

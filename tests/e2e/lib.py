@@ -116,11 +116,11 @@ class Context:
         return self.nb_nonzero * fleetlib.page_wire_bytes(mtu)
 
     @contextlib.contextmanager
-    def world(self, mtu=9000, nb_hosts=4, loss=0.0, server_args=(), memtap_args=(), memtaps=None):
+    def world(self, mtu=9000, nb_hosts=4, loss=0.0, server_args=(), memtap_args=(), memtaps=None, wrap=()):
         """Lab, memserver and memtaps; at the end, that everything stopped as asked and left nothing."""
         lab = lablib.Lab(lab_name(), nb_hosts, mtu)
         options = fleetlib.Options(self.build, self.image, loss=loss, seed=self.seed, server_args=server_args,
-                                   memtap_args=memtap_args)
+                                   memtap_args=memtap_args, wrap=wrap)
         with lab, fleetlib.Fleet(lab, options) as fleet:
             try:
                 fleet.start_server()
