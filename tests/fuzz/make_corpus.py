@@ -3,6 +3,7 @@
 """Writes the seeds in tests/fuzz/corpus that are made (or checks them: --check).
 
 wire: what follows the Ethernet header in the examples of docs/wire-format.md, the input of wire::parse().
+engine, ring: steps; checkpoint, guest_bitmap: bytes put into what is right; the fuzzers say how.
 qemu_stream: a byte that says what follows (qemu_stream_fuzz.cpp), and a stream as docs/qemu-stream.md tells.
 """
 import json
@@ -148,13 +149,120 @@ def ip_frames():
     to_clients = datagram(group, port + 1)
     return {**seeds, "to_clients": b"\x01" + struct.pack(">H", len(to_clients)) + to_clients}
 
+# engine_fuzz.cpp: a byte of options, then steps: a byte that says which, and what that takes.
+MICROSECONDS, MILLISECONDS, TALK, BYTES_TO_SERVER, BYTES_TO_CLIENT, BODY_TO_SERVER, BODY_TO_CLIENT = range(7)
+FAULT, REQUEST, PAGE_FRAME, RANGES, WELCOME, SIBLING_REQUEST = range(7, 13)
+PUSH, END_GAME, LARGE_BURST, FEW_PARTIAL, TREE, JUMBO = (1 << bit for bit in range(6))
+
+
+def steps(options, *some):
+    return bytes([options]) + b"".join(bytes(step) for step in some)
+
+
+def want(page):
+    """One page as demand, all of it."""
+    return [1, page, 0]
+
+
+def request(client, clock_us, *wants, step=REQUEST):
+    """Of who calls itself client + 1: a report, wants, and an incarnation."""
+    report = struct.pack(">QQIIII", clock_us, clock_us, clock_us // 1000, 3, 200, 50)
+    return [step, client, *report, len(wants), *(byte for one in wants for byte in one), 1]
+
+
+def faults(*pages):
+    return [byte for page in pages for byte in (FAULT, page, 0)]
+
+
+def engine():
+    pass_10_ms, pass_250_ms = [MILLISECONDS, 10], [MILLISECONDS, 250]
+    two_clients = [request(0, 0), request(1, 0), [TALK], pass_10_ms, request(0, 60000, want(20)), request(1, 60000, want(20))]
+    # First page, second page, and an incarnation; or fragments, which, a checksum that is right, page, flags, sequence.
+    pair, fragment = [PAGE_FRAME, 1, 30, 31, 0, 1], [PAGE_FRAME, 0, 2, 0, 1, 40, 1, 0, 1, 1]
+    bye = [BODY_TO_CLIENT, 6, 1, 1, 0, 2, 0, 8, *bytes(8)]
+    return {
+        "fetch": steps(0, faults(20, 21, 8), [TALK], pass_10_ms, [TALK]),
+        "pairs": steps(JUMBO | LARGE_BURST, faults(20, 21, 22, 23), [TALK], pass_10_ms, [TALK], pair, faults(30), [TALK]),
+        "two_clients": steps(LARGE_BURST, *two_clients, [TALK], pass_10_ms, [TALK]),
+        "push_and_tree": steps(PUSH | TREE | LARGE_BURST, faults(77), [TALK], pass_10_ms, [TALK], pass_10_ms, [TALK]),
+        "end_game": steps(END_GAME | LARGE_BURST, faults(*range(20, 60)), [TALK], *two_clients, [TALK]),
+        "fragment": steps(FEW_PARTIAL, faults(40), fragment, [TALK]),
+        "ranges": steps(0, faults(60, 61), [RANGES, 0, 0, 60, 0, 0, 1], [RANGES, 1, 0, 61, 0, 0, 1], [TALK]),
+        "restart": steps(0, faults(20), [WELCOME, 1, 0, 50, 1, 1, 2], [TALK]),
+        "sibling": steps(0, request(3, 0, want(21), want(24), step=SIBLING_REQUEST), pass_10_ms, [TALK], pass_10_ms, [TALK]),
+        "silence": steps(0, faults(20), bye, *[pass_250_ms] * 3, [TALK], faults(21), pass_250_ms, [TALK]),
+    }
+
+
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+
+
+def checkpoint():
+    """Pages of the file but one, what fills new ones, whether to sign and for how many pages, and bytes to put somewhere."""
+    def signed(nb_pages):
+        return nb_pages << 1 | 1
+
+    def in_trailer(at, value):
+        return [80 + at, 0, value]
+    table = struct.pack(">I", crc32c(b"\x5a" * PAGE))
+    one_page = [byte for at, value in enumerate(table) for byte in (PAGE >> 8, at, value)] + in_trailer(23, 1)
+    return {
+        "whole": bytes([4, 0, 0]),
+        "one_page": bytes([2, 0, signed(1), *one_page]),
+        "other_epoch": bytes([4, 0, signed(3), *in_trailer(27, 9)]),
+        "damaged_page": bytes([4, 0, 0, 0, 5, 1]),
+        "damaged_trailer": bytes([4, 0, 0, *in_trailer(15, 8)]),
+        "another_size": bytes([6, 0x5a, signed(3)]),
+    }
+
+
+def guest_bitmap():
+    """Bytes of text, whether that is what the guest announces, whether it is reset, the text, and bytes to put somewhere."""
+    as_text, reset, presence_at = 1, 2, 0x40
+
+    def announced(options, text, *writes):
+        return bytes([len(text), as_text | options]) + text + bytes(byte for write in writes for byte in write)
+    claimed_by_both = [(0, presence_at + at, value) for at, value in enumerate((0x1b, 0xe4, 0xff, 0x55))]
+    return {
+        "reset": announced(reset, b"5 1 0", *claimed_by_both, *claimed_by_both),
+        "take_over": announced(0, b"5 1 0", *claimed_by_both, (1, 0, 7), (0, presence_at, 0xaa), (0, 9, 9)),
+        "elsewhere": announced(0, b"512 1 0"),
+        "no_number": announced(0, b"five 1"),
+    }
+
+
+def ring():
+    """Steps: what Xen or somebody writes into the page, and what the pager does."""
+    ask, write, take, answer, publish, left = range(6)
+
+    def page(gfn, drop=0):
+        return [ask, 1, 2, gfn, drop]
+    all_slots = [step for gfn in range(8) for step in page(gfn)]
+    return {
+        "served": bytes([*page(3), take, answer, 0, publish, *page(4, drop=1), take, answer, 0, publish]),
+        "full": bytes([*all_slots, *[take] * 9, *[answer, 0] * 8, publish, *page(9), take]),
+        "left": bytes([*all_slots, take, take, answer, 1, left]),
+        "broken": bytes([*page(3), write, 0, 0, 99, take, take, left]),
+        "wrong_version": bytes([*page(3), write, 0, 64, 6, take]),
+    }
+
 
 def corpora():
     """name: {file: bytes}"""
     return {
         "answers": answers(),
+        "checkpoint": checkpoint(),
+        "engine": engine(),
+        "guest_bitmap": guest_bitmap(),
         "ip": ip_frames(),
         "page_tables": page_tables(),
+        "ring": ring(),
         "seal": {"flip": bytes([60, 0, 1, 0]) + b"a frame that is sealed", "cut": bytes([0, 0, 0, 5]) + b"another"},
         "text": {"pages": lines("17", "0x20-0x3f  # a comment", "", "5 - 9"), "key": b"0123456789abcdef" * 4 + b"\n",
                  "mac": b"02:db:00:00:00:01", "number": b"1122334455667788"},
