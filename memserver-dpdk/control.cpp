@@ -13,6 +13,7 @@
 #include "fabric/base/hex.hpp"
 #include "memserver-dpdk/checkpoint_job.hpp"
 #include "memserver-dpdk/freeze.hpp"
+#include "pmd-config/telemetry_params.hpp"
 
 namespace snowfabric {
 namespace {
@@ -116,10 +117,10 @@ void publish(Telemetry& telemetry, const ServerWorker& worker, const Port& port,
       "/memserver/stats", "Counters of port and engines, summed over the images",
       [&worker, &port, served](std::string_view) { return snapshot_of(worker, port, served); });
   telemetry.publish("/memserver/image", "Counters of one image. Parameter: image id, hexadecimal",
-                    [served](std::string_view id) -> std::optional<Snapshot> {
+                    [served](std::string_view param) -> std::optional<Snapshot> {
+                      const auto id = image_id_of(param);
                       for (const auto& s : served)
-                        if (fmt::format("{:016x}", s->image.image_id()) == id)
-                          return snapshot_of(*s);
+                        if (s->image.image_id() == id) return snapshot_of(*s);
                       return std::nullopt;
                     });
   telemetry.publish(

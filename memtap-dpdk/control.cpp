@@ -7,8 +7,8 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
-#include "fabric/base/parse_number.hpp"
 #include "memtap-dpdk/tree_fetch.hpp"
+#include "pmd-config/telemetry_params.hpp"
 
 namespace snowfabric {
 namespace {
@@ -230,10 +230,10 @@ Snapshot GuestControl::guest_pids() const {
 }
 
 std::optional<Snapshot> GuestControl::guest_counters(std::string_view id) const {
-  const auto number = parse_number(id, 10);
+  const auto number = guest_id_of(id);
   if (!number) return std::nullopt;
   const std::lock_guard lock{by_id_mutex_};
-  const auto found = by_id_.find(static_cast<std::uint32_t>(*number));
+  const auto found = by_id_.find(*number);
   if (found == by_id_.end()) return std::nullopt;
   Snapshot counters;
   append(counters, found->second->counters(), kGuestCounters);

@@ -265,7 +265,8 @@ def corpora():
         "ring": ring(),
         "seal": {"flip": bytes([60, 0, 1, 0]) + b"a frame that is sealed", "cut": bytes([0, 0, 0, 5]) + b"another"},
         "text": {"pages": lines("17", "0x20-0x3f  # a comment", "", "5 - 9"), "key": b"0123456789abcdef" * 4 + b"\n",
-                 "mac": b"02:db:00:00:00:01", "number": b"1122334455667788"},
+                 "mac": b"02:db:00:00:00:01", "number": b"1122334455667788",
+                 "guest": b"4294967297", "image": b"00000000000000af"},
         "wire": {e.name: e.frame[ETHERNET_HEADER_BYTES:] for e in read_examples()},
         "qemu_stream": {
             "snapshot": bytes([FROM_PARENT]) + parent_stream(shared=False),

@@ -9,10 +9,13 @@
 #include <string>
 #include <string_view>
 
+#include <fmt/format.h>
+
 #include "descriptor/page_list.hpp"
 #include "fabric/base/mac.hpp"
 #include "fabric/base/parse_number.hpp"
 #include "fabric/seal.hpp"
+#include "pmd-config/telemetry_params.hpp"
 #include "tests/fuzz/fuzz_file.hpp"
 
 namespace {
@@ -52,6 +55,12 @@ void check_words(std::string_view text) {
   if (const auto mac = parse_mac(text); mac) check(parse_mac(to_string(*mac)) == mac);
 }
 
+void check_telemetry_params(std::string_view text) {
+  if (const auto guest = guest_id_of(text); guest)
+    check(guest_id_of(std::to_string(*guest)) == guest && parse_number(text, 10) == *guest);
+  if (const auto image = image_id_of(text); image) check(fmt::format("{:016x}", *image) == text);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -59,5 +68,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   check_page_list(text);
   check_key(text);
   check_words(text);
+  check_telemetry_params(text);
   return 0;
 }
