@@ -25,10 +25,11 @@ struct Outcome {
 
 using Trace = std::function<void(Nanos, const std::string&)>;
 
-/// Runs a scenario to its end. The same scenario has the same outcome, always. What must hold:
-/// every page that a clone gets has the image's bytes, none is installed twice or over the guest's
-/// own; every fault is answered, or failed where the server is dead, within a bound; requests in
-/// flight stay within theirs; every frame is received or accounted for.
+/// Runs a scenario to its end, or to what is broken first. The same scenario has the same outcome,
+/// always. What must hold: every page that a clone gets has the image's bytes, none is installed
+/// twice or over the guest's own; every fault is answered, or failed where the server is dead,
+/// within a bound; tables have what fits them, and nothing once nobody waits; every frame is
+/// received or accounted for.
 [[nodiscard]] Outcome run(const Scenario& scenario, const Trace& trace = {});
 
 /// A smaller scenario that still breaks the same first. @pre run(scenario) does

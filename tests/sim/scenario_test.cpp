@@ -73,6 +73,15 @@ TEST(Run, ADeadServerIsToldToEachCloneThatLacksPages) {
   EXPECT_EQ(outcome.nb_failed_guests, 4U);
 }
 
+/// The server is out of reach for longer than a memtap endures, which the judge does not expect.
+TEST(Run, EndsWithTheFirstThatIsBroken) {
+  const Outcome outcome = run(
+      {.nb_pages = 2000, .faults = {{.kind = FaultKind::kPartition, .at = 1ms, .length = 30s}}});
+  ASSERT_FALSE(outcome.ok());
+  EXPECT_EQ(outcome.first, Breach::kToldAbsent);
+  EXPECT_LT(outcome.took, ClientConfig{}.give_up + 1s);
+}
+
 /// Runs a lab in which one thing goes wrong. @return when all clones had all pages
 Nanos time_with(const Fault& fault) {
   const Outcome outcome = run({.nb_pages = 2000, .faults = {fault}});
