@@ -41,16 +41,20 @@ INSTANTIATE_TEST_SUITE_P(OnePercent, PlanGrowth,
                          testing::Values(Growth{LossAt::kUplink, 1.15},
                                          Growth{LossAt::kReceivers, 2.3}));
 
-TEST(Plan, AnExtrapolatedAnswerIsNearTheExactOne) {
-  PlanConfig config{.nb_clones = 8, .nb_pages = 8192, .loss = 0.01};
+class PlanOfMany : public testing::TestWithParam<std::uint64_t> {};
+
+TEST_P(PlanOfMany, AnExtrapolatedAnswerIsNearTheExactOne) {
+  PlanConfig config{.nb_clones = GetParam(), .nb_pages = 8192, .loss = 0.01};
   const PlanResult exact = plan(config);
   EXPECT_FALSE(exact.is_extrapolated());
   config.most_receptions = config.nb_clones * 4096;
   const PlanResult answer = plan(config);
   ASSERT_TRUE(answer.is_extrapolated());
   EXPECT_NEAR(answer.done_at(0.5) / exact.done_at(0.5), 1, 0.05);
+  EXPECT_NEAR(answer.done_at(0.99) / exact.done_at(0.99), 1, 0.05);
   EXPECT_NEAR(answer.wire_bytes / exact.wire_bytes, 1, 0.05);
 }
+INSTANTIATE_TEST_SUITE_P(Clones, PlanOfMany, testing::Values(8, 64));
 
 TEST(Plan, AFaultsTimeIsForThePagesThatAreWaitedForAlone) {
   PlanConfig config{.nb_clones = 1, .nb_pages = 2048, .push = false, .prefetch = 0, .think = {}};
