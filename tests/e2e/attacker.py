@@ -3,6 +3,7 @@
 namespace.
 
 usage: attacker.py record IFACE FILE COUNT                 that many PAGE frames, as they come by
+       attacker.py counters IFACE FILE               of all sealed frames, in and out, until SIGTERM: source, session, counter
        attacker.py send IFACE FILE KIND COUNT SEED DST IMAGE_ID EPOCH    made of those of the file
 KIND: replayed, flipped, forged, clear; FILE may be /dev/null for those that need no frame: clear, zeros, absent, nodes.
 DST, IMAGE_ID, EPOCH: of the frames that are not replayed
@@ -10,6 +11,7 @@ DST, IMAGE_ID, EPOCH: of the frames that are not replayed
 import json
 import pathlib
 import random
+import signal
 import socket
 import struct
 import sys
@@ -18,6 +20,7 @@ import time
 import junk
 
 ETHERNET_BYTES, SEAL_BYTES, TAG_BYTES = 14, 32, 16
+SEAL_MAGIC = 0x5358
 PAGE_BYTES = 4096
 NB_CLEAR_PAGES = 1024  # forged pages that fit their checksum lie before
 NB_NODES = 65  # of the hash tree over 32 MiB
@@ -38,6 +41,21 @@ def record(iface, path, count):
             if len(frame) > PAGE_BYTES:
                 frames.append(frame.hex())
     pathlib.Path(path).write_text(json.dumps(frames))
+
+
+def counters(iface, path):
+    """docs/wire-format.md, section 11. Frames in the clear are of no session."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # `with` closes the file
+    every_protocol = 3  # ETH_P_ALL: else a bridge takes a port's frames before they come here
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(every_protocol)) as sock, open(path, "w") as out:
+        sock.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
+        sock.bind((iface, every_protocol))
+        pathlib.Path(path + ".ready").touch()
+        while True:
+            frame = sock.recv(ETHERNET_BYTES + SEAL_BYTES)
+            ether_type, magic = struct.unpack_from(">HH", frame, 12)
+            if (ether_type, magic) == (junk.ETHER_TYPE, SEAL_MAGIC) and len(frame) == ETHERNET_BYTES + SEAL_BYTES:
+                print(frame[6:12].hex(":"), frame[22:38].hex(), int.from_bytes(frame[38:46], "big"), file=out)
 
 
 def crc32c(data):
@@ -98,4 +116,4 @@ def send(iface, path, kind, count, seed, dst, image_id, epoch):
 
 
 if __name__ == "__main__":
-    {"record": record, "send": send}[sys.argv[1]](*sys.argv[2:])
+    {"record": record, "counters": counters, "send": send}[sys.argv[1]](*sys.argv[2:])

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Groups whose frames are sealed, and an attacker on their segment."""
+import collections
 import sys
 
 import lablib
-from lib import ROOT, case, check, check_complete, key_file, make_image, start_clones, wait_until
+from cases_failures import recovery_s
+from lib import ROOT, SLOW_WIRE, case, check, check_complete, half_way, key_file, make_image, start_clones, wait_until
 
 ATTACKER_HOST = 3  # has no memtap
 NB_RECORDED = NB_SENT = 300
@@ -92,3 +94,28 @@ def attackers_frames_are_counted_and_none_is_installed(context):
         check_complete(context, fleet, guests)
         check_complete(context, fleet, start_clones(fleet, 2, "random"))
         return f"{5 * NB_SENT} frames of an attacker"
+
+
+@case(60)
+def restarted_memserver_repeats_no_counter(context):
+    """It is killed, and comes back with the same image, epoch and key: no two frames have the same session and counter,
+    of which the cipher's key and nonce are made. Who fetches completes."""
+    same = ("--image-id", IMAGE_ID, "--epoch", 1)
+    with sealed_world(context, key_file(context), (*same, *SLOW_WIRE), nb_hosts=2) as fleet:
+        path = context.workdir / "counters"
+        recorder = fleet.start_other("recorder", ["ip", "netns", "exec", fleet.lab.bridge_ns, sys.executable, "-B",
+                                                  ROOT / "tests/e2e/attacker.py", "counters", "h0", path])
+        wait_until((context.workdir / "counters.ready").exists, "the recorder listens")
+        guests = start_clones(fleet, 4, ["random", "sequential"])
+        half_way(context, fleet)
+        fleet.server.kill()
+        took_s = recovery_s(fleet, list(fleet.memtaps), fleet.start_server)
+        check_complete(context, fleet, guests)
+        recorder.stop()
+        server = fleet.info["server_mac"]
+    seen = [line.split() for line in path.read_text().splitlines()]
+    counts = collections.Counter((session, counter) for _, session, counter in seen)
+    check(counts and max(counts.values()) == 1, f"seen more than once: {counts.most_common(5)}")
+    lives = collections.Counter(session for source, session, _ in seen if source == server)
+    check(len(lives) == 2 and min(lives.values()) > context.nb_nonzero // 8, f"frames of memserver by session: {lives}")
+    return f"{len(counts)} pairs, {list(lives.values())} of memserver's lives; pages again after {took_s:.2f} s"
