@@ -167,7 +167,7 @@ def fork_parent_stalls_in_the_pause(context):
 
 @case(300)
 def fork_parent_falls_silent_in_a_background_snapshot(context):
-    """memserver, which has patience with it, ends when it is told to; its guard takes the rest, should it come."""
+    """memserver would give up after 60 s, and ends before when it is told to; its guard takes the rest, should it come."""
     with family(context, shim=False) as vms:
         settings = settings_of(vms.parent)
         server, guard = strike_amid(vms, lambda _: vms.parent.process, in_snapshot(vms, lambda: not vms.descriptor.exists()))
