@@ -188,7 +188,8 @@ void GuestControl::report_failed(Nanos now) {
   sum_counters();
   spdlog::error(
       "{} pages failed so far: QEMU and Xen clones that waited for one were paused, {} times; {} "
-      "pages are SIGBUS for other guests; where the kernel cannot poison they are killed, {} were",
+      "pages are SIGBUS for other guests; where the kernel cannot poison they are killed ({} "
+      "guests were so far, for any reason)",
       failed, totals_.pauses.read(), totals_.poisoned_pages.read(), totals_.kills.read());
 }
 
