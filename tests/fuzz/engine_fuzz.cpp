@@ -4,7 +4,6 @@
 // page number leaves the image.
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <cstring>
 #include <span>
 #include <vector>
@@ -14,43 +13,20 @@
 #include "fabric/hash_tree.hpp"
 #include "fabric/repairs.hpp"
 #include "fabric/server_engine.hpp"
+#include "tests/fuzz/fuzz_file.hpp"
+#include "tests/fuzz/fuzz_frames.hpp"
 
 namespace {
 
 using namespace snowfabric;
-using Bytes = std::vector<std::byte>;
+using namespace snowfabric::fuzz;
 
 constexpr std::uint64_t kPages = 200;
-constexpr std::uint64_t kImageId = 0x5eed;
 constexpr std::uint16_t kMtu = 1500, kJumboMtu = 9000;
 constexpr std::uint32_t kMaxInflight = 16;
-constexpr MacAddr kServerMac{{2, 0, 0, 0, 0, 1}}, kClientMac{{2, 0, 0, 0, 0, 2}};
 /// More than any engine may send without new input: every page queued twice in three fragments and
 /// every control frame the server keeps.
 constexpr unsigned kMostFrames = 2 * kPages * 3 + 2048;
-
-void check(bool holds) {
-  if (!holds) std::abort();  // libFuzzer keeps the input
-}
-
-/// Takes the input apart.
-class Input {
- public:
-  explicit Input(std::span<const std::byte> bytes) : bytes_{bytes} {}
-  [[nodiscard]] bool empty() const { return bytes_.empty(); }
-  std::uint8_t byte() {
-    return empty() ? std::uint8_t{0} : std::to_integer<std::uint8_t>(take(1)[0]);
-  }
-  std::uint16_t word() { return static_cast<std::uint16_t>(byte() * 256U + byte()); }
-  std::span<const std::byte> take(std::size_t most) {
-    const auto taken = bytes_.first(std::min(most, bytes_.size()));
-    bytes_ = bytes_.subspan(taken.size());
-    return taken;
-  }
-
- private:
-  std::span<const std::byte> bytes_;
-};
 
 const std::vector<std::uint32_t>& checksums() {
   static const std::vector<std::uint32_t> all(kPages, crc32c(Bytes(kPageSize)));
@@ -138,7 +114,7 @@ class Bed {
       case 8: to_server(request(in)); break;
       case 9: to_client(page_or_pair(in, in.byte())); break;
       case 10: to_client(ranges(in)); break;
-      case 11: to_client(welcome(in)); break;
+      case 11: to_client(welcome(in, kPages)); break;
       case 12: to_client(request(in, wire::kFlagSibling)); break;
     }
   }
@@ -154,54 +130,6 @@ class Bed {
   }
 
  private:
-  /// A frame of our family around the fuzzer's body: gets past the first checks.
-  static Bytes dressed(Input& in) {
-    wire::Header header{.magic = wire::kMagic,
-                        .version = wire::kVersion,
-                        .type = static_cast<std::uint8_t>(1 + in.byte() % 7),
-                        .flags = in.byte(),
-                        .space = 0,
-                        .payload_len = 0,
-                        .image_id = kImageId,
-                        .epoch = 1,
-                        .incarnation = std::uint32_t{in.byte()} % 3,
-                        .seq = std::uint32_t{in.word()}};
-    const auto body = in.take(in.word() % 1500);
-    header.payload_len = static_cast<std::uint16_t>(body.size());
-    Bytes frame(sizeof header + body.size());
-    std::memcpy(frame.data(), &header, sizeof header);
-    std::ranges::copy(body, frame.begin() + sizeof header);
-    return frame;
-  }
-  /// Who speaks: mostly somebody the engines know.
-  static wire::Identity identity(Input& in) { return {kImageId, 1, in.byte() % 4U, 0}; }
-  /// What a writer wrote, behind the Ethernet header.
-  template <class Write>
-  static Bytes written(Write&& write) {
-    Bytes frame(wire::kMaxFrameBytes);
-    frame.resize(write(std::span{frame}));
-    frame.erase(frame.begin(), frame.begin() + sizeof(wire::EthHdr));
-    return frame;
-  }
-  static Bytes request(Input& in, std::uint8_t flags = 0) {
-    wire::RequestBody body{.client_id = 1U + in.byte() % 5U, .report = {}};
-    std::ranges::copy(in.take(sizeof body.report), reinterpret_cast<std::byte*>(&body.report));
-    std::vector<wire::WantEntry> wants(in.byte() % 8U);
-    for (wire::WantEntry& want : wants) {
-      const std::uint8_t choice = in.byte();
-      const bool one = (choice & 1U) != 0;
-      want = {.first = in.byte(),
-              .nb_pages = static_cast<std::uint16_t>(one ? 1 : 1 + in.byte()),
-              .priority = static_cast<std::uint8_t>(choice >> 1U & 1U),
-              .flags = static_cast<std::uint8_t>(choice >> 2U & 1U),
-              .fragments = one ? in.byte() : std::uint8_t{0},
-              .reserved = {}};
-    }
-    const wire::Identity who = identity(in);
-    return written([&](auto out) {
-      return wire::write_request(out, who, kServerMac, kClientMac, body, wants, flags);
-    });
-  }
   static Bytes page(Input& in) {
     const std::size_t nb_fragments = 1 + in.byte() % wire::kMaxFragments;
     const std::size_t fragment = in.byte() % nb_fragments;
@@ -224,27 +152,6 @@ class Bed {
       wire::write_pair_header(out, who, kClientMac, kServerMac, first, second, 0, 0);
       return out.size();
     });
-  }
-  static Bytes ranges(Input& in) {
-    const auto type = in.byte() % 2 == 0 ? wire::FrameType::kZeros : wire::FrameType::kAbsent;
-    std::vector<PageRange> some(1 + in.byte() % 4U);
-    for (PageRange& range : some) range = {Gfn{in.byte()}, 1U + in.word() % 4096U};
-    const wire::Identity who = identity(in);
-    return written([&](auto out) {
-      return wire::write_ranges(out, type, who, kClientMac, kServerMac, some, wire::kFlagSequenced,
-                                0);
-    });
-  }
-  static Bytes welcome(Input& in) {
-    const wire::WelcomeBody body{.client_id = 1U,
-                                 .nb_pages = in.byte() % 8 == 0 ? in.byte() : kPages,
-                                 .report_interval_us = std::uint32_t{in.word()},
-                                 .mtu_bytes = in.byte() % 8 == 0 ? in.word() : kMtu,
-                                 .nb_fragments = in.byte() % 8 == 0 ? in.byte() : std::uint8_t{3},
-                                 .reserved = 0};
-    const wire::Identity who = identity(in);
-    return written(
-        [&](auto out) { return wire::write_welcome(out, who, kClientMac, kServerMac, body); });
   }
   void to_server(std::span<const std::byte> payload) {
     wire::Frame frame;

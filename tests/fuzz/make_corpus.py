@@ -3,7 +3,7 @@
 """Writes the seeds in tests/fuzz/corpus that are made (or checks them: --check).
 
 wire: what follows the Ethernet header in the examples of docs/wire-format.md, the input of wire::parse().
-engine, ring: steps; checkpoint, guest_bitmap: bytes put into what is right; the fuzzers say how.
+engine, host, ring: steps; checkpoint, guest_bitmap: bytes put into what is right; the fuzzers say how.
 qemu_stream: a byte that says what follows (qemu_stream_fuzz.cpp), and a stream as docs/qemu-stream.md tells.
 """
 import json
@@ -194,6 +194,34 @@ def engine():
     }
 
 
+def host():
+    """host_fuzz.cpp: as engine()."""
+    turn, lossy_turn, touch, claim, put_off, fails, page, zeros_or_absent, welcome, sibling, end_or_complete, prefetch = (
+        [2], 3, 4, 5, 6, 7, 10, 11, 12, 13, 14, 15)
+    tree, keeps, push, jumbo, loads, neighbours = (1 << bit for bit in range(6))
+    pass_250_ms = [1, 250]
+
+    def touches(*pages):
+        return [byte for at in pages for byte in (touch, at % 2, at)]
+    # Page, fragments, which, flags, sequence, damage (a fourth is), and an incarnation.
+    fragment, damaged = [page, 20, 2, 0, 1, 0, 1, 1, 1], [page, 21, 0, 0, 1, 0, 2, 4, 1]
+    return {
+        "faults": steps(neighbours, touches(0, 1, 8, 64, 20), turn, turn),
+        "kept": steps(keeps | jumbo, touches(20, 21, 22), turn, touches(23), turn, touches(23, 24), [touch, 1, 20], turn),
+        "lost": steps(keeps, touches(20, 21, 22, 23), [lossy_turn, 0x55], pass_250_ms, [lossy_turn, 0xaa], pass_250_ms, turn),
+        "complete": steps(keeps | push | jumbo, [end_or_complete, 1, 0], touches(30), turn, [1, 5], turn,
+                          [end_or_complete, 0], turn),
+        "working_set": steps(keeps | loads, touches(30, 31, 10), turn, [1, 5], turn, [prefetch, 40, 20], turn),
+        "put_off": steps(0, [put_off, 0, 0] * 3, [put_off, 1, 1], touches(20, 21), turn, [1, 5], turn, [claim, 0, 20], turn),
+        "lies": steps(tree, touches(20, 21, 60), fragment, damaged, [zeros_or_absent, 0, 0, 20, 0, 0, 1],
+                      [zeros_or_absent, 1, 0, 60, 0, 0, 1], [welcome, 1, 0, 50, 1, 1, 2], turn),
+        "silence": steps(keeps, touches(20), [lossy_turn, 255], *[pass_250_ms, [lossy_turn, 255]] * 4, [fails, 0, 0], touches(21),
+                         [lossy_turn, 255], pass_250_ms, turn),
+        "sibling": steps(keeps | push | jumbo, [prefetch, 0, 60], turn, turn, request(3, 0, want(21), want(9), step=sibling),
+                         [1, 3], turn, [1, 1], turn),
+    }
+
+
 def crc32c(data):
     crc = 0xffffffff
     for byte in data:
@@ -260,6 +288,7 @@ def corpora():
         "checkpoint": checkpoint(),
         "engine": engine(),
         "guest_bitmap": guest_bitmap(),
+        "host": host(),
         "ip": ip_frames(),
         "page_tables": page_tables(),
         "ring": ring(),
