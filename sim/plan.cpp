@@ -61,7 +61,10 @@ ServerConfig server_of(const PlanConfig& config) {
   server.mtu_bytes = config.mtu_bytes;
   server.push = config.push;
   server.max_clients = config.nb_clones;
-  server.flow.initial_bytes_per_s = server.flow.max_bytes_per_s = config.bytes_per_s;
+  server.flow.max_bytes_per_s = config.bytes_per_s;
+  server.flow.initial_bytes_per_s = config.start_bytes_per_s > 0
+                                        ? std::min(config.start_bytes_per_s, config.bytes_per_s)
+                                        : config.bytes_per_s;
   return server;
 }
 

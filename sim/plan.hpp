@@ -22,11 +22,12 @@ enum class LossAt : std::uint8_t {
 inline constexpr std::uint64_t kMostReceptions = std::uint64_t{64} << 18U;
 
 struct PlanConfig {
-  std::uint64_t nb_clones = 8;  ///< at least 1; each on a host of its own
-  std::uint64_t nb_pages = 0;   ///< of the image; at least 1
-  double zero_share = 0;        ///< of them
-  double bytes_per_s = 1.25e9;  ///< of every link
-  std::uint64_t nb_slow = 0;    ///< so many clones, the last ones, have links of slow_bytes_per_s
+  std::uint64_t nb_clones = 8;   ///< at least 1; each on a host of its own
+  std::uint64_t nb_pages = 0;    ///< of the image; at least 1
+  double zero_share = 0;         ///< of them
+  double bytes_per_s = 1.25e9;   ///< of every link
+  double start_bytes_per_s = 0;  ///< the server's rate before the first reports; 0: of its link
+  std::uint64_t nb_slow = 0;     ///< so many clones, the last ones, have links of slow_bytes_per_s
   double slow_bytes_per_s = 0;
   std::size_t burst_bytes = 0;  ///< of every link: LinkConfig
   double loss = 0;              ///< share of the frames, once all hosts have joined

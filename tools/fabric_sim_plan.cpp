@@ -82,6 +82,7 @@ PlanConfig config_of(const PlanOptions& options, const Traces& traces, std::uint
       .nb_pages = options.image_bytes / kPageSize,
       .zero_share = options.zero_percent / 100,
       .bytes_per_s = options.gbps * 1e9 / 8,
+      .start_bytes_per_s = options.rate_gbps * 1e9 / 8,
       .nb_slow = std::min(options.nb_slow, nb_clones),
       .slow_bytes_per_s = options.slow_gbps * 1e9 / 8,
       .burst_bytes = options.burst_bytes,
@@ -145,6 +146,7 @@ Json to_json(const PlanOptions& options, const Row& row) {
   return {{"clones", row.nb_clones},
           {"image_bytes", options.image_bytes},
           {"gbps", options.gbps},
+          {"rate_gbps", options.rate_gbps},
           {"slow", options.nb_slow},
           {"slow_gbps", options.slow_gbps},
           {"burst_bytes", options.burst_bytes},
@@ -309,6 +311,10 @@ CLI::App* add_plan_command(CLI::App& cli, PlanOptions& options) {
       ->capture_default_str();
   plan->add_option("--slow-gbps", options.slow_gbps, "of those")
       ->check(CLI::Range(0.001, 800.0))
+      ->capture_default_str();
+  plan->add_option("--rate-gbps", options.rate_gbps,
+                   "the server's rate before the first reports; 0: that of its link")
+      ->check(CLI::Range(0.0, 800.0))
       ->capture_default_str();
   plan->add_option("--flow-rule", options.flow_rule,
                    "how the server's rate follows what the receivers can take")

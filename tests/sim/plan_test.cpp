@@ -94,6 +94,15 @@ TEST(Plan, ClonesThatTouchTogetherAllAskAndAreHeard) {
   EXPECT_EQ(result.server_ring_drops, 0);
 }
 
+TEST(Plan, AServerThatStartsSlowlyIsLater) {
+  PlanConfig config{.nb_clones = 2, .nb_pages = 8192, .think = {}};
+  const double at_once = plan(config).done_at(1);
+  config.start_bytes_per_s = config.bytes_per_s / 10;
+  EXPECT_GT(plan(config).done_at(1), 2 * at_once);
+  config.start_bytes_per_s = 10 * config.bytes_per_s;  // a link is no faster for it
+  EXPECT_EQ(plan(config).done_at(1), at_once);
+}
+
 TEST(Plan, AFastLinkIsUsed) {
   const double bytes = 8192.0 * 4096;
   const PlanResult result =

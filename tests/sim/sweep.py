@@ -32,6 +32,16 @@ FLOW_CASES = {
     "4 slow, faults": (*SLOW, "--slow", 4, "--no-push"),
     "none slow, 1 % lost": (*SLOW, "--loss", 1),
 }
+# Links of 10 Gbit/s; or only the server's is, and the clones' have 1.
+FAST = ("--clones", 16, "--image-bytes", "64M")
+RATE_CASES = {
+    "clean": FAST,
+    "1 % lost": (*FAST, "--loss", 1),
+    "faults": (*FAST, "--no-push"),
+    "1 slow": (*FAST, "--slow", 1),
+    "all slow": (*FAST, "--slow", 16),
+    "all slow, short queues": (*FAST, "--slow", 16, "--queue-bytes", "256K"),
+}
 # The option, its values, and the cases. The default stands first.
 SWEEPS = {
     "window": ("--window-us", (0, 50, 200, 1000, 5000, 20000), CASES),
@@ -39,6 +49,7 @@ SWEEPS = {
     "rto-min": ("--rto-min-ms", (1, 0.1, 0.3, 5, 20), CASES),
     "end-game": ("--end-game", (0.995, 0.5, 0.8, 0.95, 2), CASES),
     "report": ("--report-ms", (50, 5, 20, 200), CASES),
+    "rate": ("--rate-gbps", (0, 5, 2, 1, 0.2), RATE_CASES),
     "flow": ("--flow-rule", ("mean", "min", "max"), FLOW_CASES),
 }
 
