@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "fabric/base/frame_number.hpp"
+#include "fabric/base/secret_bytes.hpp"
 #include "fabric/wire.hpp"
 
 namespace snowfabric {
@@ -58,7 +59,7 @@ class Reassembler {
     std::uint64_t age = 0;
     std::uint8_t nb_fragments = 0;
     std::uint8_t have = 0;  // bit i: fragment i is here; 0 = free
-    std::vector<std::byte> bytes = std::vector<std::byte>(kPageSize);
+    SecretBytes bytes = SecretBytes(kPageSize);
   };
 
   [[nodiscard]] std::size_t first_of(Gfn page) const noexcept {

@@ -10,6 +10,7 @@
 
 #include "fabric/base/endian.hpp"
 #include "fabric/base/result.hpp"
+#include "fabric/base/secret_bytes.hpp"
 #include "fabric/wire.hpp"
 
 /// Frames that only the holders of a group's key can read, and make. The engines know nothing of
@@ -79,7 +80,9 @@ class ReplayWindow {
 };
 
 /// Room for what was sealed.
-using OpenBuffer = std::array<std::byte, wire::kMaxFrameBytes>;
+struct OpenBuffer : std::array<std::byte, wire::kMaxFrameBytes> {
+  ~OpenBuffer() { wipe(*this); }
+};
 
 /// Seals and opens the frames of one process, by AES-256-GCM with a key for each sender: that is
 /// HMAC-SHA256 of its session under the group's key. A session is 128 random bits, so that no

@@ -7,6 +7,8 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include "fabric/base/secret_bytes.hpp"
+
 namespace snowfabric {
 
 Result<std::unique_ptr<AsideMemory>> AsideMemory::make(std::span<const std::byte> live) {
@@ -21,7 +23,16 @@ Result<std::unique_ptr<AsideMemory>> AsideMemory::make(std::span<const std::byte
       new AsideMemory{live, {static_cast<std::byte*>(base), live.size()}}};
 }
 
-AsideMemory::~AsideMemory() { munmap(aside_.data(), aside_.size()); }
+AsideMemory::~AsideMemory() {
+  wipe_copies();
+  munmap(aside_.data(), aside_.size());
+}
+
+void AsideMemory::wipe_copies() noexcept {
+  for (std::size_t page = 0; page < where_.size(); ++page)
+    if (where_[page].load(std::memory_order_acquire) == Where::kCopied)
+      wipe(aside_.subspan(page * kPageSize, kPageSize));
+}
 
 void AsideMemory::copy(Gfn page, std::size_t offset, std::span<std::byte> out) const noexcept {
   const std::size_t at = page.value * kPageSize + offset;
@@ -36,18 +47,18 @@ void AsideMemory::copy(Gfn page, std::size_t offset, std::span<std::byte> out) c
 }
 
 void AsideMemory::set_aside(Gfn page) noexcept {
-  if (is_aside_[page.value].load(std::memory_order_relaxed)) return;
+  if (is_aside(page)) return;
   set_aside(page, live_.subspan(page.value * kPageSize, kPageSize));
 }
 
 void AsideMemory::set_aside(Gfn page, std::span<const std::byte> bytes) noexcept {
   std::memcpy(aside_.data() + page.value * kPageSize, bytes.data(), kPageSize);
   nb_copies_.fetch_add(1, std::memory_order_relaxed);
-  is_aside_[page.value].store(true, std::memory_order_release);
+  where_[page.value].store(Where::kCopied, std::memory_order_release);
 }
 
 void AsideMemory::leave_out(Gfn page) noexcept {
-  is_aside_[page.value].store(true, std::memory_order_release);
+  if (!is_aside(page)) where_[page.value].store(Where::kLeftOut, std::memory_order_release);
 }
 
 }  // namespace snowfabric

@@ -23,7 +23,7 @@ class AsideMemory {
   AsideMemory& operator=(const AsideMemory&) = delete;
   ~AsideMemory();
 
-  [[nodiscard]] std::uint64_t nb_pages() const noexcept { return is_aside_.size(); }
+  [[nodiscard]] std::uint64_t nb_pages() const noexcept { return where_.size(); }
   /// Bytes [offset, offset + out.size()) of a page as it was at the instant. Any thread.
   void copy(Gfn page, std::size_t offset, std::span<std::byte> out) const noexcept;
 
@@ -39,16 +39,23 @@ class AsideMemory {
     return nb_copies_.load(std::memory_order_relaxed);
   }
   [[nodiscard]] bool is_aside(Gfn page) const noexcept {
-    return is_aside_[page.value].load(std::memory_order_acquire);
+    return where_[page.value].load(std::memory_order_acquire) != Where::kLive;
   }
+  /// All copies made; they read as zeros. It does so at its end. @pre nobody calls meanwhile
+  void wipe_copies() noexcept;
 
  private:
+  enum class Where : std::uint8_t {
+    kLive,
+    kCopied,
+    kLeftOut,  ///< aside, but without a copy: it costs no memory
+  };
   AsideMemory(std::span<const std::byte> live, std::span<std::byte> aside)
-      : live_{live}, aside_{aside}, is_aside_(live.size() / kPageSize) {}
+      : live_{live}, aside_{aside}, where_(live.size() / kPageSize) {}
 
   std::span<const std::byte> live_;
   std::span<std::byte> aside_;  // a copy lies at its page's own place
-  std::vector<std::atomic<bool>> is_aside_;
+  std::vector<std::atomic<Where>> where_;
   std::atomic<std::uint64_t> nb_copies_{0};
 };
 

@@ -12,8 +12,8 @@ ArrivalBuffer::ArrivalBuffer(std::size_t capacity_pages)
     : gfns_(std::clamp<std::size_t>(capacity_pages, 1, kFree)),
       order_(gfns_.size()),
       table_(std::bit_ceil(2 * gfns_.size()), kFree),
-      bytes_{std::make_unique<std::byte[]>(gfns_.size() * kPageSize)},
-      staging_{std::make_unique<std::byte[]>(kStagingPages * kPageSize)} {}
+      bytes_(gfns_.size() * kPageSize),
+      staging_(kStagingPages * kPageSize) {}
 
 bool ArrivalBuffer::add(Gfn page, std::span<const std::byte, kPageSize> bytes) noexcept {
   // The table is ours to write; find() is const for the readers' sake.
@@ -68,8 +68,8 @@ std::span<const std::byte> ArrivalBuffer::gather(std::size_t at, std::size_t nb_
   while (in_place < nb_pages && order_[at + in_place] == order_[at] + in_place) ++in_place;
   if (in_place == nb_pages) return {slot(order_[at]), bytes};
   for (std::size_t i = 0; i < nb_pages; ++i)
-    std::memcpy(staging_.get() + i * kPageSize, slot(order_[at + i]), kPageSize);
-  return {staging_.get(), bytes};
+    std::memcpy(staging_.data() + i * kPageSize, slot(order_[at + i]), kPageSize);
+  return {staging_.data(), bytes};
 }
 
 }  // namespace snowfabric

@@ -2,11 +2,11 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
 #include "fabric/base/frame_number.hpp"
+#include "fabric/base/secret_bytes.hpp"
 
 namespace snowfabric {
 
@@ -47,9 +47,7 @@ class ArrivalBuffer {
   static constexpr std::size_t kStagingPages = 64;
 
   [[nodiscard]] const std::uint16_t* find(Gfn page) const noexcept;
-  [[nodiscard]] std::byte* slot(std::size_t i) const noexcept {
-    return bytes_.get() + i * kPageSize;
-  }
+  [[nodiscard]] std::byte* slot(std::size_t i) noexcept { return bytes_.data() + i * kPageSize; }
   void sort() noexcept;
   [[nodiscard]] std::size_t run_at(std::size_t at) const noexcept;
   std::span<const std::byte> gather(std::size_t at, std::size_t nb_pages) noexcept;
@@ -58,8 +56,8 @@ class ArrivalBuffer {
   std::vector<Gfn> gfns_;             ///< by slot
   std::vector<std::uint16_t> order_;  ///< slots, ascending by page after sort()
   std::vector<std::uint16_t> table_;  ///< hash of the page -> slot, linear probing, half full
-  std::unique_ptr<std::byte[]> bytes_;
-  std::unique_ptr<std::byte[]> staging_;
+  SecretBytes bytes_;
+  SecretBytes staging_;
 };
 
 }  // namespace snowfabric
