@@ -112,7 +112,7 @@ td:first-child,th:first-child{text-align:left}svg{max-width:100%}.limit{fill:#99
 
 
 def table(head, rows):
-    cells = lambda tag, row: "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)  # noqa: E731
+    cells = lambda tag, row: "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)  # noqa: E731 (local, one line)
     return f"<table><tr>{cells('th', head)}</tr>" + "".join(f"<tr>{cells('td', row)}</tr>" for row in rows) + "</table>"
 
 
@@ -120,7 +120,7 @@ def plot(cases, unit):
     """A line a case: a grey dot for each limit, a blue one for each rate, along one axis from 0."""
     left, width, height = 170, 520, 28
     most = max(value for runs in cases.values() for run in runs for value in run)
-    place = lambda value: left + width * value / most  # noqa: E731
+    place = lambda value: left + width * value / most  # noqa: E731 (local, one line)
     lines = []
     for row, (case, runs) in enumerate(cases.items()):
         y = height * row + height / 2

@@ -27,7 +27,7 @@ def said(vm, command):
     """What a shell command prints in the guest."""
     before = len(vm.console.read_text(errors="replace"))
     vm.channel.ask(f"RUN {{ {command}; echo end of it; }} >/dev/console", "RUNNING")
-    text = lambda: vm.console.read_text(errors="replace")[before:]  # noqa: E731
+    text = lambda: vm.console.read_text(errors="replace")[before:]  # noqa: E731 (local, one line)
     wait_until(lambda: "end of it" in text(), f"the guest has done {command}")
     return text()
 

@@ -77,7 +77,7 @@ def in_pause(vms):
 def in_snapshot(vms, is_still=None):
     """@param is_still  whether it is not over, if QEMU itself cannot be asked"""
     def is_amid(strike):
-        status = lambda: vms.parent.qmp("query-migrate").get("status")  # noqa: E731
+        status = lambda: vms.parent.qmp("query-migrate").get("status")  # noqa: E731 (local, one line)
         wait_until(lambda: status() == "active" or vms.descriptor.exists(), "a snapshot is under way", 60.0)
         strike()
         time.sleep(0.3)  # what has been sent has come by then

@@ -14,8 +14,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
-import fleetlib  # noqa: E402
-import lablib  # noqa: E402
+import fleetlib  # noqa: E402 (behind the path where it is)
+import lablib  # noqa: E402 (behind the path where it is)
 
 CASES = {}
 SLOW_WIRE = ("--rate-gbps", "0.1", "--max-rate-gbps", "0.1")  # leaves time to interfere mid-way

@@ -9,25 +9,25 @@ import tempfile
 import time
 
 sys.dont_write_bytecode = True
-import lib  # noqa: E402  (finds tools/)
-import cases_basic  # noqa: E402,F401  (registers)
-import cases_bench  # noqa: E402,F401
-import cases_death  # noqa: E402,F401
-import cases_demo  # noqa: E402,F401
-import cases_failures  # noqa: E402,F401
-import cases_fork  # noqa: E402,F401
-import cases_fork_chain  # noqa: E402,F401
-import cases_fork_more  # noqa: E402,F401
-import cases_guard  # noqa: E402,F401
-import cases_hash_tree  # noqa: E402,F401
-import cases_library  # noqa: E402,F401
-import cases_machine  # noqa: E402,F401
-import cases_sandbox  # noqa: E402,F401
-import cases_sealed  # noqa: E402,F401
-import cases_working_set  # noqa: E402,F401
-import cases_kill  # noqa: E402,F401
-import fleetlib  # noqa: E402
-import lablib  # noqa: E402
+import lib  # noqa: E402 (after the line above; finds tools/)
+import cases_basic  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_bench  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_death  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_demo  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_failures  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_fork  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_fork_chain  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_fork_more  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_guard  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_hash_tree  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_library  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_machine  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_sandbox  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_sealed  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_working_set  # noqa: E402,F401 (found by lib; registers its cases)
+import cases_kill  # noqa: E402,F401 (found by lib; registers its cases)
+import fleetlib  # noqa: E402 (found by lib)
+import lablib  # noqa: E402 (found by lib)
 
 
 def arguments():

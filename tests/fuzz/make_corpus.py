@@ -13,7 +13,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "e2e"))
-from wire_examples import read_examples  # noqa: E402
+from wire_examples import read_examples  # noqa: E402 (behind the path where it is)
 
 ETHERNET_HEADER_BYTES = 14
 

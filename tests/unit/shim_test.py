@@ -20,7 +20,7 @@ import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from strangers import is_turned_away  # noqa: E402
+from strangers import is_turned_away  # noqa: E402 (behind the path where it is)
 
 SHIM = None
 MIB = 1 << 20

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 HERE = ROOT / "tests/xen"
 sys.path.insert(0, str(ROOT / "tools"))
 sys.dont_write_bytecode = True
-import xendemo  # noqa: E402
+import xendemo  # noqa: E402 (behind the path where it is)
 
 
 def run(job, *options):
