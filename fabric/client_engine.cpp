@@ -231,7 +231,7 @@ bool ClientEngine::want(Gfn page, Priority priority, Nanos now) noexcept {
     Flight& flight = flights_[id];
     if (flight.priority == Priority::kPrefetch && priority == Priority::kDemand) {
       flight.priority = Priority::kDemand;  // raised: tell the server too
-      flight.first_asked = now;
+      flight.raised = true;
       flight.demanded_since = now;
       add_demand(now);
       stats_.asked_demand.add(1);
@@ -285,7 +285,8 @@ void ClientEngine::forget(Gfn page) noexcept {
 
 void ClientEngine::finish(std::uint32_t id, Nanos now) noexcept {
   const Flight& flight = flights_[id];
-  if (flight.attempts > 0 && !asks_siblings_) {  // a sibling's answer says nothing of the server's
+  // A sibling's answer says nothing of the server's.
+  if (flight.attempts > 0 && !flight.raised && !asks_siblings_) {
     RtoEstimator& rto = rto_[static_cast<std::size_t>(flight.priority)];
     if (flight.attempts == 1)
       rto.sample(now - flight.first_asked);

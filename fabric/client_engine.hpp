@@ -73,7 +73,9 @@ class ClientEngine {
   /// or the REQUEST of a sibling, which is Repairs'.
   /// @param frame_bytes  of the whole Ethernet frame, for the rate report
   /// @return why it was dropped, or kNone
-  /// @throw std::bad_alloc at a WELCOME, which has then changed nothing
+  /// @throw std::bad_alloc at a WELCOME, which has then changed nothing: the end of a caller that
+  /// is
+  ///        noexcept, as memtap's is
   wire::Drop on_frame(const wire::Frame& frame, const MacAddr& src, std::size_t frame_bytes,
                       Nanos now);
   /// Takes the page that a PAGE frame is at (Frame::next_page), which some clone needs.
@@ -162,6 +164,7 @@ class ClientEngine {
     bool used = false;
     bool to_send = false;
     bool timed_out = false;  ///< asked, and no answer came in time
+    bool raised = false;     ///< asked for as a prefetch first: its time is neither's
     bool overdue = false;    ///< a demand that cannot be had
   };
 

@@ -286,8 +286,11 @@ void Fetching::look_again() {
   while (first_word_ < requested_.words.size() && requested_.words[first_word_] == 0) ++first_word_;
   for (std::size_t i = first_word_; i < requested_.words.size() && demands.size() < kRangesAgain;
        ++i)
-    for (std::uint64_t word = requested_.words[i]; word != 0; word &= word - 1)
-      demands.push_back({Gfn{i * 64 + static_cast<unsigned>(std::countr_zero(word))}, 1});
+    for (std::uint64_t word = requested_.words[i]; word != 0; word &= word - 1) {
+      const Gfn page{i * 64 + static_cast<unsigned>(std::countr_zero(word))};
+      if (!engine_.demanded(page)) demands.push_back({page, 1});
+    }
+  has_news_ = !demands.empty();
 }
 
 // --- send ------------------------------------------------------------------------------------

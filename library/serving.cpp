@@ -24,7 +24,7 @@ Serving::Serving(PageSource pages, std::unique_ptr<Carrier> carrier, ServerConfi
       carrier_{std::move(carrier)},
       engine_{completed(config, *carrier_), pages_.view(), stats_} {}
 
-Result<void> Serving::run(const std::atomic<bool>& stop) {
+Result<void> Serving::run(std::atomic<bool>& stop) {
   Idle idle{carrier_->idle()};
   while (!stop.load(std::memory_order_relaxed)) {
     const Nanos now = monotonic_now();
@@ -34,6 +34,7 @@ Result<void> Serving::run(const std::atomic<bool>& stop) {
       wait(idle, now);
     if (!read_) return std::exchange(read_, {});
   }
+  stop = false;
   if (engine_.has_clients() && !carrier_->room().empty()) push(engine_.bye());
   carrier_->flush();
   return {};
@@ -92,11 +93,12 @@ std::size_t Serving::put_page(Gfn page, const ServerTx& tx, std::span<std::byte>
     return 0;
   }
   if (read_page_ != page) {
-    read_page_ = page;
-    if (const int error = pages_.read(page, page_); error != 0) {
-      read_page_.reset();
+    read_page_.reset();  // also if it throws
+    const int error = pages_.read(page, page_);
+    if (error == 0)
+      read_page_ = page;
+    else
       read_ = fail(error, fmt::format("read page {}", page.value));
-    }
   }
   std::ranges::copy(std::span{page_}.subspan(offset, nb_bytes), room.begin());
   return nb_bytes;

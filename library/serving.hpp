@@ -22,8 +22,9 @@ class Serving {
   /// @param config  without what the carrier knows: MTU and overhead
   Serving(PageSource pages, std::unique_ptr<Carrier> carrier, ServerConfig config);
 
-  /// Until `stop`; then says BYE. @return the error of a page that could not be read
-  [[nodiscard]] Result<void> run(const std::atomic<bool>& stop);
+  /// Until `stop`, which it takes back; then says BYE. @return the error of a page that could not
+  /// be read
+  [[nodiscard]] Result<void> run(std::atomic<bool>& stop);
   /// One turn of the loop. @return what there was to do
   [[nodiscard]] unsigned turn(Nanos now);
 

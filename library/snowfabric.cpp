@@ -199,11 +199,7 @@ std::uint64_t sf_server_nb_pages(const sf_server* server) {
 }
 
 int sf_server_run(sf_server* server) {
-  return guarded([&] {
-    auto result = server->serving.run(server->stop);
-    server->stop = false;
-    return result;
-  });
+  return guarded([&] { return server->serving.run(server->stop); });
 }
 
 void sf_server_stop(sf_server* server) { server->stop = true; }

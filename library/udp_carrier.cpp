@@ -20,7 +20,8 @@ namespace {
 
 constexpr int kSocketBufferBytes = 8 << 20;  // a receiver that waits for a CPU: 60 ms at 1 Gbit/s
 constexpr std::size_t kMaxPayloadBytes = wire::kMaxFrameBytes - sizeof(wire::EthHdr);
-constexpr Nanos kPatience{std::chrono::milliseconds{10}};
+constexpr Nanos kPatience{std::chrono::milliseconds{10}},
+    kForgotten{std::chrono::milliseconds{100}};
 constexpr std::uint16_t kDefaultMtu = 1500;
 constexpr std::size_t kMaxMtu = 65535;
 
@@ -293,7 +294,8 @@ std::size_t UdpCarrier::flush() noexcept {
 /// members that are gone, and the pages of all behind that: they ask again for what is left out.
 bool UdpCarrier::is_stuck() noexcept {
   const Nanos now = monotonic_now();
-  if (stuck_since_ == kNever) stuck_since_ = now;
+  if (stuck_since_ == kNever || now - refused_at_ > kForgotten) stuck_since_ = now;
+  refused_at_ = now;
   return now - stuck_since_ > kPatience;
 }
 

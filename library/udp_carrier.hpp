@@ -96,8 +96,8 @@ class UdpCarrier final : public Carrier {
 
   std::vector<Frame> frames_;
   std::array<mmsghdr, kQueue> to_send_{};
-  std::size_t first_ = 0, end_ = 0;  // queued: of frames_ and to_send_
-  Nanos stuck_since_ = kNever;       // our own socket
+  std::size_t first_ = 0, end_ = 0;                   // queued: of frames_ and to_send_
+  Nanos stuck_since_ = kNever, refused_at_ = kNever;  // our own socket: first, and last
 
   std::vector<std::array<std::byte, kMaxPayload>> buffers_;
   std::array<iovec, kBurst> into_{};

@@ -47,7 +47,7 @@ def counters(iface, path):
     """docs/wire-format.md, section 11. Frames in the clear are of no session."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # `with` closes the file
     every_protocol = 3  # ETH_P_ALL: else a bridge takes a port's frames before they come here
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(every_protocol)) as sock, open(path, "w") as out:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock, open(path, "w") as out:  # of no port before it is bound
         sock.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
         sock.bind((iface, every_protocol))
         pathlib.Path(path + ".ready").touch()

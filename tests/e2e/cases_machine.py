@@ -78,7 +78,7 @@ def memory_group(name, mib):
     folder, limit_file = memory_controller()
     try:
         group = MemoryGroup(folder / f"snowfabric-{os.getpid()}-{name}", limit_file, mib * MIB)
-    except PermissionError as error:
+    except OSError as error:
         raise Skipped(f"no memory cgroup can be made here: {error}") from error
     try:
         yield group
@@ -93,14 +93,14 @@ def guest_short_of_memory_waits_alone(context):
         short = fleet.start_guest(0, 1, "random")
         group.take(short)
         other = fleet.start_guest(1, 1, "sequential")
-        wait_until(lambda: fleet.memtap_stats(1)["no_memory"] > 0, "an install fails for want of memory")
+        wait_until(lambda: fleet.memtap_stats(1).get("no_memory", 0) > 0, "an install fails for want of memory")
         check_complete(context, fleet, [other])
         time.sleep(SHORTAGE_S)
         check(short.status() is None, f"the guest without memory ended with {short.status()}")
         before = fleet.memtap_stats(1)
         began = time.monotonic()
         group.lift()
-        wait_until(lambda: fleet.memtap_stats(1)["installed_pages"] > before["installed_pages"], "a page is installed")
+        wait_until(lambda: fleet.memtap_stats(1).get("installed_pages", 0) > before["installed_pages"], "a page is installed")
         took_s = time.monotonic() - began
         check_complete(context, fleet, [short])
         return f"a page installed after {took_s:.2f} s, {before['no_memory']} installs put off"
@@ -109,7 +109,9 @@ def guest_short_of_memory_waits_alone(context):
 @case(60)
 def memtap_short_of_memory_goes_on_with_it(context):
     """It takes what it keeps of the image, until the kernel holds it up for want of more. With memory again all complete."""
-    with memory_group("memtap", KEPT_MIB) as group, context.world(nb_hosts=1, server_args=SLOW_WIRE) as fleet:
+    with memory_group("memtap", KEPT_MIB) as group, context.world(nb_hosts=1, server_args=SLOWER_WIRE) as fleet:
+        if not group.is_first:
+            raise Skipped("memory cgroups of version 2 let memtap go on without what it would keep")
         group.take(fleet.memtaps[1])
         guests = start_clones(fleet, 2, ["sequential", "random"])
         wait_until(group.is_short, "the kernel refuses it memory")
@@ -150,9 +152,12 @@ class WallClock:
         new.replace(self.path)  # they read it all the time
         self.hours = hours
 
-    def check_logged(self, process, text):
-        """The process dated its last line with this text by this clock, give or take a minute."""
-        stamp = [line for line in process.log.read_text().splitlines() if text in line][-1].split(".")[0]
+    def check_logged(self, process, text, nb_lines):
+        """The process dated its last of so many lines with this text by this clock, give or take a minute."""
+        def stamps():
+            return [line.split(".")[0] for line in process.log.read_text().splitlines() if text in line]
+        wait_until(lambda: len(stamps()) >= nb_lines, f"{process.name} logs '{text}'", 10.0)
+        stamp = stamps()[-1]
         hour, minute, second = map(int, stamp.split(":"))
         now = time.localtime()
         ahead_s = (hour - now.tm_hour - self.hours) * 3600 + (minute - now.tm_min) * 60 + second - now.tm_sec
@@ -170,9 +175,9 @@ def clock_jumps_while_guests_fetch(context):
             took.append(f"{recovery_s(fleet, list(fleet.memtaps), lambda: clock.set(hours)):.2f} s")
             fleet.start_memtap(host)
             guests += start_clones(fleet, 2, "random", hosts=[1, host])
-            clock.check_logged(fleet.server, "client joined")
-            for process in (fleet.memtaps[1], fleet.memtaps[host]):
-                clock.check_logged(process, "attached")
+            clock.check_logged(fleet.server, "client joined", host)
+            clock.check_logged(fleet.memtaps[1], "attached", 1 + host)  # two at first, and one a host
+            clock.check_logged(fleet.memtaps[host], "attached", 1)
         check_complete(context, fleet, guests)
         stats = [fleet.memtap_stats(host) for host in fleet.memtaps]
         gone = fleet.server_stats()["clients_timed_out"]

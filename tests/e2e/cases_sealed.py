@@ -101,7 +101,7 @@ def restarted_memserver_repeats_no_counter(context):
     """It is killed, and comes back with the same image, epoch and key: no two frames have the same session and counter,
     of which the cipher's key and nonce are made. Who fetches completes."""
     same = ("--image-id", IMAGE_ID, "--epoch", 1)
-    with sealed_world(context, key_file(context), (*same, *SLOW_WIRE), nb_hosts=2) as fleet:
+    with sealed_world(context, key_file(context), (*same, *SLOWER_WIRE), nb_hosts=2) as fleet:
         path = context.workdir / "counters"
         recorder = fleet.start_other("recorder", ["ip", "netns", "exec", fleet.lab.bridge_ns, sys.executable, "-B",
                                                   ROOT / "tests/e2e/attacker.py", "counters", "h0", path])

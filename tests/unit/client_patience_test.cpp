@@ -94,6 +94,22 @@ TEST(ClientPatience, AQueueLongerThanTheTimeOutCostsOneRetryNotOneAPage) {
   EXPECT_EQ(client.stats.srtt_us.read(), 30'000U);
 }
 
+TEST(ClientPatience, APrefetchThatBecomesADemandMeasuresNothingAndBacksNothingOff) {
+  TestClient client;
+  client.join();
+  client.prefetch(5);
+  client.send();
+  client.demand(5);
+  EXPECT_THAT(client.send_wants(), SizeIs(1));
+  EXPECT_TRUE(client.page(5));
+  EXPECT_EQ(client.stats.srtt_us.read(), 0U);
+  client.demand(6);
+  const Nanos asked = client.now;
+  EXPECT_THAT(client.send_wants(), SizeIs(1));
+  while (client.send_wants().empty()) client.now += 250us;
+  EXPECT_LE(client.now - asked, 26ms);  // 20 and a quarter, not 40
+}
+
 // --- servers that restart or die ---------------------------------------------------------------
 
 TEST(ClientPatience, ANewIncarnationIsAskedForEverythingAgainAndIsNotLoss) {

@@ -22,7 +22,7 @@ std::string request(std::string_view block, std::uint64_t first, std::uint32_t n
   put(out, first * kPageSize, 8);
   put(out, nb_pages * kPageSize, 4);
   put(out, block.size(), 1);
-  return out + std::string{block};
+  return out.append(block);
 }
 
 /// QEMU's answer what it has of a block: pages below `nb_there`.

@@ -85,7 +85,7 @@ TEST(AsideMemory, NothingIsLeftOfCopiesThatAreWiped) {
   EXPECT_EQ(first_byte(1), std::byte{8});
   // Expected: no copy is left, and where the parent has its pages they stay.
   memory.wipe_copies();
-  for (const std::uint64_t page : {0, 1, 2}) EXPECT_EQ(first_byte(page), std::byte{0}) << page;
+  for (const std::uint64_t page : {0U, 1U, 2U}) EXPECT_EQ(first_byte(page), std::byte{0}) << page;
   EXPECT_EQ(first_byte(3), std::byte{7});
   EXPECT_EQ(live, std::vector<std::byte>(4 * kPageSize, std::byte{7}));
 }
