@@ -73,9 +73,8 @@ class ClientEngine {
   /// or the REQUEST of a sibling, which is Repairs'.
   /// @param frame_bytes  of the whole Ethernet frame, for the rate report
   /// @return why it was dropped, or kNone
-  /// @throw std::bad_alloc at a WELCOME, which has then changed nothing: the end of a caller that
-  /// is
-  ///        noexcept, as memtap's is
+  /// @throw std::bad_alloc at a WELCOME, which has then changed nothing; the end of memtap, whose
+  ///        loop is noexcept
   wire::Drop on_frame(const wire::Frame& frame, const MacAddr& src, std::size_t frame_bytes,
                       Nanos now);
   /// Takes the page that a PAGE frame is at (Frame::next_page), which some clone needs.

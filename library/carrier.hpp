@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -18,7 +19,6 @@ enum class Side : std::uint8_t { kServer, kClient };
 class Carrier {
  public:
   static constexpr std::size_t kBurst = 32;
-  static constexpr Nanos kLinkBusy{50'000};  ///< what is queued is tried again so much later
 
   /// Without its Ethernet header.
   struct Received {
@@ -61,5 +61,14 @@ class Carrier {
   /// Bytes of frames sent, all headers included. Any thread.
   [[nodiscard]] virtual std::uint64_t tx_bytes() const noexcept = 0;
 };
+
+/// After a turn that found nothing to do: until frames come, or for so long.
+inline void wait_for_frames(Carrier& carrier, Idle& idle, Nanos most) noexcept {
+  const std::array fds{carrier.wait_fd()};
+  const bool sleeps = idle.about_to_sleep();
+  if (sleeps) carrier.sleeping(true);
+  idle.miss(fds, most);
+  if (sleeps) carrier.sleeping(false);
+}
 
 }  // namespace snowfabric

@@ -66,7 +66,7 @@ Result<void> Fetching::join(Nanos timeout) {
       return engine_.refused()
                  ? fail(EUSERS, "join: the server's table of clients is full")
                  : fail(ETIMEDOUT, "join: no server of this image and epoch has answered");
-    if (done) wait(now, until);
+    if (done) wait_for_frames(*carrier_, idle_, std::min(deadline(now), until) - now);
   }
 }
 
@@ -116,21 +116,13 @@ Result<void> Fetching::run(Nanos timeout) {
     if (nb_missing_ == 0) return {};
     if (now >= until)
       return fail(ETIMEDOUT, fmt::format("run: {} pages are missing yet", nb_missing_));
-    if (done) wait(now, until);
+    if (done) wait_for_frames(*carrier_, idle_, std::min(deadline(now), until) - now);
   }
-}
-
-void Fetching::wait(Nanos now, Nanos until) noexcept {
-  const std::array fds{carrier_->wait_fd()};
-  const bool sleeps = idle_.about_to_sleep();
-  if (sleeps) carrier_->sleeping(true);
-  idle_.miss(fds, std::min(deadline(now), until) - now);
-  if (sleeps) carrier_->sleeping(false);
 }
 
 Nanos Fetching::deadline(Nanos now) const noexcept {
   if (has_news_) return now;
-  return carrier_->has_queued() ? now + Carrier::kLinkBusy : engine_.deadline(now);
+  return carrier_->has_queued() ? now + Idle::kBlindSleep : engine_.deadline(now);
 }
 
 unsigned Fetching::turn(Nanos now) {

@@ -97,7 +97,6 @@ class Fetching {
   void look_again();
   unsigned send(Nanos now) noexcept;
   [[nodiscard]] std::optional<Error> trouble();
-  void wait(Nanos now, Nanos until) noexcept;
 
   std::unique_ptr<Carrier> carrier_;
   ClientStats stats_;

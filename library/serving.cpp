@@ -31,7 +31,7 @@ Result<void> Serving::run(std::atomic<bool>& stop) {
     if (turn(now) != 0)
       idle.hit();
     else
-      wait(idle, now);
+      wait_for_frames(*carrier_, idle, deadline(now) - now);
     if (!read_) return std::exchange(read_, {});
   }
   stop = false;
@@ -40,12 +40,8 @@ Result<void> Serving::run(std::atomic<bool>& stop) {
   return {};
 }
 
-void Serving::wait(Idle& idle, Nanos now) noexcept {
-  const std::array fds{carrier_->wait_fd()};
-  const bool sleeps = idle.about_to_sleep();
-  if (sleeps) carrier_->sleeping(true);
-  idle.miss(fds, carrier_->has_queued() ? Carrier::kLinkBusy : engine_.deadline(now) - now);
-  if (sleeps) carrier_->sleeping(false);
+Nanos Serving::deadline(Nanos now) const noexcept {
+  return carrier_->has_queued() ? now + Idle::kBlindSleep : engine_.deadline(now);
 }
 
 unsigned Serving::turn(Nanos now) {

@@ -37,7 +37,7 @@ class Serving {
   unsigned receive(Nanos now) noexcept;
   unsigned send(Nanos now);
   void push(const ServerTx& tx);
-  void wait(Idle& idle, Nanos now) noexcept;
+  [[nodiscard]] Nanos deadline(Nanos now) const noexcept;
   [[nodiscard]] std::size_t put_page(Gfn page, const ServerTx& tx, std::span<std::byte> room);
 
   const PageSource pages_;

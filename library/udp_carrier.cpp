@@ -253,7 +253,7 @@ void UdpCarrier::push(std::size_t nb_bytes,
   wire::EthHdr eth;
   std::memcpy(&eth, frame.bytes.data(), sizeof eth);
   frame.to = to_socket_address(eth.dst);
-  frame.is_to_clients = eth.dst == image_group_;
+  frame.socket = is_server_ && eth.dst == image_group_ ? group_socket_.get() : own_.get();
   frame.parts[0] = {.iov_base = frame.bytes.data() + sizeof eth, .iov_len = nb_bytes - sizeof eth};
   std::size_t nb_parts = 1;
   for (const auto& part : tail)  // sendmmsg takes pointers to non-const and does not write there
@@ -272,7 +272,7 @@ void UdpCarrier::push(std::size_t nb_bytes,
 std::size_t UdpCarrier::flush() noexcept {
   const std::size_t before = first_;
   while (first_ != end_) {
-    const int socket = socket_for(frames_[first_]);
+    const int socket = frames_[first_].socket;
     const int nb_sent = ::sendmmsg(socket, to_send_.data() + first_,
                                    static_cast<unsigned>(nb_alike()), MSG_DONTWAIT);
     if (nb_sent <= 0) {
@@ -299,15 +299,10 @@ bool UdpCarrier::is_stuck() noexcept {
   return now - stuck_since_ > kPatience;
 }
 
-int UdpCarrier::socket_for(const Frame& frame) const noexcept {
-  return is_server_ && frame.is_to_clients ? group_socket_.get() : own_.get();
-}
-
 /// Of those queued, from the first on: how many go by one socket.
 std::size_t UdpCarrier::nb_alike() const noexcept {
-  const int socket = socket_for(frames_[first_]);
   std::size_t end = first_ + 1;
-  while (end != end_ && socket_for(frames_[end]) == socket) ++end;
+  while (end != end_ && frames_[end].socket == frames_[first_].socket) ++end;
   return end - first_;
 }
 

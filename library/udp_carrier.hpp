@@ -73,7 +73,7 @@ class UdpCarrier final : public Carrier {
     std::array<std::byte, wire::kMaxFrameBytes> bytes;
     std::array<iovec, 3> parts;
     sockaddr_in to;
-    bool is_to_clients;
+    int socket;  // that it goes by
   };
 
   UdpCarrier() : frames_(kQueue), buffers_(kBurst) {}
@@ -81,7 +81,6 @@ class UdpCarrier final : public Carrier {
   Result<void> open_group(std::uint16_t port, int ifindex);
   Result<void> wait_for_both();
   [[nodiscard]] std::size_t receive_from(int fd, std::size_t nb_received) noexcept;
-  [[nodiscard]] int socket_for(const Frame& frame) const noexcept;
   [[nodiscard]] std::size_t nb_alike() const noexcept;
   [[nodiscard]] bool is_stuck() noexcept;
   [[nodiscard]] sockaddr_in to_socket_address(const MacAddr& member) const noexcept;

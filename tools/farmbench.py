@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Guests on hosts in network namespaces that fault what they touch: storm, where all touch the same pages at the same time, and mixed,
 where all have a working set in common and each goes its own way then. Against bare receivers of the same pages on as many hosts."""
-import json
 import statistics
 
 import benchlib
 import benchreport
-import faultbench
 import fillbench
-import fleetlib
 import lablib
 
 RUN_S = 300.0
@@ -29,7 +26,7 @@ def run_guests(fleet, args):
     with fleet.at_once():
         guests = [fleet.start_guest(number, host, "hotset", touches(args)) for host, number in numbers]
         for guest in guests:
-            faultbench.raise_to_front(guest)
+            benchlib.raise_to_front(guest)
     if not fleet.wait_guests(RUN_S):
         raise benchlib.BenchError(f"the guests did not end in {RUN_S:.0f} s:\n{guests[0].tail()}")
     reports = [fleet.report(guest) for guest in guests]
@@ -40,24 +37,13 @@ def run_guests(fleet, args):
 
 
 def through_fabric(bed):
-    args = bed.args
-    idle = ("--idle", args.idle) if args.idle else ()
-    options = fleetlib.Options(args.build_dir, bed.image, args.profile, seed=args.seed, server_args=idle, memtap_args=idle)
-    with fleetlib.Fleet(bed.lab, options) as fleet:
-        faultbench.raise_to_front(fleet.start_server())
-        fleet.start_memtaps(range(1, args.hosts + 1))
-        for memtap in fleet.memtaps.values():
-            faultbench.raise_to_front(memtap)
-        reports = run_guests(fleet, args)
-        complaints = fleet.stop()
-        server = json.loads((fleet.dir / "server-stats.json").read_text())
-    if complaints:
-        raise benchlib.BenchError("; ".join(complaints))
+    with bed.fleet() as fleet:
+        reports, server = run_guests(fleet, bed.args), fleet.server_stats()
     rates = [report["pages"] / report["complete_s"] for report in reports]
     return {"rate": statistics.mean(rates), "slowest": min(rates), "faults": sum(report["faults"] for report in reports),
             "fault_us_p50": statistics.median(report["fault_us_p50"] for report in reports),
             "fault_us_p99": max(report["fault_us_p99"] for report in reports),
-            "sends_per_page": (server["tx_pages_multicast"] + server["tx_pages_unicast"]) / args.pages,
+            "sends_per_page": (server["tx_pages_multicast"] + server["tx_pages_unicast"]) / bed.args.pages,
             "lockstep_hits": server["lockstep_hits"]}
 
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How long a guest waits for a page, one after the other, against what the device and the kernel take for that alone."""
-import contextlib
 import json
-import pathlib
 import signal
 import statistics
 import subprocess
@@ -58,32 +56,18 @@ class Parts:
 
 def through_fabric(bed):
     """The same pages, touched by a guest of a memtap on another host than the memserver's."""
-    idle = ("--idle", bed.args.idle) if bed.args.idle else ()
-    options = fleetlib.Options(bed.args.build_dir, bed.image, bed.args.profile, seed=bed.args.seed,
-                               server_args=idle, memtap_args=idle)
-    with fleetlib.Fleet(bed.lab, options) as fleet:
-        raise_to_front(fleet.start_server())
-        raise_to_front(fleet.start_memtap(1))
+    with bed.fleet() as fleet:
         with fleet.at_once():
             guest = fleet.start_guest(1, 1, "random", ("--limit-pages", bed.args.faults))
-            raise_to_front(guest)
+            benchlib.raise_to_front(guest)
         if not fleet.wait_guests(RUN_S):
             raise benchlib.BenchError(f"the guest did not end in {RUN_S:.0f} s:\n{guest.tail()}")
         report = fleet.report(guest)
         if guest.status() != 0 or not report["verified"]:
             raise benchlib.BenchError(f"the guest ended with status {guest.status()}:\n{guest.tail()}")
         lasting = fleet.memtap_stats(1).get("retries", 0)
-        complaints = fleet.stop()
-    if complaints:
-        raise benchlib.BenchError("; ".join(complaints))
     return {"median": report["fault_us_p50"], "99 of 100": report["fault_us_p99"], "faults": report["faults"],
             "retries": lasting}
-
-
-def raise_to_front(process):
-    """As the parts are: benchlib.first_in_line()."""
-    with contextlib.suppress(OSError):
-        pathlib.Path(f"/proc/{process.pid}/autogroup").write_text("-20")
 
 
 def run_round(bed, number):

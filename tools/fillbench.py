@@ -13,6 +13,7 @@ import tempfile
 
 import benchlib
 import benchreport
+import fleetlib
 import lablib
 import profilelib
 
@@ -20,7 +21,7 @@ SERVER = "memserver-dpdk/memserver-dpdk"
 READY_S, RUN_S = 60.0, 180.0
 UNIT = "pages/s per receiver"
 PRECISION = 0.02  # of a pace that is looked for
-MOST_PACES = 10  # so is what is lost at a 500th of the unpaced rate not looked for further
+MOST_PACES = 10  # looked at: down to a 500th of the first
 
 
 class Node:
@@ -72,6 +73,21 @@ class Bed:
 
     def hosts(self):
         return range(1, self.args.hosts + 1)
+
+    @contextlib.contextmanager
+    def fleet(self, *memtap_args):
+        """A memserver and a memtap on each host, in front of the machine's other work. They must end well."""
+        idle = ("--idle", self.args.idle) if self.args.idle else ()
+        options = fleetlib.Options(self.args.build_dir, self.image, self.args.profile, seed=self.args.seed, server_args=idle,
+                                   memtap_args=(*memtap_args, *idle))
+        with fleetlib.Fleet(self.lab, options) as fleet:
+            benchlib.raise_to_front(fleet.start_server())
+            fleet.start_memtaps(self.hosts())
+            for memtap in fleet.memtaps.values():
+                benchlib.raise_to_front(memtap)
+            yield fleet
+            if complaints := fleet.stop():
+                raise benchlib.BenchError("; ".join(complaints))
 
     def run_bare(self, pace):
         """@param pace  pages a second; 0: as fast as the port takes them"""
@@ -235,17 +251,18 @@ def show_scale(result):
 def lossless(bed, loss):
     """Halves the interval in which the highest pace lies at which no receiver lacks more than this share (RFC 2544, section
     26.1). @return the run as fast as the port takes frames, and that of the highest pace"""
-    unpaced = run = bed.run_bare(0)
-    best, low, high = None, 0.0, unpaced["sent_per_s"]
+    unpaced = bed.run_bare(0)
+    best, low, high, pace = None, 0.0, unpaced["sent_per_s"], 0.0
     for _ in range(MOST_PACES):
+        run = bed.run_bare(pace) if pace else unpaced
+        print(f"fabric-bench: {run['sent_per_s']:.0f} pages/s: {run['delivered_least']:.3%} came", file=sys.stderr, flush=True)
         if 1 - run["delivered_least"] <= loss:
             best, low = run, max(low, run["sent_per_s"])
         else:
             high = min(high, run["sent_per_s"])
         if high - low <= high * PRECISION:
             break
-        run = bed.run_bare((low + high) / 2)
-        print(f"fabric-bench: {run['sent_per_s']:.0f} pages/s: {run['delivered_least']:.3%} came", file=sys.stderr, flush=True)
+        pace = (low + high) / 2
     if best is None:
         raise benchlib.BenchError(f"no pace down to {high:.0f} pages/s lost no more than {loss:.2%}: this machine is too busy")
     return unpaced, best
@@ -287,19 +304,26 @@ def add_bed(command, runs, pages=65536, hosts=8):
     add("--idle", choices=["busy", "yield", "backoff"], help="of every process, bare and fabric (the profile's)")
     add("--profile", default="net_af_packet", metavar="NAME", help="(net_af_packet)")
     add("--seed", type=int, default=1, metavar="N", help="of the image (1)")
-    add("--loss", type=float, default=0.001, metavar="SHARE", help="that a bare receiver may lack, where paces are looked for (0.001)")
+
+
+def add_loss(command):
+    command.add_argument("--loss", type=float, default=0.001, metavar="SHARE",
+                         help="that a bare receiver may lack, where paces are looked for (0.001)")
 
 
 def add_commands(commands, common):
     for name, what in (("fill", "1 -> N hosts in network namespaces"), ("scale", "the same for 1, 2, 4, ... N hosts")):
         command = commands.add_parser(name, parents=[common], help=what)
         add_bed(command, runs=3)
+        add_loss(command)
         add = command.add_argument
         add("--mode", choices=["list", "faults", "push"], default="list", help="how clients come by pages (list)")
         pace = command.add_mutually_exclusive_group().add_argument
         pace("--bare-rate", type=float, default=0, metavar="N", help="pace of the bare sender, pages/s; 0: unpaced (0)")
         pace("--no-drop", action="store_true", help="or the highest at which it loses next to nothing, looked for at first")
-    add_bed(commands.add_parser("wire", parents=[common], help="the bare device: the same frames, no protocol"), runs=3, pages=131072)
+    command = commands.add_parser("wire", parents=[common], help="the bare device: the same frames, no protocol")
+    add_bed(command, runs=3, pages=131072)
+    add_loss(command)
 
 
 def run(args):

@@ -9,7 +9,6 @@ import benchlib
 import benchreport
 import faultbench
 import fillbench
-import fleetlib
 import lablib
 import profilelib
 
@@ -37,7 +36,7 @@ def idle_percent(fleet, seconds):
 def fault_us(fleet, guest_id, host, *extra):
     """The median of what a guest waits for a page."""
     guest = fleet.start_guest(guest_id, host, "random", extra)
-    faultbench.raise_to_front(guest)
+    benchlib.raise_to_front(guest)
     if not fleet.wait_guests(faultbench.RUN_S, [guest]) or guest.status() != 0:
         raise benchlib.BenchError(f"a guest did not end well:\n{guest.tail()}")
     return fleet.report(guest)["fault_us_p50"]
@@ -47,19 +46,11 @@ def run_round(bed, number):
     """The guests are on hosts of their own: none finds what another has brought."""
     args = bed.args
     benchlib.say_round(number, args.runs)
-    idle = ("--idle", args.idle) if args.idle else ()
-    options = fleetlib.Options(args.build_dir, bed.image, args.profile, seed=args.seed, server_args=idle,
-                               memtap_args=("--no-keep", "--prefetch", "0", *idle))
-    with fleetlib.Fleet(bed.lab, options) as fleet:
-        faultbench.raise_to_front(fleet.start_server())
-        for host in range(1, args.hosts + 1):
-            faultbench.raise_to_front(fleet.start_memtap(host))
+    with bed.fleet("--no-keep", "--prefetch", "0") as fleet:
         percent = idle_percent(fleet, args.seconds)
         quick = fault_us(fleet, 1, 1, "--limit-pages", QUICK)
         time.sleep(SETTLE_S)
         slow = fault_us(fleet, 2, args.hosts, "--limit-pages", SLOW, "--pause-us", PAUSE_US)
-        if complaints := fleet.stop():
-            raise benchlib.BenchError("; ".join(complaints))
     return {"cpu_percent": percent, "rate": slow, "limit": quick}
 
 

@@ -38,10 +38,8 @@ class MemoryGroup:
         (self.folder / "cgroup.procs").write_text(str(process.pid))
 
     def is_short(self):
-        """It has been refused memory; in version 1: and a thread stands still that touched some."""
-        if self.is_first:
-            return "under_oom 1" in (self.folder / "memory.oom_control").read_text()
-        return "max 0\n" not in (self.folder / "memory.events").read_text()
+        """A thread stands still that touched memory it is refused. @pre of version 1"""
+        return "under_oom 1" in (self.folder / "memory.oom_control").read_text()
 
     def lift(self):
         for path, _ in reversed(self.limits):

@@ -88,13 +88,7 @@ ClientConfig client_config(std::uint8_t choice) {
 class Bed {
  public:
   explicit Bed(std::uint8_t choice)
-      : server_{server_config(choice),
-                {.image_id = kImageId,
-                 .epoch = 1,
-                 .nb_pages = kPages,
-                 .crc32c = checksums(),
-                 .zero_words = kZeros},
-                server_stats_},
+      : server_{server_config(choice), view_of(checksums(), kZeros), server_stats_},
         client_{client_config(choice), client_stats_},
         has_tree_{(choice & 16U) != 0},
         mtu_bytes_{mtu_of(choice)} {

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "fabric/server_engine.hpp"
 #include "fabric/wire.hpp"
 
 /// Frames of one image's family made of a fuzzer's input, without their Ethernet headers: they get
@@ -16,6 +17,16 @@ using Bytes = std::vector<std::byte>;
 
 inline constexpr std::uint64_t kImageId = 0x5eed;
 inline constexpr MacAddr kServerMac{{2, 0, 0, 0, 0, 1}}, kClientMac{{2, 0, 0, 0, 0, 2}};
+
+/// The image that both targets serve. Borrows.
+inline ImageView view_of(std::span<const std::uint32_t> checksums,
+                         std::span<const std::uint64_t> zeros) {
+  return {.image_id = kImageId,
+          .epoch = 1,
+          .nb_pages = checksums.size(),
+          .crc32c = checksums,
+          .zero_words = zeros};
+}
 
 /// Takes the input apart.
 class Input {

@@ -130,13 +130,7 @@ class Bed {
  public:
   explicit Bed(Choice choice)
       : choice_{choice},
-        server_{server_config(choice),
-                {.image_id = kImageId,
-                 .epoch = 1,
-                 .nb_pages = kPages,
-                 .crc32c = checksums(),
-                 .zero_words = kZeros},
-                server_stats_},
+        server_{server_config(choice), view_of(checksums(), kZeros), server_stats_},
         client_{client_config(choice), client_stats_} {
     turn(0);
     check(client_.nb_pages() == kPages);

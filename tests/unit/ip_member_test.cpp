@@ -119,15 +119,20 @@ TEST(IpMember, WhatIsNotWholeOrNotUsIsLeft) {
   EXPECT_EQ(taken->payload.size(), 10);
 }
 
+/// The sum of all 16-bit words, of which a right checksum makes 0xFFFF.
+std::uint32_t sum_of(std::span<const std::byte> bytes) {
+  std::uint32_t sum = 0;
+  for (std::size_t i = 0; i < bytes.size(); i += 2)
+    sum += std::to_integer<std::uint32_t>(bytes[i]) * 256 +
+           std::to_integer<std::uint32_t>(bytes[i + 1]);
+  sum = (sum & 0xFFFFU) + (sum >> 16U);
+  return (sum & 0xFFFFU) + (sum >> 16U);
+}
+
 /// With a sum that fits the header as it is.
 Bytes with_checksum(Bytes frame) {
   frame[24] = frame[25] = std::byte{0};
-  std::uint32_t sum = 0;
-  for (std::size_t i = 14; i < 34; i += 2)
-    sum += std::to_integer<std::uint32_t>(frame[i]) * 256 +
-           std::to_integer<std::uint32_t>(frame[i + 1]);
-  sum = (sum & 0xFFFFU) + (sum >> 16U);
-  sum = ~((sum & 0xFFFFU) + (sum >> 16U));
+  const std::uint32_t sum = ~sum_of(std::span{frame}.subspan(14, 20));
   frame[24] = static_cast<std::byte>(sum >> 8U);
   frame[25] = static_cast<std::byte>(sum);
   return frame;
@@ -221,15 +226,6 @@ TEST(IpMember, WhoAsksForItsMacIsAnswered) {
   int nb_answers = 0;
   while (member.next_answer(out, 0s) != 0) ++nb_answers;
   EXPECT_EQ(nb_answers, 8);
-}
-
-/// The sum of all 16-bit words, of which a right checksum makes 0xFFFF.
-std::uint32_t sum_of(std::span<const std::byte> bytes) {
-  std::uint32_t sum = 0;
-  for (std::size_t i = 0; i < bytes.size(); i += 2)
-    sum += std::to_integer<std::uint32_t>(bytes[i]) * 256 +
-           std::to_integer<std::uint32_t>(bytes[i + 1]);
-  return (sum & 0xFFFFU) + (sum >> 16U);
 }
 
 TEST(IpMember, ItReportsItsMembershipTwiceThenEachMinuteAndWhenAsked) {
