@@ -8,6 +8,15 @@
 #include "fabric/crc32c.hpp"
 
 namespace snowfabric {
+namespace {
+
+constexpr std::array<std::byte, kPageSize> kZeroPage{};
+
+bool in(PageRange pages, Gfn page) noexcept {
+  return page.value - pages.first.value < pages.nb_pages;  // below it wraps
+}
+
+}  // namespace
 
 Repairs::Repairs(ClientEngine& engine) noexcept
     : engine_{engine}, stats_{engine.stats()}, prng_{~engine.config().seed} {}
@@ -70,6 +79,42 @@ void Repairs::mark_sent(Entry& entry, Nanos now) noexcept {
   entry.at = now + kSpread;
 }
 
+/// What is not what is kept here has helped nobody, and silences nobody.
+void Repairs::on_page(const wire::Frame& frame, Nanos now) noexcept {
+  const wire::PageBody& body = frame.page;
+  const Gfn page{body.gfn.host()};
+  if (matters(frame.flags) && source_->knows(page)) {
+    const PageBytes kept = kept_bytes(page);
+    const std::size_t at = body.fragment * wire::fragment_stride(body.nb_fragments);
+    if (std::memcmp(kept.data() + at, frame.tail.data(), frame.tail.size()) != 0 ||
+        body.crc32c.host() != crc32c(kept))
+      return;
+  }
+  on_sent({page, 1}, frame.flags, now);
+}
+
+void Repairs::on_zeros(PageRange pages, std::uint8_t flags, Nanos now) noexcept {
+  const auto differs = [this](Gfn page) {
+    return source_->knows(page) && !std::ranges::equal(kept_bytes(page), kZeroPage);
+  };
+  const auto owed = [pages](const Entry& entry) { return !entry.sent && in(pages, entry.page); };
+  if (matters(flags)) {
+    if (differs(pages.first)) return;
+    for (const Entry& entry : std::span{entries_}.first(nb_entries_))
+      if (owed(entry) && differs(entry.page)) return;
+  }
+  on_sent(pages, flags, now);
+}
+
+/// Looking at bytes is for when something is owed, or the server silent.
+bool Repairs::matters(std::uint8_t flags) const noexcept {
+  return source_ != nullptr && ((flags & wire::kFlagSibling) != 0 || due_at_ != Nanos::max());
+}
+
+Repairs::PageBytes Repairs::kept_bytes(Gfn page) const noexcept {
+  return source_->bytes(page).value_or(kZeroPage);
+}
+
 /// What a sibling sent is remembered though nobody has asked for it here: the question may be under
 /// way. And all siblings share one budget.
 void Repairs::on_sent(PageRange pages, std::uint8_t flags, Nanos now) noexcept {
@@ -82,9 +127,7 @@ void Repairs::on_sent(PageRange pages, std::uint8_t flags, Nanos now) noexcept {
   if (due_at_ == Nanos::max()) return;                             // as ever
   if (!by_sibling && (flags & wire::kFlagSequenced) == 0) return;  // others have not got it
   for (Entry& entry : std::span{entries_}.first(nb_entries_)) {
-    if (entry.sent || entry.page.value < pages.first.value ||
-        entry.page.value - pages.first.value >= pages.nb_pages)
-      continue;
+    if (entry.sent || !in(pages, entry.page)) continue;
     mark_sent(entry, now);
     stats_.repairs_left.add(1);
   }
@@ -140,7 +183,7 @@ std::size_t Repairs::write_next(std::span<std::byte> out, Nanos now) noexcept {
   }
   const PageRange zeros = source_->zero_run(page_);
   for (Entry& entry : std::span{entries_}.first(nb_entries_))
-    if (entry.page.value - zeros.first.value < zeros.nb_pages) mark_sent(entry, now);
+    if (in(zeros, entry.page)) mark_sent(entry, now);
   stats_.tx_repairs.add(zeros.nb_pages);
   const wire::Identity& who = engine_.identity();
   return wire::write_ranges(out, wire::FrameType::kZeros, who, group_address(who.image_id),

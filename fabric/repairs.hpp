@@ -53,8 +53,10 @@ class Repairs {
 
   /// A sibling's REQUEST that the client engine let pass.
   void on_request(const wire::Frame& frame, Nanos now) noexcept;
-  /// A frame to all, or by unicast, has these pages.
-  void on_sent(PageRange pages, std::uint8_t flags, Nanos now) noexcept;
+  /// A PAGE that the client engine let pass, and its page. @pre the page is in the image
+  void on_page(const wire::Frame& frame, Nanos now) noexcept;
+  /// ZEROS that it believed. @param pages  in the image @param flags  of the frame
+  void on_zeros(PageRange pages, std::uint8_t flags, Nanos now) noexcept;
 
   [[nodiscard]] bool has_output(Nanos now) const noexcept { return deadline() <= now; }
   /// Writes the next frame, if one is due. @param out  a page whose frame does not fit is not sent
@@ -72,6 +74,10 @@ class Repairs {
   };
 
   [[nodiscard]] bool add(Gfn page, const wire::WantEntry& want, Nanos now) noexcept;
+  using PageBytes = std::span<const std::byte, kPageSize>;
+  [[nodiscard]] bool matters(std::uint8_t flags) const noexcept;
+  [[nodiscard]] PageBytes kept_bytes(Gfn page) const noexcept;
+  void on_sent(PageRange pages, std::uint8_t flags, Nanos now) noexcept;
   [[nodiscard]] Entry* room_for(wire::Priority priority) noexcept;
   void mark_sent(Entry& entry, Nanos now) noexcept;
   [[nodiscard]] Entry* find(Gfn page) noexcept;

@@ -111,6 +111,7 @@ Drop ServerEngine::on_request(const wire::Frame& frame, const MacAddr& src, Nano
   if (who == ClientTable::kNone) return Drop::kUnexpectedType;
   stats_.rx_requests.add(1);
   Client& client = clients_[who];
+  client.mac = src;  // an earlier frame may have been forged, or its port another
   client.last_heard = now;
   take_abilities(client, frame);
   if (to_us) take_report(client, frame.request.report);

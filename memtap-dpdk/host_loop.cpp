@@ -25,7 +25,7 @@ bool HostLoop::on_frame(const MacAddr& src, std::span<const std::byte> l2_payloa
 }
 
 void HostLoop::on_page(const wire::Frame& frame, Nanos now) noexcept {
-  repairs_.on_sent({Gfn{frame.page.gfn.host()}, 1}, frame.flags, now);
+  repairs_.on_page(frame, now);
   if (host_ == nullptr || !host_->needs(Gfn{frame.page.gfn.host()})) {
     engine_.on_duplicate(frame);
     return;
@@ -45,7 +45,7 @@ void HostLoop::on_ranges(const wire::Frame& frame, Nanos now) noexcept {
     is_false |= nb_believed != range.nb_pages;
     range.nb_pages = nb_believed;
     if (nb_believed == 0) continue;
-    if (frame.type == FrameType::kZeros) repairs_.on_sent(range, frame.flags, now);
+    if (frame.type == FrameType::kZeros) repairs_.on_zeros(range, frame.flags, now);
     const bool demanded = engine_.take_range(frame.type, range, now);
     if (host_ == nullptr) continue;
     if (frame.type == FrameType::kZeros) host_->on_zeros(range, now);

@@ -163,7 +163,7 @@ class Bed {
     if (frame.type == wire::FrameType::kRequest) repairs_.on_request(frame, now_);
     if (frame.type == wire::FrameType::kPage) {
       do {
-        repairs_.on_sent({Gfn{frame.page.gfn.host()}, 1}, frame.flags, now_);
+        repairs_.on_page(frame, now_);
         take_page(frame);
       } while (frame.next_page());
     }

@@ -99,6 +99,11 @@ class TestServer {
                 }));
   }
 
+  /// @param from  whose address it comes from
+  wire::Drop give(std::uint64_t from, const Parsed& parsed) {
+    return engine->on_frame(parsed.frame, mac_of(from), now);
+  }
+
   /// Everything the engine wants sent now.
   std::vector<ServerTx> drain() {
     std::vector<ServerTx> all;
@@ -130,10 +135,6 @@ class TestServer {
   std::uint8_t flags = 0;                 ///< in HELLO and REQUEST
 
  private:
-  wire::Drop give(std::uint64_t client_id, const Parsed& parsed) {
-    return engine->on_frame(parsed.frame, mac_of(client_id), now);
-  }
-
   std::vector<std::uint32_t> crcs_;
   std::vector<std::uint64_t> zeros_;
 };

@@ -69,6 +69,20 @@ struct RepairsTest : testing::Test {
     ASSERT_EQ(client.give(request), wire::Drop::kNone);
     repairs.on_request(request.frame, client.now);
   }
+  /// A PAGE with these bytes, said to be whole, comes to all or by unicast.
+  void page_came(std::uint64_t gfn, std::uint8_t flags, const test::Bytes& bytes) {
+    const Parsed page = test::made_by([&](auto out) {
+      const std::size_t header = wire::write_page_header(
+          out, client.server, group_address(client.server.image_id), test::mac_of(kSibling),
+          Gfn{gfn}, crc32c(bytes), 0, 1, flags, client.seq++);
+      std::ranges::copy(bytes, out.begin() + static_cast<std::ptrdiff_t>(header));
+      return header + bytes.size();
+    });
+    repairs.on_page(page.frame, client.now);
+  }
+  void page_came(std::uint64_t gfn, std::uint8_t flags) {
+    page_came(gfn, flags, test::page_bytes(gfn));
+  }
   static wire::WantEntry want(std::uint64_t first, std::uint16_t nb_pages = 1,
                               std::uint8_t flags = 0) {
     return {.first = first,
@@ -144,8 +158,8 @@ TEST_F(RepairsTest, WhatAnotherSendsMeanwhileIsLeftToIt) {
   shelf.put(5);
   shelf.put(6);
   asked({want(5, 2)});
-  repairs.on_sent({Gfn{5}, 1}, 0, client.now);  // by unicast: others have not got it
-  repairs.on_sent({Gfn{5}, 1}, wire::kFlagSequenced, client.now);
+  page_came(5, 0);  // by unicast: others have not got it
+  page_came(5, wire::kFlagSequenced);
   EXPECT_THAT(sent_pages(), ElementsAre(6));
   EXPECT_EQ(client.stats.repairs_left.read(), 1U);
 }
@@ -165,9 +179,58 @@ TEST_F(RepairsTest, WhatWasJustSentIsSentAgainOnlyToARetry) {
 
 TEST_F(RepairsTest, WhatASiblingSentIsNotSentAgainThoughNobodyHadAskedHereYet) {
   shelf.put(5);
-  repairs.on_sent({Gfn{5}, 1}, wire::kFlagSibling, client.now);
+  page_came(5, wire::kFlagSibling);
   asked({want(5)});
   EXPECT_THAT(sent_pages(), IsEmpty());
+}
+
+TEST_F(RepairsTest, AFalsePageSilencesNobody) {
+  shelf.put(5);
+  shelf.put(6);
+  shelf.zeros = {7};
+  asked({want(5, 3)});
+  page_came(5, wire::kFlagSibling, test::page_bytes(6));
+  page_came(6, wire::kFlagSequenced, test::page_bytes(5));
+  page_came(7, wire::kFlagSibling, test::page_bytes(5));
+  const auto frames = sent();
+  EXPECT_THAT(frames, SizeIs(3));
+  EXPECT_EQ(client.stats.repairs_left.read(), 0U);
+}
+
+TEST_F(RepairsTest, NorDoesAFalseChecksumOrAFalsePartOfAPage) {
+  shelf.put(5);
+  asked({want(5)});
+  const auto part_came = [&](std::uint32_t checksum, std::byte first) {
+    const Parsed part = test::made_by([&](auto out) {
+      const std::size_t header = wire::write_page_header(
+          out, client.server, group_address(client.server.image_id), test::mac_of(kSibling), Gfn{5},
+          checksum, 1, 3, wire::kFlagSibling, 0);
+      const std::size_t size = wire::fragment_bytes(1, 3);
+      std::memcpy(out.data() + header, test::page_bytes(5).data() + wire::fragment_stride(3), size);
+      out[header] ^= first;
+      return header + size;
+    });
+    repairs.on_page(part.frame, client.now);
+  };
+  const std::uint32_t checksum = crc32c(test::page_bytes(5));
+  part_came(checksum + 1, std::byte{0});
+  part_came(checksum, std::byte{1});
+  EXPECT_EQ(client.stats.repairs_left.read(), 0U);
+  part_came(checksum, std::byte{0});
+  EXPECT_EQ(client.stats.repairs_left.read(), 1U);
+  EXPECT_THAT(sent(), IsEmpty());
+}
+
+TEST_F(RepairsTest, ZerosCountWhereTheyAreTrue) {
+  shelf.put(5);
+  shelf.zeros = {6};
+  shelf.pages[7].assign(kPageSize, std::byte{0});  // as a server sends it that has not looked yet
+  asked({want(5, 3)});
+  repairs.on_zeros({Gfn{0}, 16}, wire::kFlagSibling, client.now);
+  EXPECT_EQ(client.stats.repairs_left.read(), 0U);
+  repairs.on_zeros({Gfn{6}, 2}, wire::kFlagSibling, client.now);
+  EXPECT_EQ(client.stats.repairs_left.read(), 2U);
+  EXPECT_THAT(sent_pages(), ElementsAre(5));
 }
 
 TEST_F(RepairsTest, ARetryThatComesAtOnceFindsThePageUnderWay) {
@@ -196,7 +259,7 @@ TEST_F(RepairsTest, FramesOfSiblingsCountInTheSpacing) {
   shelf.put(5);
   asked({want(5)});
   client.now += Repairs::kSpread;
-  repairs.on_sent({Gfn{9}, 1}, wire::kFlagSibling, client.now);
+  page_came(9, wire::kFlagSibling);
   EXPECT_EQ(repairs.deadline(), client.now + Repairs::kSpacing);
 }
 
@@ -266,196 +329,6 @@ TEST_F(RepairsTest, APageInFragmentsIsSentWhole) {
   }
   EXPECT_TRUE(std::ranges::equal(page, test::page_bytes(5)));
   EXPECT_EQ(theirs.next(out, narrow.now + 1s), 0U);
-}
-
-// --- who asks ----------------------------------------------------------------------------------
-
-/// What a client asks its siblings for until a time, and what it asks its server for.
-struct Asked {
-  std::vector<std::uint64_t> siblings, server;
-};
-Asked asks_until(TestClient& client, Nanos until) {
-  Asked asked;
-  for (; client.now < until; client.now += 1ms)
-    for (const Parsed& sent : client.send()) {
-      if (sent.frame.type != FrameType::kRequest) continue;
-      wire::EthHdr eth;
-      std::memcpy(&eth, sent.bytes.data(), sizeof eth);
-      const bool to_all = eth.dst == group_address(client.server.image_id);
-      EXPECT_EQ(to_all, (sent.frame.flags & wire::kFlagSibling) != 0);
-      for (std::size_t i = 0; i < sent.frame.nb_wants(); ++i)
-        (to_all ? asked.siblings : asked.server).push_back(sent.frame.want(i).first.host());
-    }
-  return asked;
-}
-
-/// A page, by a sibling.
-Parsed repair(const TestClient& client, std::uint64_t gfn) {
-  return test::made_by([&](auto out) {
-    const auto bytes = test::page_bytes(gfn);
-    const std::size_t header = wire::write_page_header(
-        out, client.server, group_address(client.server.image_id), test::mac_of(kSibling), Gfn{gfn},
-        crc32c(bytes), 0, 1, wire::kFlagSibling, 0);
-    std::memcpy(out.data() + header, bytes.data(), bytes.size());
-    return header + bytes.size();
-  });
-}
-
-std::vector<std::uint64_t> unanswered(const TestClient& client) {
-  std::vector<std::uint64_t> pages;
-  client.engine.for_each_unanswered([&](Gfn page) { pages.push_back(page.value); });
-  return pages;
-}
-
-TEST(AskingSiblings, BeginsAfterASecondOfSilenceAndEndsWithTheServersNextFrame) {
-  TestClient client;
-  client.join(kPages);
-  client.demand(5);
-  const Asked before = asks_until(client, 990ms);
-  EXPECT_THAT(before.siblings, IsEmpty());
-  EXPECT_FALSE(before.server.empty());
-  const Asked then = asks_until(client, 1100ms);
-  EXPECT_THAT(then.server, IsEmpty());
-  ASSERT_FALSE(then.siblings.empty());
-  EXPECT_EQ(then.siblings[0], 5U);
-  EXPECT_TRUE(client.engine.asks_siblings());
-  client.page(7);
-  const Asked after = asks_until(client, 1200ms);
-  EXPECT_THAT(after.siblings, IsEmpty());
-  EXPECT_FALSE(after.server.empty());
-}
-
-TEST(AskingSiblings, TheirPagesAreTakenAndAreNoSignThatTheServerLives) {
-  TestClient client;
-  client.join(kPages);
-  client.demand(5);
-  client.demand(6);
-  asks_until(client, 9900ms);
-  const Parsed page = repair(client, 5);
-  EXPECT_EQ(client.give(page), wire::Drop::kNone);
-  EXPECT_TRUE(client.engine.take_page(page.frame, client.now, client.drop));
-  EXPECT_EQ(client.stats.rx_repairs.read(), 1U);
-  EXPECT_EQ(client.stats.rx_lost.read(), 0U);
-  EXPECT_TRUE(client.engine.asks_siblings());
-  asks_until(client, 10100ms);
-  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
-  EXPECT_THAT(unanswered(client), ElementsAre(6));
-  client.give(repair(client, 7));
-  EXPECT_EQ(client.engine.state(), ClientState::kServerDead);
-}
-
-TEST(AskingSiblings, WithADeadServerADemandHasAsLongToBeAnswered) {
-  TestClient client;
-  client.join(kPages);
-  client.demand(5);
-  asks_until(client, 11s);
-  ASSERT_EQ(client.engine.state(), ClientState::kServerDead);
-  client.engine.forget(Gfn{5});
-  client.demand(6);
-  EXPECT_EQ(asks_until(client, 20900ms).siblings.at(0), 6U);
-  EXPECT_THAT(unanswered(client), IsEmpty());
-  asks_until(client, 22s);
-  EXPECT_THAT(unanswered(client), ElementsAre(6));
-}
-
-TEST(AskingSiblings, AServerThatIsBackGetsTheTimeThatAnyHas) {
-  TestClient client;
-  client.join(kPages);
-  client.demand(5);
-  asks_until(client, 11s);
-  EXPECT_THAT(unanswered(client), ElementsAre(5));
-  client.page(7);
-  EXPECT_THAT(unanswered(client), IsEmpty());
-  client.demand(6);
-  EXPECT_THAT(asks_until(client, 11050ms).server, testing::IsSupersetOf({5U, 6U}));
-}
-
-TEST(AskingSiblings, AServersWelcomeSparesWhatWasAboutToFail) {
-  TestClient client;
-  client.join(kPages);
-  client.demand(5);
-  asks_until(client, 11s);
-  ASSERT_THAT(unanswered(client), ElementsAre(5));
-  client.server.incarnation = 2;
-  client.welcome(kPages);
-  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
-  EXPECT_THAT(unanswered(client), IsEmpty());
-  EXPECT_FALSE(client.engine.asks_siblings());
-}
-
-TEST(AskingSiblings, AServerOfAnotherLifeIsNotOursBeforeItsWelcome) {
-  TestClient client;
-  client.join(kPages);
-  client.demand(5);
-  asks_until(client, 1100ms);
-  client.server.incarnation = 2;
-  client.page(7);
-  EXPECT_TRUE(client.engine.asks_siblings());
-}
-
-TEST(AskingSiblings, GoesWithHellosHoweverSoonItBegins) {
-  ClientConfig config = TestClient::defaults();
-  config.repair_after = 250ms;  // below `silence`
-  TestClient client{config};
-  client.join(kPages);
-  client.demand(5);
-  unsigned nb_hellos = 0;
-  for (; client.now < 400ms; client.now += 1ms)
-    for (const Parsed& sent : client.send()) nb_hellos += sent.frame.type == FrameType::kHello;
-  EXPECT_GE(nb_hellos, 1U);
-}
-
-TEST(AskingSiblings, TheTimeOfTheirAnswersIsNotTheServers) {
-  TestClient client;
-  client.join(kPages);
-  client.demand(5);
-  asks_until(client, 1050ms);
-  client.demand(6);
-  client.send();
-  client.now += 2ms;
-  const Parsed page = repair(client, 6);
-  client.give(page);
-  EXPECT_TRUE(client.engine.take_page(page.frame, client.now, client.drop));
-  EXPECT_EQ(client.stats.srtt_us.read(), 0U);
-}
-
-TEST(AskingSiblings, AByeOrWelcomeWithTheFlagIsNothing) {
-  TestClient client;
-  client.join(kPages);
-  const Parsed bye = test::made_by([&](auto out) {
-    return wire::write_bye(out, client.server, {}, test::mac_of(kSibling), 0, wire::kFlagSibling,
-                           0);
-  });
-  EXPECT_EQ(client.give(bye), wire::Drop::kUnexpectedType);
-  EXPECT_THAT(client.send(), IsEmpty());
-}
-
-TEST(AskingSiblings, OnlyRequestsOfOthersWithTheFlagAreLetPass) {
-  TestClient client;
-  client.join(kPages);
-  const auto request = [&](std::uint64_t client_id, std::uint8_t flags) {
-    return test::made_by([&](auto out) {
-      return wire::write_request(out, client.server, group_address(client.server.image_id),
-                                 test::mac_of(client_id),
-                                 {.client_id = client_id, .report = test::report(0)}, {}, flags);
-    });
-  };
-  EXPECT_EQ(client.give(request(kSibling, wire::kFlagSibling)), wire::Drop::kNone);
-  EXPECT_EQ(client.give(request(kSibling, 0)), wire::Drop::kUnexpectedType);
-  EXPECT_EQ(client.give(request(test::kMe, wire::kFlagSibling)), wire::Drop::kUnexpectedType);
-}
-
-TEST(AskingSiblings, ASiblingCannotSayWhatOnlyTheServerMay) {
-  TestClient client;
-  client.join(kPages);
-  client.demand(5);
-  const PageRange range{Gfn{5}, 1};
-  EXPECT_EQ(client.give(test::made_by([&](auto out) {
-    return wire::write_ranges(out, FrameType::kAbsent, client.server, {}, test::mac_of(kSibling),
-                              {&range, 1}, wire::kFlagSibling, 0);
-  })),
-            wire::Drop::kUnexpectedType);
-  EXPECT_TRUE(client.engine.in_flight(Gfn{5}));
 }
 
 }  // namespace

@@ -145,6 +145,18 @@ TEST(ServerAnswers, InTheEndGameAnAnswerGoesToTheAskerAlone) {
   EXPECT_EQ(server.only().dst, test::mac_of(2));
 }
 
+TEST(ServerAnswers, AMemberIsWhereItLastSpokeFrom) {
+  EndGameServer server;
+  const test::Parsed forged = test::made_by([&](auto out) {
+    return wire::write_hello(out, server.who, test::kServerMac, test::mac_of(9),
+                             {.client_id = 2, .mtu_bytes = 9000, .reserved = {}}, 0);
+  });
+  ASSERT_EQ(server.give(9, forged), wire::Drop::kNone);
+  server.drain();
+  server.request(2, {want(8, 1)});
+  EXPECT_EQ(server.only().dst, test::mac_of(2));
+}
+
 TEST(ServerAnswers, InTheEndGameASecondAskerTurnsItToMulticast) {
   EndGameServer server;
   server.request(2, {want(8, 1)});
