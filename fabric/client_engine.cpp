@@ -72,6 +72,8 @@ Drop ClientEngine::on_frame(const wire::Frame& frame, const MacAddr& src, std::s
     loss_.on_seq(frame.seq);
     stats_.rx_lost.set(loss_.lost());
     rx_bytes_ += frame_bytes;
+    if (is_quiet_) [[unlikely]]
+      end_quiet(now);
   }
   if (frame.type == FrameType::kBye) return Drop::kNone;  // no sign of life
   last_heard_ = now;

@@ -188,6 +188,8 @@ class ClientEngine {
   void greet(Nanos now) noexcept;
   std::size_t write_hello(std::span<std::byte> out, Nanos now) noexcept;
   std::size_t write_request(std::span<std::byte> out, Nanos now) noexcept;
+  void schedule_report(bool is_quiet, Nanos now) noexcept;
+  void end_quiet(Nanos now) noexcept;
   [[nodiscard]] std::size_t max_wants() const noexcept;
   std::size_t collect_wants(std::span<wire::WantEntry> wants, Nanos now) noexcept;
   void mark_sent(std::uint32_t id, Nanos now) noexcept;
@@ -226,7 +228,9 @@ class ClientEngine {
   Nanos next_hello_ = kNever;
   unsigned nb_hellos_ = 0;    // of this round of greeting
   unsigned broadcast_phase_;  // which of them go to all: not the same of all clients
-  Nanos next_report_ = kNever;
+  Nanos next_report_ = kNever, reported_at_ = kNever;
+  std::uint32_t reported_frames_ = 0;
+  bool is_quiet_ = false;  // the last report had nothing to tell
 };
 
 }  // namespace snowfabric

@@ -8,6 +8,8 @@
 namespace snowfabric {
 namespace {
 
+constexpr int kQuietIntervals = 10;  // between reports that have nothing to tell
+
 /// Whether `next` is the page behind `run` and otherwise alike.
 bool extends(const wire::WantEntry& run, const wire::WantEntry& next) noexcept {
   return run.nb_pages.host() < wire::kMaxWantPages &&
@@ -88,7 +90,8 @@ std::size_t ClientEngine::write_request(std::span<std::byte> out, Nanos now) noe
   std::array<wire::WantEntry, wire::kMaxWants> wants;
   const std::size_t nb_wants = collect_wants(std::span{wants}.first(max_wants()), now);
   if (nb_wants == 0 && now < next_report_) return 0;  // the queues held stale entries only
-  next_report_ = std::max(next_report_, now + report_interval_);
+  const bool has_news = loss_.received() != reported_frames_;
+  schedule_report(nb_wants == 0 && nb_in_flight() == 0 && !has_news, now);
   stats_.tx_requests.add(1);
   const bool to_siblings = asks_siblings_ && nb_wants != 0;
   if (to_siblings) stats_.sibling_requests.add(1);
@@ -96,6 +99,22 @@ std::size_t ClientEngine::write_request(std::span<std::byte> out, Nanos now) noe
       out, identity_, to_siblings ? group_address(config_.image_id) : server_, config_.mac,
       {.client_id = config_.client_id, .report = report(now)}, std::span{wants}.first(nb_wants),
       static_cast<std::uint8_t>(abilities() | (to_siblings ? wire::kFlagSibling : 0)));
+}
+
+void ClientEngine::schedule_report(bool is_quiet, Nanos now) noexcept {
+  is_quiet_ = is_quiet;
+  reported_at_ = now;
+  reported_frames_ = loss_.received();
+  next_report_ = now + (is_quiet ? kQuietIntervals : 1) * report_interval_;
+}
+
+/// A report soon, so that the next tells of an interval that was busy; not all clients' at once.
+void ClientEngine::end_quiet(Nanos now) noexcept {
+  is_quiet_ = false;
+  const double wait = prng_.uniform() * static_cast<double>(report_interval_.count());
+  const bool is_due = now - reported_at_ >= report_interval_;
+  next_report_ =
+      is_due ? now + Nanos{static_cast<std::int64_t>(wait)} : reported_at_ + report_interval_;
 }
 
 /// Flags that say what the server may send.

@@ -73,10 +73,12 @@ class GroupRate {
     most_ = std::max(most_, bytes_per_s);
   }
   /// @pre somebody was added
+  /// Some member asked for something of late.
+  [[nodiscard]] bool is_wanted() const noexcept { return demand_ >= 1; }
   [[nodiscard]] double by(FlowRule rule) const noexcept {
     if (rule == FlowRule::kMin) return least_;
     if (rule == FlowRule::kMax) return most_;
-    return demand_ >= 1 ? weighted_ / demand_ : sum_ / nb_members_;  // all alike if nobody asks
+    return is_wanted() ? weighted_ / demand_ : sum_ / nb_members_;  // all alike if nobody asks
   }
 
  private:

@@ -45,7 +45,7 @@ struct IdleConfig {
 class Idle {
  public:
   static constexpr std::size_t kMaxFds = 8;
-  static constexpr Nanos kLongestSleep = std::chrono::milliseconds{50};
+  static constexpr Nanos kLongestSleep = std::chrono::milliseconds{100};
   /// Sleep when a source of work has no fd that could wake us.
   static constexpr Nanos kBlindSleep = std::chrono::microseconds{50};
   /// A sleep takes about 50 us of timer slack more than asked: shorter ones are not worth it.

@@ -12,6 +12,7 @@ using wire::Drop;
 using wire::FrameType;
 
 constexpr Nanos kTick{std::chrono::milliseconds{10}};  // housekeeping: rate, window, dead clients
+constexpr Nanos kQuietTick{std::chrono::milliseconds{100}};  // the same, when nobody says anything
 constexpr std::size_t kControlQueue = 1024;
 constexpr std::size_t kPageQueue = 65'536;  // at least; of larger images a quarter of the pages
 constexpr double kDemandDecay = 0.9;        // a tick
@@ -51,6 +52,7 @@ Drop ServerEngine::on_frame(const wire::Frame& frame, const MacAddr& src, Nanos 
   if (frame.image_id != image_.image_id) return Drop::kForeignImage;
   if (frame.epoch != image_.epoch) return Drop::kStaleEpoch;
   if (frame.space != image_.space) return Drop::kOutOfRange;
+  next_tick_ = std::min(next_tick_, now + kTick);
   switch (frame.type) {
     case FrameType::kHello: return on_hello(frame, src, now);
     case FrameType::kRequest: return on_request(frame, src, now);
@@ -412,16 +414,18 @@ std::size_t ServerEngine::write(const ServerTx& tx, const MacAddr& src,
 
 Nanos ServerEngine::deadline(Nanos now) const noexcept {
   if (!control_.empty()) return now;
-  const bool work = train_.fragments != 0 || ahead_.fragments != 0 || !queues_[0].empty() ||
-                    !queues_[1].empty() ||
-                    (config_.push && clients_.size() != 0 && push_cursor_ < image_.nb_pages);
-  return work ? std::max(now, bucket_.ready_at()) : std::max(now, next_tick_);
+  return std::max(now, has_work() ? bucket_.ready_at() : next_tick_);
+}
+
+bool ServerEngine::has_work() const noexcept {
+  return train_.fragments != 0 || ahead_.fragments != 0 || !queues_[0].empty() ||
+         !queues_[1].empty() ||
+         (config_.push && clients_.size() != 0 && push_cursor_ < image_.nb_pages);
 }
 
 // --- housekeeping ----------------------------------------------------------------------------
 
 void ServerEngine::tick(Nanos now) noexcept {
-  next_tick_ = now + kTick;
   pages_.age(now);
   GroupRate rate;
   double lost = 0, known = 0;
@@ -458,6 +462,7 @@ void ServerEngine::tick(Nanos now) noexcept {
     retry_guard_ = std::min(window_, Nanos{static_cast<std::int64_t>(srtt / measured / 2)});
   }
   update_end_game();
+  next_tick_ = now + (rate.is_wanted() || has_work() ? kTick : kQuietTick);
   stats_.clients.set(clients_.size());
   stats_.rate_bytes_per_s.set(static_cast<std::uint64_t>(bucket_.rate()));
   stats_.window_us.set(static_cast<std::uint64_t>(window_.count() / 1000));

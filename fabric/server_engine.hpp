@@ -128,6 +128,7 @@ class ServerEngine {
 
   [[nodiscard]] Train next_train(Nanos now) noexcept;
   [[nodiscard]] bool pop_wanted(Gfn& page) noexcept;
+  [[nodiscard]] bool has_work() const noexcept;
   [[nodiscard]] bool pop_pushed(Gfn& page) noexcept;
   [[nodiscard]] Train train_of(Gfn page, Nanos now) noexcept;
   [[nodiscard]] bool is_pair() const noexcept;

@@ -21,7 +21,7 @@ class ClientWorker {
   /// Control work between turns, on the same lcore: guests that come and go, state changes.
   using Control = std::function<void(Nanos now)>;
   static constexpr Nanos kControlInterval = std::chrono::milliseconds{1};
-  static constexpr Nanos kQuietInterval = std::chrono::milliseconds{50};  ///< when nothing happens
+  static constexpr Nanos kQuietInterval = std::chrono::milliseconds{100};  ///< when nothing happens
 
   /// @param rx_loss  share of received frames to lose on purpose, from the seed
   /// @param seal     of every frame; nullptr: they go in the clear

@@ -178,7 +178,7 @@ void* Watcher::run(void* self) {
   auto& watcher = *static_cast<Watcher*>(self);
   while (!watcher.stop_.load(std::memory_order_relaxed)) {
     watcher.look_();
-    std::this_thread::sleep_for(std::chrono::milliseconds{100});
+    std::this_thread::sleep_for(std::chrono::milliseconds{200});
   }
   return nullptr;
 }

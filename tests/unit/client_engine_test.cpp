@@ -71,6 +71,26 @@ TEST(ClientEngine, AServerWhoseFramesDoNotFitOurPortIsAskedForNothing) {
   EXPECT_THAT(client.send(), IsEmpty());
 }
 
+TEST(ClientEngine, AnImageLargerThanExpectedIsRefusedBeforeItCostsMemory) {
+  ClientConfig config = TestClient::defaults();
+  config.max_pages = 1024;
+  TestClient client{config};
+  client.send();
+  EXPECT_EQ(client.welcome(1025), Drop::kBadField);
+  EXPECT_EQ(client.engine.nb_pages(), 0U);
+  EXPECT_EQ(client.welcome(1024), Drop::kNone);
+}
+
+TEST(ClientEngine, AServerThatComesBackWithALargerMtuDoesNotCostTheGuests) {
+  ClientConfig config = TestClient::defaults();
+  config.mtu_bytes = 1500;
+  TestClient client{config};
+  client.join(1024, 1500);
+  EXPECT_EQ(client.welcome(1024, test::kMe, 9000), Drop::kBadField);
+  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
+  EXPECT_EQ(client.engine.server_mtu_bytes(), 1500);
+}
+
 // --- requests ----------------------------------------------------------------------------------
 
 TEST(ClientEngine, NeighboursAreAskedForAsOneRange) {
@@ -329,69 +349,6 @@ TEST(ClientEngine, AZeroRunEndsEveryFlightInItAndSaysWhetherOneWasDemanded) {
   client.prefetch(21);
   EXPECT_TRUE(client.engine.take_range(FrameType::kZeros, {Gfn{0}, 64}, client.now));
   EXPECT_EQ(client.engine.nb_in_flight(), 0U);
-}
-
-// --- reports -----------------------------------------------------------------------------------
-
-TEST(ClientEngine, AClientThatOnlyReceivesReportsAtTheServersInterval) {
-  TestClient client;
-  client.join();
-  std::size_t nb_reports = 0;
-  for (; client.now < 1s; client.now += 1ms) nb_reports += client.send().size();
-  EXPECT_GE(nb_reports, 18U);
-  EXPECT_LE(nb_reports, 21U);
-}
-
-TEST(ClientEngine, ReportsAreTotalsSoThatALostOneLosesNothing) {
-  TestClient client;
-  client.join();
-  client.page(0);
-  client.now += 60ms;
-  EXPECT_THAT(client.send(), SizeIs(1));  // this one is lost
-  client.seq += 2;                        // and two frames of the group
-  client.page(1);
-  client.now += 60ms;
-  const auto sent = client.send();
-  ASSERT_THAT(sent, SizeIs(1));
-  const wire::ReportBody& report = sent[0].frame.request.report;
-  EXPECT_EQ(report.rx_frames.host(), 2U);
-  EXPECT_EQ(report.lost.host(), 2U);
-  EXPECT_EQ(report.rx_bytes.host(), 2 * wire::page_wire_bytes(1));
-  EXPECT_EQ(report.clock_us.host(), 120'000U);
-}
-
-TEST(ClientEngine, WhatWentOutWhileTheHostWasCutOffIsNotReportedAsLost) {
-  TestClient client;
-  client.join();
-  client.page(0);
-  client.now += 600ms;
-  client.seq += 1000;
-  client.page(1);
-  EXPECT_EQ(client.stats.rx_lost.read(), 0U);
-  client.now += 400ms;
-  client.seq += 3;  // not so long that it was cut off
-  client.page(2);
-  EXPECT_EQ(client.stats.rx_lost.read(), 3U);
-}
-
-TEST(ClientEngine, AnImageLargerThanExpectedIsRefusedBeforeItCostsMemory) {
-  ClientConfig config = TestClient::defaults();
-  config.max_pages = 1024;
-  TestClient client{config};
-  client.send();
-  EXPECT_EQ(client.welcome(1025), Drop::kBadField);
-  EXPECT_EQ(client.engine.nb_pages(), 0U);
-  EXPECT_EQ(client.welcome(1024), Drop::kNone);
-}
-
-TEST(ClientEngine, AServerThatComesBackWithALargerMtuDoesNotCostTheGuests) {
-  ClientConfig config = TestClient::defaults();
-  config.mtu_bytes = 1500;
-  TestClient client{config};
-  client.join(1024, 1500);
-  EXPECT_EQ(client.welcome(1024, test::kMe, 9000), Drop::kBadField);
-  EXPECT_EQ(client.engine.state(), ClientState::kJoined);
-  EXPECT_EQ(client.engine.server_mtu_bytes(), 1500);
 }
 
 }  // namespace

@@ -205,9 +205,12 @@ TEST(ServerEngine, TheBucketCountsWhatAFrameHasBeyondTheEnginesBytes) {
   }
 }
 
-TEST(ServerEngine, WithNothingToSendTheDeadlineIsTheNextHousekeeping) {
+TEST(ServerEngine, WithNothingToSendTheDeadlineIsTheNextHousekeepingWhichAQuietTimeDelays) {
   Joined server{100};
   server.drain();
+  EXPECT_EQ(server.engine->deadline(server.now), server.now + 100ms);
+  server.now += 50ms;
+  server.request(1, {});
   EXPECT_EQ(server.engine->deadline(server.now), server.now + 10ms);
 }
 
