@@ -34,14 +34,14 @@ DEFECTS = {
     "the lockstep window never ends": ("fabric/server_engine.cpp", "now - pages_.last_multicast(slot) < (retry ? retry_guard_ : window_)",
                                        "PageTable::was_multicast(slot)"),
     "a page once sent is never pending again": ("fabric/server_engine.cpp", "    slot.pending = true;\n", "    slot.pending = !PageTable::was_multicast(slot);\n"),
-    "a zero run is one page too long": ("fabric/server_engine.cpp", "static_cast<std::uint32_t>(end - first)}", "static_cast<std::uint32_t>(std::min(end + 1, image_.nb_pages) - first)}"),
-    "a page number is one off": ("fabric/server_engine.cpp", "out = {.dst = train_.dst, .range = {train_.page, 1}};",
+    "a zero run is one page too long": ("fabric/server_sending.cpp", "static_cast<std::uint32_t>(end - first)}", "static_cast<std::uint32_t>(std::min(end + 1, image_.nb_pages) - first)}"),
+    "a page number is one off": ("fabric/server_sending.cpp", "out = {.dst = train_.dst, .range = {train_.page, 1}};",
                                  "out = {.dst = train_.dst, .range = {Gfn{train_.page.value == 77 ? 78 : train_.page.value}, 1}};"),
     "a repair has the bytes of the next page": ("fabric/repairs.cpp", "if (const auto bytes = source_->bytes(page_)) {",
                                                 "if (const auto bytes = source_->bytes(Gfn{(page_.value + 1) % engine_.nb_pages()})) {"),
     "a sibling's page says that the server lives": ("fabric/client_engine.cpp", "if (by_sibling) return on_sibling(frame);",
                                                     "if (by_sibling) {\n  if (frame.type != FrameType::kRequest) hear(last_heard_ + std::chrono::seconds{1});\n  return on_sibling(frame);\n}"),
-    "the end game sends to the first client": ("fabric/server_engine.cpp", "clients_[slot.last_client].mac : group_", "clients_[0].mac : group_"),
+    "the end game sends to the first client": ("fabric/server_sending.cpp", "clients_[slot.last_client].mac : group_", "clients_[0].mac : group_"),
 }
 
 
