@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,10 @@
 #include "sim/plan.hpp"
 
 namespace snowfabric::sim {
+
+/// By the names that --flow-rule has for them.
+inline const std::map<std::string, FlowRule> kFlowRules{
+    {"mean", FlowRule::kMean}, {"min", FlowRule::kMin}, {"max", FlowRule::kMax}};
 
 /// What the user asks of `fabric-sim plan`.
 struct PlanOptions {
