@@ -11,9 +11,11 @@ namespace snowfabric {
 /// How the group's rate follows from what its members can take:
 /// docs/adr/0015-the-rate-stays-a-weighted-mean.md.
 enum class FlowRule : std::uint8_t {
-  kMean,  ///< of all, by their recent demand
-  kMin,   ///< the slowest member's
-  kMax,   ///< the fastest member's
+  kMean,    ///< of all, by their recent demand
+  kEqual,   ///< the mean of all, each with the same weight
+  kMin,     ///< the slowest member's
+  kMax,     ///< the fastest member's
+  kTagged,  ///< the slowest's of the tagged members; while there are none as kMean
 };
 
 struct FlowConfig {
@@ -51,6 +53,9 @@ class FlowEstimate {
   [[nodiscard]] double bytes_per_s() const noexcept { return estimate_; }
   [[nodiscard]] double background_loss() const noexcept { return background_; }
 
+  void tag() noexcept { tagged_ = true; }
+  [[nodiscard]] bool is_tagged() const noexcept { return tagged_; }
+
  private:
   void learn_background(double loss, double sent) noexcept;
 
@@ -59,31 +64,37 @@ class FlowEstimate {
   double background_ = 0;
   double congested_loss_ = 0, congested_rate_ = 0;  // at the last back-off
   bool slow_start_ = true;
+  bool tagged_ = false;  // its member counts for FlowRule::kTagged
 };
 
 /// The group's rate, in bytes per second, from what its members can take.
 class GroupRate {
  public:
-  void add(double bytes_per_s, double demand) noexcept {
+  void add(const FlowEstimate& member, double demand) noexcept {
+    const double bytes_per_s = member.bytes_per_s();
     ++nb_members_;
     sum_ += bytes_per_s;
     weighted_ += demand * bytes_per_s;
     demand_ += demand;
     least_ = std::min(least_, bytes_per_s);
     most_ = std::max(most_, bytes_per_s);
+    if (member.is_tagged()) least_tagged_ = std::min(least_tagged_, bytes_per_s);
   }
-  /// @pre somebody was added
   /// Some member asked for something of late.
   [[nodiscard]] bool is_wanted() const noexcept { return demand_ >= 1; }
+  /// @pre somebody was added
   [[nodiscard]] double by(FlowRule rule) const noexcept {
     if (rule == FlowRule::kMin) return least_;
     if (rule == FlowRule::kMax) return most_;
-    return is_wanted() ? weighted_ / demand_ : sum_ / nb_members_;  // all alike if nobody asks
+    if (rule == FlowRule::kTagged && least_tagged_ < kNone) return least_tagged_;
+    const bool alike = rule == FlowRule::kEqual || !is_wanted();  // also if nobody asks
+    return alike ? sum_ / nb_members_ : weighted_ / demand_;
   }
 
  private:
+  static constexpr double kNone = std::numeric_limits<double>::max();
   double nb_members_ = 0, sum_ = 0, weighted_ = 0, demand_ = 0;
-  double least_ = std::numeric_limits<double>::max(), most_ = 0;
+  double least_ = kNone, least_tagged_ = kNone, most_ = 0;
 };
 
 }  // namespace snowfabric

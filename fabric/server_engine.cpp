@@ -91,6 +91,13 @@ ClientTable::Index ServerEngine::join(std::uint64_t client_id, const MacAddr& sr
   return who;
 }
 
+bool ServerEngine::tag(std::uint64_t client_id) noexcept {
+  const auto who = clients_.find(client_id);
+  if (who == ClientTable::kNone) return false;
+  clients_[who].flow.tag();
+  return true;
+}
+
 Drop ServerEngine::on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept {
   stats_.rx_hellos.add(1);
   const auto who = join(frame.hello.client_id.host(), src, now);
@@ -250,7 +257,7 @@ void ServerEngine::tick(Nanos now) noexcept {
       stats_.clients_timed_out.add(1);
       continue;
     }
-    rate.add(client.flow.bytes_per_s(), client.recent_demand);
+    rate.add(client.flow, client.recent_demand);
     if (const double sent = client.frames_received + client.frames_missed;
         sent >= config_.flow.min_frames) {
       lost += client.frames_missed / sent;

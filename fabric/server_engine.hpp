@@ -90,6 +90,9 @@ class ServerEngine {
   /// The next frame to send, if there is one and the bucket allows it.
   [[nodiscard]] bool next(ServerTx& out, Nanos now) noexcept;
 
+  /// Marks a member until it leaves: FlowRule::kTagged goes by those. @return false: it is none
+  bool tag(std::uint64_t client_id) noexcept;
+
   /// The last frame of an orderly stop: BYE to the group.
   [[nodiscard]] ServerTx bye() noexcept;
 

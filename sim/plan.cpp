@@ -96,7 +96,7 @@ class Run {
 
   PlanResult run(const std::function<bool(double)>& progress) {
     for (Nanos until = kSlice; !lab_.run(until) && until < kLimit; until += kSlice) {
-      if (!loses_) lose();
+      if (!all_joined_) on_all_joined();
       if (progress && !progress(share_done())) break;
     }
     return result();
@@ -106,11 +106,17 @@ class Run {
   [[nodiscard]] bool is_slow(std::uint64_t clone) const {
     return clone + config_.nb_slow >= config_.nb_clones;
   }
-  /// Once all have joined. Who says HELLO twice is late, which is not what is asked for here.
-  void lose() {
-    loses_ = std::ranges::all_of(
+  void on_all_joined() {
+    all_joined_ = std::ranges::all_of(
         lab_.memtaps(), [](const auto& memtap) { return memtap->process->host != nullptr; });
-    if (!loses_) return;
+    if (!all_joined_) return;
+    for (std::uint64_t i = 0; i < config_.nb_clones; ++i)
+      if (is_slow(i) == (config_.tagged == Tagged::kSlow))
+        lab_.server().engine->tag(lab_.memtaps()[i]->config.client_id);
+    lose();
+  }
+  /// Not before all have joined: who says HELLO twice is late, which is not what is asked for here.
+  void lose() {
     if (config_.loss_at == LossAt::kUplink)
       lab_.server().up.config.loss = config_.loss;
     else
@@ -158,7 +164,7 @@ class Run {
   PlanConfig config_;
   TestImage image_;
   Lab lab_;
-  bool loses_ = false;
+  bool all_joined_ = false;
 };
 
 /// The figures of `large`, had its image `nb_pages`, from what they grew by since `small`.

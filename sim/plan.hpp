@@ -21,6 +21,9 @@ enum class LossAt : std::uint8_t {
 /// run frame by frame.
 inline constexpr std::uint64_t kMostReceptions = std::uint64_t{64} << 18U;
 
+/// Whose links FlowRule::kTagged goes by.
+enum class Tagged : std::uint8_t { kFast, kSlow };
+
 struct PlanConfig {
   std::uint64_t nb_clones = 8;   ///< at least 1; each on a host of its own
   std::uint64_t nb_pages = 0;    ///< of the image; at least 1
@@ -29,8 +32,9 @@ struct PlanConfig {
   double start_bytes_per_s = 0;  ///< the server's rate before the first reports; 0: of its link
   std::uint64_t nb_slow = 0;     ///< so many clones, the last ones, have links of slow_bytes_per_s
   double slow_bytes_per_s = 0;
-  std::size_t burst_bytes = 0;  ///< of every link: LinkConfig
-  double loss = 0;              ///< share of the frames, once all hosts have joined
+  Tagged tagged = Tagged::kFast;  ///< that the server tags, once all hosts have joined
+  std::size_t burst_bytes = 0;    ///< of every link: LinkConfig
+  double loss = 0;                ///< share of the frames, once all hosts have joined
   LossAt loss_at = LossAt::kReceivers;
   bool push = true;  ///< the server sends what nobody asked for
   std::uint16_t mtu_bytes = 9000;

@@ -13,8 +13,11 @@
 namespace snowfabric::sim {
 
 /// By the names that --flow-rule has for them.
-inline const std::map<std::string, FlowRule> kFlowRules{
-    {"mean", FlowRule::kMean}, {"min", FlowRule::kMin}, {"max", FlowRule::kMax}};
+inline const std::map<std::string, FlowRule> kFlowRules{{"mean", FlowRule::kMean},
+                                                        {"equal", FlowRule::kEqual},
+                                                        {"min", FlowRule::kMin},
+                                                        {"max", FlowRule::kMax},
+                                                        {"tagged", FlowRule::kTagged}};
 
 /// What the user asks of `fabric-sim plan`.
 struct PlanOptions {
@@ -27,6 +30,7 @@ struct PlanOptions {
   double end_game = EndGameConfig{}.enter;
   std::uint64_t nb_slow = 0;
   LossAt loss_at = LossAt::kReceivers;
+  Tagged tagged = Tagged::kFast;
   unsigned mtu_bytes = 9000, prefetch = 16;
   std::uint64_t seed = 1;
   bool no_push = false;

@@ -88,9 +88,16 @@ void add_protocol_options(CLI::App* plan, PlanOptions& options) {
       ->check(CLI::Range(0.0, 800.0))
       ->capture_default_str();
   plan->add_option("--flow-rule", options.flow_rule,
-                   "how the server's rate follows what the receivers can take")
+                   "how the server's rate follows what the receivers can take: the mean of all by "
+                   "their demand, or each with equal weight; the slowest's; the fastest's; the "
+                   "slowest's of those that are tagged")
       ->check(CLI::IsMember(kFlowRules))
       ->capture_default_str();
+  plan->add_option("--tagged", options.tagged,
+                   "with --flow-rule tagged: which clones are, those with --slow links or the "
+                   "others; default: fast")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Tagged>{{"fast", Tagged::kFast}, {"slow", Tagged::kSlow}}));
   plan->add_option("--window-us", options.window_us, "the lockstep window; 0: as it is measured")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();

@@ -107,7 +107,7 @@ class PlanCommandTest(unittest.TestCase):
 
     def test_what_makes_no_sense_is_refused(self):
         for options in (("--clones", 0), ("--clones", 5000), ("--gbps", "fast"), ("--loss", 60), ("--loss-at", "home"),
-                        ("--flow-rule", "median"), ("--end-game", -1),
+                        ("--flow-rule", "median"), ("--tagged", "some"), ("--end-game", -1),
                         ("--image-bytes", 4097)):
             done = self.plan(*options)
             self.assertNotIn(done.returncode, (0, 1), options)

@@ -83,6 +83,21 @@ TEST(Plan, ASlowClonesLinkIsItsOwn) {
   EXPECT_EQ(result.slow_done_s, result.done_at(1));
 }
 
+TEST(Plan, ByTagsASlowCloneHoldsUpTheOthersOnlyIfItIsTagged) {
+  PlanConfig config{.nb_clones = 4, .nb_pages = 8192, .bytes_per_s = 31.25e6, .think = {}};
+  config.nb_slow = 1;
+  config.slow_bytes_per_s = config.bytes_per_s / 8;
+  config.queue_bytes = 64 * 1024;  // it says soon that it cannot follow
+  const auto half_done = [&](FlowRule rule, Tagged tagged = Tagged::kFast) {
+    config.server.flow.rule = rule;
+    config.tagged = tagged;
+    return plan(config).done_at(0.5);
+  };
+  const double by_max = half_done(FlowRule::kMax);
+  EXPECT_NEAR(half_done(FlowRule::kTagged, Tagged::kFast) / by_max, 1, 0.1);
+  EXPECT_GT(half_done(FlowRule::kTagged, Tagged::kSlow), 2 * by_max);
+}
+
 TEST(Plan, ClonesThatTouchTogetherAllAskAndAreHeard) {
   PlanConfig config = small(1);
   config.push = false;

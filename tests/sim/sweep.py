@@ -30,6 +30,8 @@ FLOW_CASES = {
     "4 slow": (*SLOW, "--slow", 4),
     "1 slow, faults": (*SLOW, "--slow", 1, "--no-push"),
     "4 slow, faults": (*SLOW, "--slow", 4, "--no-push"),
+    "4 slow, short queues": (*SLOW, "--slow", 4, "--queue-bytes", "256K"),
+    "12 slow, short queues": (*SLOW, "--slow", 12, "--queue-bytes", "256K"),
     "none slow, 1 % lost": (*SLOW, "--loss", 1),
 }
 # Links of 10 Gbit/s; or only the server's is, and the clones' have 1.
@@ -42,7 +44,7 @@ RATE_CASES = {
     "all slow": (*FAST, "--slow", 16),
     "all slow, short queues": (*FAST, "--slow", 16, "--queue-bytes", "256K"),
 }
-# The option, its values, and the cases. The default stands first.
+# The option, its values, and the cases. The default stands first. A value may have more words: options that go with it.
 SWEEPS = {
     "window": ("--window-us", (0, 50, 200, 1000, 5000, 20000), CASES),
     "rto": ("--rto-ms", (20, 1, 5, 100), CASES),
@@ -50,7 +52,7 @@ SWEEPS = {
     "end-game": ("--end-game", (0.995, 0.5, 0.8, 0.95, 2), CASES),
     "report": ("--report-ms", (50, 5, 20, 200), CASES),
     "rate": ("--rate-gbps", (0, 5, 2, 1, 0.2), RATE_CASES),
-    "flow": ("--flow-rule", ("mean", "min", "max"), FLOW_CASES),
+    "flow": ("--flow-rule", ("mean", "equal", "min", "max", "tagged --tagged fast", "tagged --tagged slow"), FLOW_CASES),
 }
 
 
@@ -70,7 +72,7 @@ def sweep(fabric_sim, name):
     print(f"| `{option}` | {' | '.join(cases)} |\n|{'---|' * (len(cases) + 1)}")
     rows = []
     for value in values:
-        rows.append({case: answer(fabric_sim, *options, option, value) for case, options in cases.items()})
+        rows.append({case: answer(fabric_sim, *options, option, *str(value).split()) for case, options in cases.items()})
         print(f"| {value} | {' | '.join(map(cell, rows[-1].values()))} |", flush=True)
     print()
     return {"option": option, "rows": dict(zip(map(str, values), rows))}

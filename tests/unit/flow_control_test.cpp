@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "fabric/flow_control.hpp"
 
+#include <algorithm>
+#include <initializer_list>
+
 #include <gtest/gtest.h>
 
 namespace snowfabric {
@@ -89,6 +92,39 @@ TEST(FlowEstimate, ItNeverExceedsThePort) {
   FlowEstimate flow{kConfig, 900e6};
   for (int i = 0; i < 10; ++i) flow.on_interval(interval(990e6, 0));
   EXPECT_DOUBLE_EQ(flow.bytes_per_s(), kConfig.max_bytes_per_s);
+}
+
+/// Members that can take 10, 40 and 100, of whom the second asks for three times as much as the
+/// first, and the third for nothing.
+GroupRate three(bool asked, std::initializer_list<double> tagged = {}) {
+  GroupRate rate;
+  for (const double can_take : {10.0, 40.0, 100.0}) {
+    FlowEstimate member{kConfig, can_take};
+    if (std::ranges::find(tagged, can_take) != tagged.end()) member.tag();
+    rate.add(member, !asked || can_take > 50 ? 0 : can_take < 20 ? 20 : 60);
+  }
+  return rate;
+}
+
+TEST(GroupRate, IsTheMeanByDemandOrOfAllWhereNobodyAsks) {
+  EXPECT_DOUBLE_EQ(three(true).by(FlowRule::kMean), (10 + 3 * 40) / 4.0);
+  EXPECT_DOUBLE_EQ(three(false).by(FlowRule::kMean), 50);
+}
+
+TEST(GroupRate, WithEqualWeightsDemandDoesNotMatter) {
+  EXPECT_DOUBLE_EQ(three(true).by(FlowRule::kEqual), 50);
+  EXPECT_DOUBLE_EQ(three(false).by(FlowRule::kEqual), 50);
+}
+
+TEST(GroupRate, IsTheSlowestsOrTheFastestsWhateverTheyAskFor) {
+  EXPECT_DOUBLE_EQ(three(true).by(FlowRule::kMin), 10);
+  EXPECT_DOUBLE_EQ(three(true).by(FlowRule::kMax), 100);
+}
+
+TEST(GroupRate, IsTheSlowestsOfTheTaggedAndTheMeanByDemandWhereNobodyIs) {
+  EXPECT_DOUBLE_EQ(three(true, {40, 100}).by(FlowRule::kTagged), 40);
+  EXPECT_DOUBLE_EQ(three(true, {10}).by(FlowRule::kTagged), 10);
+  EXPECT_DOUBLE_EQ(three(true).by(FlowRule::kTagged), three(true).by(FlowRule::kMean));
 }
 
 }  // namespace

@@ -233,18 +233,36 @@ TEST(ServerEngine, ReportsOfLossLowerTheRate) {
   EXPECT_LT(rate_after_losses(server, 0), 15'000'000U);
 }
 
+/// Of two members, of which the second loses nothing, and this one, if any, is tagged.
+std::uint64_t rate_by(FlowRule rule, std::uint64_t tagged = 0) {
+  ServerConfig config;
+  config.flow.rule = rule;
+  config.flow.initial_bytes_per_s = 20e6;
+  Joined server{65536, config, {}, 2};
+  EXPECT_EQ(server.engine->tag(tagged), tagged != 0);
+  server.request(2, {want(0, 256)});
+  return rate_after_losses(server, 0);
+}
+
 TEST(ServerEngine, TheRateIsTheSlowestMembersTheFastestsOrBetweenThem) {
-  const auto rate = [](FlowRule rule) {
-    ServerConfig config;
-    config.flow.rule = rule;
-    config.flow.initial_bytes_per_s = 20e6;
-    Joined server{65536, config, {}, 2};  // of which the second loses nothing
-    server.request(2, {want(0, 256)});
-    return rate_after_losses(server, 0);
-  };
-  EXPECT_EQ(rate(FlowRule::kMax), 20'000'000U);
-  EXPECT_LT(rate(FlowRule::kMean), 20'000'000U);
-  EXPECT_LT(rate(FlowRule::kMin), 15'000'000U);
+  EXPECT_EQ(rate_by(FlowRule::kMax), 20'000'000U);
+  EXPECT_LT(rate_by(FlowRule::kMean), 20'000'000U);
+  EXPECT_LT(rate_by(FlowRule::kMin), 15'000'000U);
+  EXPECT_LT(rate_by(FlowRule::kEqual), rate_by(FlowRule::kMax));
+  EXPECT_GT(rate_by(FlowRule::kEqual), rate_by(FlowRule::kMean));  // who loses asks for more
+}
+
+TEST(ServerEngine, ByTagsWhoHasNoneLowersNoRate) {
+  EXPECT_EQ(rate_by(FlowRule::kTagged, 2), 20'000'000U);
+  EXPECT_EQ(rate_by(FlowRule::kTagged, 1), rate_by(FlowRule::kMin));
+  EXPECT_EQ(rate_by(FlowRule::kTagged), rate_by(FlowRule::kMean));
+}
+
+TEST(ServerEngine, ATagIsGoneWithTheMember) {
+  Joined server{100};
+  EXPECT_TRUE(server.engine->tag(2));
+  EXPECT_EQ(server.bye(2), Drop::kNone);
+  EXPECT_FALSE(server.engine->tag(2));
 }
 
 TEST(ServerEngine, AnAbsurdClockInAReportIsANewBaseLineAndNotTheEndOfReports) {
