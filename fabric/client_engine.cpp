@@ -161,8 +161,7 @@ void ClientEngine::ask_again_soon(Nanos now) noexcept {
   for (std::uint32_t id = 0; id < flights_.size(); ++id) {
     if (!flights_[id].used) continue;
     flights_[id].attempts = 0;
-    const double spread = prng_.uniform() * static_cast<double>(kRestartSpread.count());
-    timers_.arm(id, now + Nanos{static_cast<std::int64_t>(spread)});
+    timers_.arm(id, now + prng_.below(kRestartSpread));
   }
 }
 

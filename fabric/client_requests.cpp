@@ -8,7 +8,8 @@
 namespace snowfabric {
 namespace {
 
-constexpr int kQuietIntervals = 10;  // between reports that have nothing to tell
+/// Between reports that have nothing to tell.
+constexpr Nanos kQuietInterval = std::chrono::milliseconds{500};
 
 /// Whether `next` is the page behind `run` and otherwise alike.
 bool extends(const wire::WantEntry& run, const wire::WantEntry& next) noexcept {
@@ -105,16 +106,15 @@ void ClientEngine::schedule_report(bool is_quiet, Nanos now) noexcept {
   is_quiet_ = is_quiet;
   reported_at_ = now;
   reported_frames_ = loss_.received();
-  next_report_ = now + (is_quiet ? kQuietIntervals : 1) * report_interval_;
+  next_report_ = now + (is_quiet ? std::max(kQuietInterval, report_interval_) : report_interval_);
 }
 
 /// A report soon, so that the next tells of an interval that was busy; not all clients' at once.
 void ClientEngine::end_quiet(Nanos now) noexcept {
   is_quiet_ = false;
-  const double wait = prng_.uniform() * static_cast<double>(report_interval_.count());
   const bool is_due = now - reported_at_ >= report_interval_;
-  next_report_ =
-      is_due ? now + Nanos{static_cast<std::int64_t>(wait)} : reported_at_ + report_interval_;
+  const Nanos soon = is_due ? now + prng_.below(report_interval_) : reported_at_ + report_interval_;
+  next_report_ = std::min(next_report_, soon);  // a WELCOME has it report at once
 }
 
 /// Flags that say what the server may send.

@@ -59,8 +59,7 @@ bool Repairs::add(Gfn page, const wire::WantEntry& want, Nanos now) noexcept {
   } else if ((want.flags & wire::kWantRetry) == 0 || now < entry->at - kSpread + kUnderWay) {
     return true;
   }
-  const double wait = prng_.uniform() * static_cast<double>(kSpread.count());
-  *entry = {.page = page, .at = now + Nanos{static_cast<std::int64_t>(wait)}, .priority = priority};
+  *entry = {.page = page, .at = now + prng_.below(kSpread), .priority = priority};
   return true;
 }
 
@@ -97,11 +96,10 @@ void Repairs::on_zeros(PageRange pages, std::uint8_t flags, Nanos now) noexcept 
   const auto differs = [this](Gfn page) {
     return source_->knows(page) && !std::ranges::equal(kept_bytes(page), kZeroPage);
   };
-  const auto owed = [pages](const Entry& entry) { return !entry.sent && in(pages, entry.page); };
   if (matters(flags)) {
     if (differs(pages.first)) return;
     for (const Entry& entry : std::span{entries_}.first(nb_entries_))
-      if (owed(entry) && differs(entry.page)) return;
+      if (!entry.sent && in(pages, entry.page) && differs(entry.page)) return;
   }
   on_sent(pages, flags, now);
 }

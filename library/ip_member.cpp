@@ -89,9 +89,7 @@ std::size_t IpMember::next_answer(std::span<std::byte> out, Nanos now) noexcept 
   }
   if (const auto within = std::exchange(queried_, std::nullopt);
       within && next_report_ > now + *within)
-    next_report_ =
-        now +
-        Nanos{static_cast<std::int64_t>(static_cast<double>(within->count()) * prng_.uniform())};
+    next_report_ = now + prng_.below(*within);
   if (now < next_report_) return 0;
   next_report_ = now + (++nb_reports_ < kNbFirstReports ? kFirstReports : kReports);
   ip::write_igmp(out, ip::Igmp::kReport, config_.own, config_.group);

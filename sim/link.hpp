@@ -60,7 +60,7 @@ class Link {
       const bool corrupted = prng.uniform() < config.corrupt;
       counters.corrupted += corrupted ? 1 : 0;
       ++counters.carried;
-      arrives(sent + config.delay + jitter(prng), corrupted);
+      arrives(sent + config.delay + prng.below(config.jitter), corrupted);
     }
   }
   [[nodiscard]] Nanos time_on_wire(std::size_t nb_bytes) const {
@@ -78,10 +78,6 @@ class Link {
 
  private:
   bool is_lost(std::span<const std::byte> bytes, Prng& prng);
-  [[nodiscard]] Nanos jitter(Prng& prng) const {
-    return Nanos{
-        static_cast<std::int64_t>(prng.uniform() * static_cast<double>(config.jitter.count()))};
-  }
 
   Nanos free_at_{0};
   bool in_burst_ = false;

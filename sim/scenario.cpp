@@ -29,10 +29,7 @@ class Draw {
     return choices.begin()[below(choices.size())];
   }
   double between(double low, double high) { return low + (high - low) * prng_.uniform(); }
-  Nanos between(Nanos low, Nanos high) {
-    return low + Nanos{static_cast<std::int64_t>(prng_.uniform() *
-                                                 static_cast<double>((high - low).count()))};
-  }
+  Nanos between(Nanos low, Nanos high) { return low + prng_.below(high - low); }
 
  private:
   Prng prng_;

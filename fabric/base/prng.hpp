@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "fabric/base/time.hpp"
+
 namespace snowfabric {
 
 /// splitmix64 (Steele, Lea and Flood, OOPSLA 2014): 8 bytes of state, for jitter and injected
@@ -17,6 +19,10 @@ class Prng {
   }
   /// Uniform in [0, 1).
   constexpr double uniform() noexcept { return static_cast<double>(next() >> 11U) * 0x1p-53; }
+  /// Likewise, in [0, most).
+  constexpr Nanos below(Nanos most) noexcept {
+    return Nanos{static_cast<std::int64_t>(uniform() * static_cast<double>(most.count()))};
+  }
 
  private:
   std::uint64_t state_;

@@ -368,7 +368,7 @@ TEST(Push, AnIdleClientReceivesTheWholeImageAndReportsItsRate) {
   const GuestCounters& counters = guest.counters();
   EXPECT_EQ(counters.installed_pages.read() + counters.zero_pages.read(), kPages);
   EXPECT_EQ(host.stats().asked_demand.read(), 0U);
-  EXPECT_GE(lab.server_stats().rx_requests.read(), 3U);  // reports without wants
+  EXPECT_GE(lab.server_stats().rx_requests.read(), 5U);  // reports without wants
 }
 
 }  // namespace

@@ -43,14 +43,8 @@ Asked asks_until(TestClient& client, Nanos until) {
 
 /// A page, by a sibling.
 Parsed repair(const TestClient& client, std::uint64_t gfn) {
-  return test::made_by([&](auto out) {
-    const auto bytes = test::page_bytes(gfn);
-    const std::size_t header = wire::write_page_header(
-        out, client.server, group_address(client.server.image_id), test::mac_of(kSibling), Gfn{gfn},
-        crc32c(bytes), 0, 1, wire::kFlagSibling, 0);
-    std::memcpy(out.data() + header, bytes.data(), bytes.size());
-    return header + bytes.size();
-  });
+  return test::page_frame(client.server, test::mac_of(kSibling), gfn, {test::page_bytes(gfn)},
+                          wire::kFlagSibling);
 }
 
 std::vector<std::uint64_t> unanswered(const TestClient& client) {

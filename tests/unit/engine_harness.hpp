@@ -45,6 +45,25 @@ Parsed made_by(Write&& write) {
   return Parsed{wire::test_frames::made_by(std::forward<Write>(write))};
 }
 
+/// What a PAGE frame has of a page, and says of it.
+struct PagePart {
+  Bytes bytes;  ///< of the whole page
+  std::uint32_t checksum = crc32c(bytes);
+  std::size_t fragment = 0, nb_fragments = 1;
+};
+inline Parsed page_frame(const wire::Identity& who, const MacAddr& src, std::uint64_t gfn,
+                         const PagePart& part, std::uint8_t flags, std::uint32_t seq = 0) {
+  return made_by([&](auto out) {
+    const std::size_t header =
+        wire::write_page_header(out, who, group_address(who.image_id), src, Gfn{gfn}, part.checksum,
+                                part.fragment, part.nb_fragments, flags, seq);
+    const std::size_t size = wire::fragment_bytes(part.fragment, part.nb_fragments);
+    std::memcpy(out.data() + header,
+                part.bytes.data() + part.fragment * wire::fragment_stride(part.nb_fragments), size);
+    return header + size;
+  });
+}
+
 /// A client's totals: frames of 4154 bytes, times as it measured them.
 inline wire::ReportBody report(std::uint64_t clock_us, std::uint32_t rx_frames = 0,
                                std::uint32_t lost = 0, std::uint32_t srtt_us = 0,
@@ -201,15 +220,8 @@ class TestClient {
   /// The same with other bytes; the checksum is always that of page_bytes().
   std::optional<PageArrival> page_of(std::uint64_t gfn, const Bytes& bytes, std::size_t fragment,
                                      std::size_t nb_fragments) {
-    last_.emplace(made_by([&](auto out) {
-      const std::size_t n = wire::write_page_header(
-          out, server, group_address(kImageId), kServerMac, Gfn{gfn}, crc32c(page_bytes(gfn)),
-          fragment, nb_fragments, wire::kFlagSequenced, seq++);
-      const std::size_t size = wire::fragment_bytes(fragment, nb_fragments);
-      std::memcpy(out.data() + n, bytes.data() + fragment * wire::fragment_stride(nb_fragments),
-                  size);
-      return n + size;
-    }));
+    const PagePart part{bytes, crc32c(page_bytes(gfn)), fragment, nb_fragments};
+    last_.emplace(page_frame(server, kServerMac, gfn, part, wire::kFlagSequenced, seq++));
     drop = give(*last_);
     if (drop != wire::Drop::kNone) return std::nullopt;
     return engine.take_page(last_->frame, now, drop);

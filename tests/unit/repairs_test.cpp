@@ -69,19 +69,13 @@ struct RepairsTest : testing::Test {
     ASSERT_EQ(client.give(request), wire::Drop::kNone);
     repairs.on_request(request.frame, client.now);
   }
-  /// A PAGE with these bytes, said to be whole, comes to all or by unicast.
-  void page_came(std::uint64_t gfn, std::uint8_t flags, const test::Bytes& bytes) {
-    const Parsed page = test::made_by([&](auto out) {
-      const std::size_t header = wire::write_page_header(
-          out, client.server, group_address(client.server.image_id), test::mac_of(kSibling),
-          Gfn{gfn}, crc32c(bytes), 0, 1, flags, client.seq++);
-      std::ranges::copy(bytes, out.begin() + static_cast<std::ptrdiff_t>(header));
-      return header + bytes.size();
-    });
+  /// A PAGE comes to all or by unicast.
+  void page_came(std::uint64_t gfn, std::uint8_t flags, const test::PagePart& part) {
+    const Parsed page = test::page_frame(client.server, test::mac_of(kSibling), gfn, part, flags);
     repairs.on_page(page.frame, client.now);
   }
   void page_came(std::uint64_t gfn, std::uint8_t flags) {
-    page_came(gfn, flags, test::page_bytes(gfn));
+    page_came(gfn, flags, {test::page_bytes(gfn)});
   }
   static wire::WantEntry want(std::uint64_t first, std::uint16_t nb_pages = 1,
                               std::uint8_t flags = 0) {
@@ -189,9 +183,9 @@ TEST_F(RepairsTest, AFalsePageSilencesNobody) {
   shelf.put(6);
   shelf.zeros = {7};
   asked({want(5, 3)});
-  page_came(5, wire::kFlagSibling, test::page_bytes(6));
-  page_came(6, wire::kFlagSequenced, test::page_bytes(5));
-  page_came(7, wire::kFlagSibling, test::page_bytes(5));
+  page_came(5, wire::kFlagSibling, {test::page_bytes(6)});
+  page_came(6, wire::kFlagSequenced, {test::page_bytes(5)});
+  page_came(7, wire::kFlagSibling, {test::page_bytes(5)});
   const auto frames = sent();
   EXPECT_THAT(frames, SizeIs(3));
   EXPECT_EQ(client.stats.repairs_left.read(), 0U);
@@ -200,23 +194,15 @@ TEST_F(RepairsTest, AFalsePageSilencesNobody) {
 TEST_F(RepairsTest, NorDoesAFalseChecksumOrAFalsePartOfAPage) {
   shelf.put(5);
   asked({want(5)});
-  const auto part_came = [&](std::uint32_t checksum, std::byte first) {
-    const Parsed part = test::made_by([&](auto out) {
-      const std::size_t header = wire::write_page_header(
-          out, client.server, group_address(client.server.image_id), test::mac_of(kSibling), Gfn{5},
-          checksum, 1, 3, wire::kFlagSibling, 0);
-      const std::size_t size = wire::fragment_bytes(1, 3);
-      std::memcpy(out.data() + header, test::page_bytes(5).data() + wire::fragment_stride(3), size);
-      out[header] ^= first;
-      return header + size;
-    });
-    repairs.on_page(part.frame, client.now);
-  };
-  const std::uint32_t checksum = crc32c(test::page_bytes(5));
-  part_came(checksum + 1, std::byte{0});
-  part_came(checksum, std::byte{1});
+  const test::PagePart right{.bytes = test::page_bytes(5), .fragment = 1, .nb_fragments = 3};
+  test::PagePart wrong = right;
+  ++wrong.checksum;
+  page_came(5, wire::kFlagSibling, wrong);
+  wrong = right;
+  wrong.bytes[wire::fragment_stride(3)] ^= std::byte{1};
+  page_came(5, wire::kFlagSibling, wrong);
   EXPECT_EQ(client.stats.repairs_left.read(), 0U);
-  part_came(checksum, std::byte{0});
+  page_came(5, wire::kFlagSibling, right);
   EXPECT_EQ(client.stats.repairs_left.read(), 1U);
   EXPECT_THAT(sent(), IsEmpty());
 }
