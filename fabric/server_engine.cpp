@@ -39,6 +39,7 @@ ServerEngine::ServerEngine(const ServerConfig& config, const ImageView& image, S
       queues_{queue_of(image.nb_pages), queue_of(image.nb_pages)},
       control_{kControlQueue},
       bucket_{config.flow.initial_bytes_per_s, config.burst_bytes},
+      push_bucket_{config.push_bytes_per_s, config.burst_bytes},
       end_game_{config.end_game, 0},
       window_{config.initial_window} {
   nb_data_pages_ = image.nb_pages;
@@ -281,7 +282,7 @@ void ServerEngine::tick(Nanos now) noexcept {
     retry_guard_ = std::min(window_, Nanos{static_cast<std::int64_t>(srtt / measured / 2)});
   }
   update_end_game();
-  next_tick_ = now + (rate.is_wanted() || has_work() ? kTick : kQuietTick);
+  next_tick_ = now + (rate.is_wanted() || has_wanted() || has_pushed() ? kTick : kQuietTick);
   stats_.clients.set(clients_.size());
   stats_.rate_bytes_per_s.set(static_cast<std::uint64_t>(bucket_.rate()));
   stats_.window_us.set(static_cast<std::uint64_t>(window_.count() / 1000));

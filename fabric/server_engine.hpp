@@ -38,8 +38,9 @@ struct ServerConfig {
   std::uint32_t incarnation = 1;  ///< drawn at random by each start of the process; not 0
   std::uint16_t mtu_bytes = 9000;
   std::size_t frame_overhead_bytes =
-      0;              ///< that a frame has on the wire beyond what is written here
-  bool push = false;  ///< send pages nobody asked for at spare rate
+      0;                        ///< that a frame has on the wire beyond what is written here
+  bool push = false;            ///< send pages nobody asked for at spare rate
+  double push_bytes_per_s = 0;  ///< that those take of it at most; 0: all
   std::size_t max_clients = 4096;
   std::size_t burst_bytes = 64 * 1024;  ///< token bucket depth
   Nanos report_interval{std::chrono::milliseconds{50}};
@@ -113,7 +114,8 @@ class ServerEngine {
     Gfn page{};
     std::uint8_t fragments = 0;
     bool multicast = true;
-    bool alone = false;  // in its frame
+    bool alone = false;   // in its frame
+    bool pushed = false;  // nobody asked for it
     MacAddr dst{};
   };
 
@@ -131,10 +133,12 @@ class ServerEngine {
 
   [[nodiscard]] Train next_train(Nanos now) noexcept;
   [[nodiscard]] bool pop_wanted(Gfn& page) noexcept;
-  [[nodiscard]] bool has_work() const noexcept;
+  [[nodiscard]] bool has_wanted() const noexcept;
+  [[nodiscard]] bool has_pushed() const noexcept;
   [[nodiscard]] bool pop_pushed(Gfn& page) noexcept;
   [[nodiscard]] Train train_of(Gfn page, Nanos now) noexcept;
   [[nodiscard]] bool is_pair() const noexcept;
+  void charge_push(std::size_t frame_bytes, bool pair) noexcept;
   void send_from_train(ServerTx& out, bool pair) noexcept;
   [[nodiscard]] PageRange zero_run(Gfn page) const noexcept;
   [[nodiscard]] wire::PageKey key_of(Gfn page) const noexcept {
@@ -163,7 +167,7 @@ class ServerEngine {
   bool pairs_ = false;  // all members take two pages a frame, as of the last tick or join
   std::uint64_t push_cursor_ = 0;
 
-  TokenBucket bucket_;
+  TokenBucket bucket_, push_bucket_;
   EndGame end_game_;
   double nb_lacking_ = 0;  // members, in the mean, that a frame to all does not reach
   Nanos window_, retry_guard_{0};

@@ -13,6 +13,7 @@ using wire::FrameType;
 bool ServerEngine::next(ServerTx& out, Nanos now) noexcept {
   if (now >= next_tick_) tick(now);
   bucket_.refill(now);
+  push_bucket_.refill(now);
   if (!control_.empty()) {
     out = control_.pop();
     return true;
@@ -22,7 +23,9 @@ bool ServerEngine::next(ServerTx& out, Nanos now) noexcept {
   if (train_.fragments == 0) return false;
   if (pairs_ && ahead_.fragments == 0) ahead_ = next_train(now);
   const bool pair = is_pair();
-  if (!bucket_.take(train_frame_bytes(pair))) return false;
+  const std::size_t bytes = train_frame_bytes(pair);
+  if (!bucket_.take(bytes)) return false;
+  charge_push(bytes, pair);
   send_from_train(out, pair);
   return true;
 }
@@ -30,7 +33,19 @@ bool ServerEngine::next(ServerTx& out, Nanos now) noexcept {
 /// @return one without fragments: there is nothing to send
 ServerEngine::Train ServerEngine::next_train(Nanos now) noexcept {
   Gfn page;
-  return pop_wanted(page) || pop_pushed(page) ? train_of(page, now) : Train{};
+  if (pop_wanted(page)) return train_of(page, now);
+  if (!pop_pushed(page)) return {};
+  Train train = train_of(page, now);
+  train.pushed = true;
+  return train;
+}
+
+/// When they are sent, not when they are taken, so that two pages still share a frame.
+void ServerEngine::charge_push(std::size_t frame_bytes, bool pair) noexcept {
+  if (config_.push_bytes_per_s <= 0) return;
+  const std::size_t page_bytes = pair ? frame_bytes / 2 : frame_bytes;
+  if (train_.pushed) push_bucket_.charge(page_bytes);
+  if (pair && ahead_.pushed) push_bucket_.charge(page_bytes);
 }
 
 /// Whether the page and the one after it go to the same place in one frame.
@@ -52,7 +67,7 @@ bool ServerEngine::pop_wanted(Gfn& page) noexcept {
 }
 
 bool ServerEngine::pop_pushed(Gfn& page) noexcept {
-  if (!config_.push || clients_.size() == 0) return false;
+  if (!has_pushed() || !push_bucket_.is_ready()) return false;
   while (push_cursor_ < image_.nb_pages) {
     page = Gfn{push_cursor_};
     const PageRange step = image_.is_zero(page) ? zero_run(page) : PageRange{page, 1};
@@ -186,13 +201,18 @@ std::size_t ServerEngine::write(const ServerTx& tx, const MacAddr& src,
 
 Nanos ServerEngine::deadline(Nanos now) const noexcept {
   if (!control_.empty()) return now;
-  return std::max(now, has_work() ? bucket_.ready_at() : next_tick_);
+  if (has_wanted()) return std::max(now, bucket_.ready_at());
+  if (has_pushed()) return std::max({now, bucket_.ready_at(), push_bucket_.ready_at()});
+  return std::max(now, next_tick_);
 }
 
-bool ServerEngine::has_work() const noexcept {
+bool ServerEngine::has_wanted() const noexcept {
   return train_.fragments != 0 || ahead_.fragments != 0 || !queues_[0].empty() ||
-         !queues_[1].empty() ||
-         (config_.push && clients_.size() != 0 && push_cursor_ < image_.nb_pages);
+         !queues_[1].empty();
+}
+
+bool ServerEngine::has_pushed() const noexcept {
+  return config_.push && clients_.size() != 0 && push_cursor_ < image_.nb_pages;
 }
 
 }  // namespace snowfabric

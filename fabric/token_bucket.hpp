@@ -27,10 +27,15 @@ class TokenBucket {
   }
   /// Takes the tokens if any are left; the balance may go negative by less than one frame.
   [[nodiscard]] bool take(std::size_t bytes) noexcept {
-    if (tokens_ <= 0) return false;
+    if (!is_ready()) return false;
+    charge(bytes);
+    return true;
+  }
+  [[nodiscard]] bool is_ready() const noexcept { return tokens_ > 0; }
+  /// Takes the tokens, whatever the balance is.
+  void charge(std::size_t bytes) noexcept {
     tokens_ -= static_cast<double>(bytes);
     taken_ += static_cast<double>(bytes);
-    return true;
   }
   /// Bytes allowed and bytes sent since the start: their differences over an interval tell whether
   /// the bucket or the demand was the limit.
@@ -38,7 +43,7 @@ class TokenBucket {
   [[nodiscard]] double taken() const noexcept { return taken_; }
   /// Earliest time at which take() succeeds, seen from the last refill.
   [[nodiscard]] Nanos ready_at() const noexcept {
-    if (tokens_ > 0 || last_ == kNever) return last_;
+    if (is_ready() || last_ == kNever) return last_;
     return last_ + Nanos{static_cast<std::int64_t>(-tokens_ / rate_ * 1e9) + 1};
   }
 

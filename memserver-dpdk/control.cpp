@@ -215,7 +215,11 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
                  "hexadecimal id of each image; default: derived from the content, of a parent at "
                  "random");
   cli.add_option("--epoch", options.epoch, "epoch of the images")->capture_default_str();
-  cli.add_flag("--push", options.push, "send pages nobody asked for at spare rate");
+  auto* push = cli.add_flag("--push", options.push, "send pages nobody asked for at spare rate");
+  cli.add_option("--push-gbps", options.push_gbps,
+                 "of that rate they take no more, Gbit/s; default: all")
+      ->check(CLI::Range(0.001, 1600.0))
+      ->needs(push);
   cli.add_flag("--copy", options.copy, "never send zero-copy");
   cli.add_flag("--hash-tree", options.hash_tree,
                "serve a hash tree too, whose root goes into the descriptor: memtaps that know it "
@@ -244,6 +248,7 @@ ServerConfig engine_config(const ServerOptions& options, const Profile& profile,
   config.incarnation = static_cast<std::uint32_t>(random_id() | 1U);
   config.mtu_bytes = static_cast<std::uint16_t>(mtu_bytes);
   config.push = options.push;
+  config.push_bytes_per_s = options.push_gbps * kBytesPerGbit;
   config.max_clients = options.max_clients;
   config.client_timeout = std::chrono::seconds{options.client_timeout_s};
   config.flow.max_bytes_per_s = max * kBytesPerGbit;

@@ -17,6 +17,7 @@ struct ServerOptions : AppOptions {
   std::vector<std::string> image_ids;  ///< hexadecimal, one an image, or none
   std::uint32_t epoch = 1;
   bool push = false;
+  double push_gbps = 0;  ///< 0: all that demand leaves
   bool copy = false;
   bool hash_tree = false;
   double rate_gbps = 0;      ///< 0: the profile's

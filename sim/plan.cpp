@@ -60,6 +60,7 @@ ServerConfig server_of(const PlanConfig& config) {
   ServerConfig server = config.server;
   server.mtu_bytes = config.mtu_bytes;
   server.push = config.push;
+  server.push_bytes_per_s = config.push_bytes_per_s;
   server.max_clients = config.nb_clones;
   server.flow.max_bytes_per_s = config.bytes_per_s;
   server.flow.initial_bytes_per_s = config.start_bytes_per_s > 0

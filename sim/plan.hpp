@@ -36,7 +36,8 @@ struct PlanConfig {
   std::size_t burst_bytes = 0;    ///< of every link: LinkConfig
   double loss = 0;                ///< share of the frames, once all hosts have joined
   LossAt loss_at = LossAt::kReceivers;
-  bool push = true;  ///< the server sends what nobody asked for
+  bool push = true;             ///< the server sends what nobody asked for
+  double push_bytes_per_s = 0;  ///< at most; 0: as its rate allows
   std::uint16_t mtu_bytes = 9000;
   double touched = 1;  ///< share of the pages that a clone touches, one behind the other
   double overlap = 0;  ///< share of them that it touches in the order of its siblings

@@ -26,7 +26,8 @@ struct PlanOptions {
   std::size_t burst_bytes = 0, queue_bytes = LinkConfig{}.queue_bytes;
   double gbps = 10, loss_percent = 0, zero_percent = 0, touched_percent = 100, overlap_percent = 0;
   double think_us = 10, fault_us = 0, frame_us = 1, delay_us = 10;
-  double slow_gbps = 1, rate_gbps = 0, window_us = 0, rto_ms = 20, rto_min_ms = 1, report_ms = 50;
+  double slow_gbps = 1, rate_gbps = 0, push_gbps = 0, window_us = 0, rto_ms = 20, rto_min_ms = 1,
+         report_ms = 50;
   double end_game = EndGameConfig{}.enter;
   std::uint64_t nb_slow = 0;
   LossAt loss_at = LossAt::kReceivers;

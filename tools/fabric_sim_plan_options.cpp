@@ -82,7 +82,13 @@ void add_clone_options(CLI::App* plan, PlanOptions& options) {
 
 /// The protocol's own figures.
 void add_protocol_options(CLI::App* plan, PlanOptions& options) {
-  plan->add_flag("--no-push", options.no_push, "the server sends only what is asked for");
+  auto* no_push =
+      plan->add_flag("--no-push", options.no_push, "the server sends only what is asked for");
+  plan->add_option("--push-gbps", options.push_gbps,
+                   "that the server sends unasked, at most; 0: all that its rate leaves")
+      ->check(CLI::Range(0.0, 800.0))
+      ->excludes(no_push)
+      ->capture_default_str();
   plan->add_option("--rate-gbps", options.rate_gbps,
                    "the server's rate before the first reports; 0: that of its link")
       ->check(CLI::Range(0.0, 800.0))

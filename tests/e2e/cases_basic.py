@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import fleetlib
 from lib import (ROOT, SLOW_WIRE, Skipped, case, check, check_complete, check_wire_ratio, half_way, make_image,
                  start_clones, wait_until)
 
@@ -47,6 +48,24 @@ def lockstep_sends_a_page_once(context):
         sent = fleet.server_stats()["tx_pages_multicast"]
         check(sent <= 1.1 * context.nb_nonzero, f"{sent} multicasts for {context.nb_nonzero} pages")
         return f"{sent / context.nb_nonzero:.3f} multicasts a page"
+
+
+@case(90)
+def pushed_pages_keep_to_their_rate(context):
+    """They take no more than --push-gbps, and what is asked for is not held back by it."""
+    gbps = 0.01
+    with context.world(nb_hosts=1, server_args=("--push", "--push-gbps", gbps)) as fleet:
+        def pushed():
+            return fleet.server_stats()["tx_pages_pushed"]
+        wait_until(pushed, "a pushed page")
+        began, before = time.monotonic(), pushed()
+        time.sleep(2)
+        nb_pages, seconds = pushed() - before, time.monotonic() - began
+        most = 1.05 * (gbps * 1e9 / 8 * seconds + 64 * 1024) / fleetlib.PAGE  # a run of zeros counts as one of them
+        check(0 < nb_pages <= most, f"{nb_pages} pages pushed in {seconds:.2f} s, of at most {most:.0f}")
+        check_complete(context, fleet, start_clones(fleet, 1, "random"))
+        check(pushed() < context.nb_nonzero, "the guest had to wait until all was pushed")
+        return f"{nb_pages * fleetlib.PAGE * 8 / seconds / 1e9:.4f} Gbit/s of {gbps}"
 
 
 @case(90)

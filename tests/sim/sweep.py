@@ -44,6 +44,17 @@ RATE_CASES = {
     "all slow": (*FAST, "--slow", 16),
     "all slow, short queues": (*FAST, "--slow", 16, "--queue-bytes", "256K"),
 }
+# The clones touch half of the image, each in its own order, or all the same tenth of it.
+PUSH = ("--clones", 16, "--image-bytes", "64M")
+HALF = (*PUSH, "--touch", 50)
+PUSH_CASES = {
+    "clean": HALF,
+    "1 % lost": (*HALF, "--loss", 1),
+    "10 %, one order": (*PUSH, "--touch", 10, "--overlap", 100),
+    "1 slow": (*HALF, "--slow", 1),
+    "all slow": (*HALF, "--slow", 16),
+    "all slow, short queues": (*HALF, "--slow", 16, "--queue-bytes", "256K"),
+}
 # The option, its values, and the cases. The default stands first. A value may have more words: options that go with it.
 SWEEPS = {
     "window": ("--window-us", (0, 50, 200, 1000, 5000, 20000), CASES),
@@ -52,6 +63,7 @@ SWEEPS = {
     "end-game": ("--end-game", (0.995, 0.5, 0.8, 0.95, 2), CASES),
     "report": ("--report-ms", (50, 5, 20, 200), CASES),
     "rate": ("--rate-gbps", (0, 5, 2, 1, 0.2), RATE_CASES),
+    "push": ("--push-gbps", (0, 5, 2, 1, 0.2), PUSH_CASES),
     "flow": ("--flow-rule", ("mean", "equal", "min", "max", "tagged --tagged fast", "tagged --tagged slow"), FLOW_CASES),
 }
 

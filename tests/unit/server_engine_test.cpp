@@ -193,6 +193,31 @@ TEST(ServerEngine, TheBucketPacesPagesButNotControlFrames) {
   EXPECT_LE(nb_pages, 21U);
 }
 
+TEST(ServerEngine, APushRateHoldsBackWhatNobodyAskedForAndNothingElse) {
+  ServerConfig config = test::unlimited();
+  config.push = true;
+  config.push_bytes_per_s = 4.154e5;  // a page in ten milliseconds
+  config.burst_bytes = 4000;
+  Joined server{100, config, {}, 0};
+  server.hello(1);
+  EXPECT_THAT(server.drain_pages(), ElementsAre(0));
+  EXPECT_GT(server.engine->deadline(server.now), server.now);  // no spinning while it waits
+  const Nanos began = server.now;
+  for (const std::uint64_t page : {50, 60}) {
+    server.now += 100us;
+    server.request(1, {want(page, 1)});
+    EXPECT_EQ(server.engine->deadline(server.now), server.now);
+    EXPECT_THAT(server.drain_pages(), ElementsAre(page));
+  }
+  std::size_t nb_pages = 0;
+  for (int i = 0; i < 20; ++i) {
+    server.now = std::max(server.now, server.engine->deadline(server.now));
+    nb_pages += server.drain_pages().size();
+  }
+  EXPECT_EQ(nb_pages, 20U);
+  EXPECT_NEAR(static_cast<double>((server.now - began).count()), 190e6, 1e6);
+}
+
 TEST(ServerEngine, TheBucketCountsWhatAFrameHasBeyondTheEnginesBytes) {
   constexpr std::size_t kOverhead = 48;  // of a sealed frame
   ServerConfig config = test::unlimited();

@@ -165,5 +165,25 @@ TEST(ServerPairs, PushedPagesGoTwoAFrameToo) {
   EXPECT_EQ(sent[2].second, Gfn{3});
 }
 
+TEST(ServerPairs, PagesThatAPushRateHoldsBackStillGoTwoAFrame) {
+  ServerConfig config = test::unlimited();
+  config.push = true;
+  config.push_bytes_per_s = 4e6;
+  config.burst_bytes = 4000;
+  test::TestServer server{8, config};
+  server.drain();
+  server.flags = wire::kFlagPairs;
+  server.hello(1);
+  server.now += 20ms;
+  EXPECT_EQ(server.drain().size(), 2U);  // WELCOME and a pair
+  server.now += 1ms;
+  EXPECT_THAT(server.drain(), testing::IsEmpty());
+  server.now += 1500us;
+  const auto sent = server.drain();
+  ASSERT_EQ(sent.size(), 1U);
+  EXPECT_EQ(sent[0].range.first, Gfn{2});
+  EXPECT_EQ(sent[0].second, Gfn{3});
+}
+
 }  // namespace
 }  // namespace snowfabric

@@ -28,6 +28,17 @@ TEST(TokenBucket, OverALongTimeTheRateIsKeptWhateverTheFrameSize) {
   EXPECT_DOUBLE_EQ(bucket.taken(), taken);
 }
 
+TEST(TokenBucket, WhatIsChargedIsPaidBeforeMoreIsTaken) {
+  TokenBucket bucket{kRate, 1000};
+  bucket.refill(0ns);
+  bucket.charge(1500);
+  bucket.charge(500);
+  EXPECT_FALSE(bucket.is_ready());
+  EXPECT_EQ(bucket.ready_at(), 1000us + 1ns);
+  bucket.refill(bucket.ready_at());
+  EXPECT_TRUE(bucket.take(1));
+}
+
 TEST(TokenBucket, AFrameLargerThanTheBalanceGoesOutOnceAndIsPaidForLater) {
   TokenBucket bucket{kRate, 1000};
   bucket.refill(0ns);
