@@ -200,6 +200,22 @@ void add_parent_options(CLI::App& cli, ServerOptions& options) {
                "with --qemu: copy all of its memory, then let go of it: it can be frozen again");
 }
 
+/// How fast, and what goes out unasked.
+void add_rate_options(CLI::App& cli, ServerOptions& options) {
+  const CLI::Range gbps{0.001, 1600.0};
+  cli.add_option("--rate-gbps", options.rate_gbps,
+                 "rate before the first reports, Gbit/s; default: the profile's")
+      ->check(gbps);
+  cli.add_option("--max-rate-gbps", options.max_rate_gbps,
+                 "rate never exceeded, Gbit/s; default: the profile's")
+      ->check(gbps);
+  auto* push = cli.add_flag("--push", options.push, "send pages nobody asked for at spare rate");
+  cli.add_option("--push-gbps", options.push_gbps,
+                 "of that rate they take no more, Gbit/s; default: all")
+      ->check(gbps)
+      ->needs(push);
+}
+
 }  // namespace
 
 void add_server_options(CLI::App& cli, ServerOptions& options) {
@@ -215,17 +231,11 @@ void add_server_options(CLI::App& cli, ServerOptions& options) {
                  "hexadecimal id of each image; default: derived from the content, of a parent at "
                  "random");
   cli.add_option("--epoch", options.epoch, "epoch of the images")->capture_default_str();
-  auto* push = cli.add_flag("--push", options.push, "send pages nobody asked for at spare rate");
-  cli.add_option("--push-gbps", options.push_gbps,
-                 "of that rate they take no more, Gbit/s; default: all")
-      ->check(CLI::Range(0.001, 1600.0))
-      ->needs(push);
+  add_rate_options(cli, options);
   cli.add_flag("--copy", options.copy, "never send zero-copy");
   cli.add_flag("--hash-tree", options.hash_tree,
                "serve a hash tree too, whose root goes into the descriptor: memtaps that know it "
                "take no page of anybody else");
-  cli.add_option("--rate-gbps", options.rate_gbps, "rate before the first reports");
-  cli.add_option("--max-rate-gbps", options.max_rate_gbps, "rate never exceeded");
   cli.add_option(
          "--end-game", options.end_game,
          "share of the image sent by multicast at which answers turn to unicast; above 1: never")
