@@ -203,7 +203,7 @@ TEST(ServerEngine, APushRateHoldsBackWhatNobodyAskedForAndNothingElse) {
   EXPECT_THAT(server.drain_pages(), ElementsAre(0));
   EXPECT_GT(server.engine->deadline(server.now), server.now);  // no spinning while it waits
   const Nanos began = server.now;
-  for (const std::uint64_t page : {50, 60}) {
+  for (const std::uint64_t page : {50U, 60U}) {
     server.now += 100us;
     server.request(1, {want(page, 1)});
     EXPECT_EQ(server.engine->deadline(server.now), server.now);
