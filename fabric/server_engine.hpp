@@ -94,6 +94,10 @@ class ServerEngine {
   /// Marks a member until it leaves: FlowRule::kTagged goes by those. @return false: it is none
   bool tag(std::uint64_t client_id) noexcept;
 
+  /// Whether to send from now on what nobody asked for, as ServerConfig::push: a load generator's
+  /// members join first.
+  void set_push(bool push) noexcept { config_.push = push; }
+
   /// The last frame of an orderly stop: BYE to the group.
   [[nodiscard]] ServerTx bye() noexcept;
 

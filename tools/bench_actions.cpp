@@ -263,4 +263,17 @@ Result<void> faults(const Options& options) {
   return print_latencies(local_faults(*image, random_pages(*image, options), profile->idle));
 }
 
+Result<void> load_server(const Options& options) {
+  auto datapath = start_datapath(options, "bench-node", "server", {});
+  if (!datapath) return std::unexpected(datapath.error());
+  return serve_load(datapath->port, datapath->profile.idle, options.seed, stop_on_signals());
+}
+
+Result<void> load_members(const Options& options) {
+  auto datapath = start_datapath(options, "bench-node", "client", {});
+  if (!datapath) return std::unexpected(datapath.error());
+  return run_load(options.load, datapath->port, datapath->profile.idle, options.seed,
+                  stop_on_signals());
+}
+
 }  // namespace snowfabric::bench

@@ -6,6 +6,7 @@
 #include "fabric/base/result.hpp"
 #include "pmd-config/app.hpp"
 #include "tools/bench_install.hpp"
+#include "tools/bench_load.hpp"
 #include "tools/bench_ring.hpp"
 #include "tools/bench_serve.hpp"
 
@@ -19,6 +20,7 @@ struct Options : AppOptions {
   RingOptions ring;
   ServeOptions serve;
   InstallOptions install;
+  LoadOptions load;
   std::uint64_t nb_pages = kPages;
   std::string mode = "list", json_path, image_path, out_path, server_mac, image_id;
   bool zero_copy = false, gate = false;
@@ -45,6 +47,8 @@ struct Options : AppOptions {
 [[nodiscard]] Result<void> faults(const Options& options);
 [[nodiscard]] Result<void> client(const Options& options);
 [[nodiscard]] Result<void> receive_file(const Options& options);
+[[nodiscard]] Result<void> load_server(const Options& options);
+[[nodiscard]] Result<void> load_members(const Options& options);
 /// @}
 
 }  // namespace snowfabric::bench

@@ -136,6 +136,25 @@ void add_trips(CLI::App& app, Options& options) {
   app.add_option("--server", options.server_mac, "the responder's MAC address")->required();
 }
 
+void add_load_server(CLI::App& app, Options& options) { add_app_options(app, options); }
+
+void add_load_members(CLI::App& app, Options& options) {
+  add_app_options(app, options);
+  app.add_option("--members", options.load.nb_members, "memtaps that are emulated")
+      ->check(CLI::Range(1U, kMaxLoadMembers))
+      ->capture_default_str();
+  app.add_option("--seconds", options.load.seconds, "that each rate is offered")
+      ->check(CLI::Range(0.1, kMaxLoadMillis / 1000.0))
+      ->capture_default_str();
+  app.add_option("--tolerance", options.load.tolerance,
+                 "share of the frames that the worst receiver may lack")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--max-gbps", options.load.max_gbps, "the rate that is offered first")
+      ->check(CLI::Range(0.001, 1000.0))
+      ->capture_default_str();
+}
+
 struct Subcommand {
   const char *name, *help;
   void (*add_options)(CLI::App&, Options&);
@@ -152,6 +171,10 @@ constexpr std::array kSubcommands{
     Subcommand{"round-trips", "bare: ask a responder, page by page", add_trips, trips},
     Subcommand{"local-faults", "bare: faults answered from here", add_faults, faults},
     Subcommand{"client", "fetch an image from a memserver", add_peer_client, client},
+    Subcommand{"load-server", "a load's server, for load-members at another port", add_load_server,
+               load_server},
+    Subcommand{"load-members", "many memtaps on one port: what a load-server's frames come to",
+               add_load_members, load_members},
     Subcommand{"receive-file", "fetch an image from a memserver into a file", add_receive_file,
                receive_file}};
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The benchmarks as a user runs them, on a small image: all of them look at every byte that has come."""
+import subprocess
+
+import lib
+import lablib  # found by lib
 from lib import case, check, run_tool
 
 
@@ -44,6 +48,29 @@ def bench_fault_times_what_a_guest_waits(context):
         check(each["rate"] > 0 and each["limit"] > 0, f"{each}")
     check(result["rounds"][0]["fabric_us"]["faults"] > 100, f"{result['rounds']}")
     return ", ".join(f"{each['case']} {each['rate']:.0f} us" for each in result["cases"])
+
+
+@case(150)
+def bench_load_finds_a_rate_that_all_members_take(context):
+    result = run_tool(context, "fabric-bench", "load", "--members", "16", "--seconds", "0.3", "--tolerance", "0.05",
+                      "--max-gbps", "1")  # what a busy machine can do, too: facts, not speed
+    (run,) = result["runs"]
+    for part in ("limit", "throughput"):
+        found = run["load"][part]
+        check(found["sent"] > 0 and found["lost_worst"] <= 0.05 * found["sent"], f"{part}: {found}")
+        check(found["gbps"] <= 1.1 and found["trials"], f"{part}: {found}")
+    check(run["load"]["members"] == 16 and run["load"]["bad_control_frames"] == 0, f"{run['load']}")
+    return f"{run['rate']:.0f} of {run['limit']:.0f} frames/s"
+
+
+@case(30)
+def bench_load_says_that_no_server_answers(context):
+    name = lib.lab_name()
+    with lablib.Lab(name, 1) as lab:
+        command = [lib.ROOT / "tools/fabric-bench", "load", "--build-dir", context.build, "--as", "members", "--port",
+                   lablib.PORT, "--members", "2"]
+        done = subprocess.run(lab.exec_args(1, command), capture_output=True, text=True, check=False, timeout=20)
+    check(done.returncode == 1 and "nothing answers at the other port" in done.stderr, f"{done.returncode}: {done.stderr}")
 
 
 @case(120)

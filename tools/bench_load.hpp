@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <atomic>
+#include <cstdint>
+
+#include "fabric/base/result.hpp"
+#include "fabric/idle.hpp"
+#include "pmd-config/port.hpp"
+#include "tools/load_control.hpp"
+
+/// A load generator for switches and NICs: many memtaps behind one port, a memserver behind
+/// another, the device under test between them.
+namespace snowfabric::bench {
+
+struct LoadOptions {
+  std::uint32_t nb_members = 100;
+  double seconds = 2;
+  double tolerance = 0;  ///< share that the worst receiver may lack
+  double max_gbps = 100;
+};
+
+/// The server's end, until `stop`; says READY on standard output, and at the end what it did.
+[[nodiscard]] Result<void> serve_load(const Port& port, const IdleConfig& idle, std::uint64_t seed,
+                                      const std::atomic<bool>& stop);
+
+/// The members' end: the limit of the device, then the no-drop rate; progress goes to standard
+/// error, the result to standard output, as JSON.
+/// @return ENOTSUP: the port has no promiscuous mode; EAGAIN: no rate was without loss; or as
+///         LoadDriver::measure
+[[nodiscard]] Result<void> run_load(const LoadOptions& options, const Port& port,
+                                    const IdleConfig& idle, std::uint64_t seed,
+                                    const std::atomic<bool>& interrupted);
+
+}  // namespace snowfabric::bench

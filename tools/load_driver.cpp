@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "tools/load_driver.hpp"
+
+#include <algorithm>
+#include <cerrno>
+
+#include <fmt/format.h>
+
+#include "fabric/crc32c.hpp"
+
+namespace snowfabric::bench {
+namespace {
+
+constexpr Nanos kAskAgain = std::chrono::milliseconds{100};
+constexpr Nanos kPatience = std::chrono::seconds{3};       // for an answer
+constexpr Nanos kJoinPatience = std::chrono::seconds{20};  // for a thousand members
+/// Some ticks of the engine: it decides in them whether two pages go in a frame.
+constexpr Nanos kSettle = std::chrono::milliseconds{300};
+constexpr Nanos kTail = std::chrono::milliseconds{200};  // what is still on its way
+constexpr Nanos kLongestNap = std::chrono::milliseconds{1};
+constexpr unsigned kMaxRxBursts = 16;   // a turn
+constexpr unsigned kMaxUndrained = 32;  // turns
+constexpr unsigned kLookedAt = 64;      // members a turn
+constexpr double kSpare = 1.2;          // pages beyond what the rate needs
+
+std::uint32_t pages_for(double bytes_per_s, Nanos length) {
+  const double seconds = std::chrono::duration<double>(length).count();
+  const double pages = bytes_per_s * seconds / static_cast<double>(kPageSize) * kSpare + 1024;
+  return static_cast<std::uint32_t>(std::min(pages, static_cast<double>(kMaxLoadPages)));
+}
+
+}  // namespace
+
+LoadDriver::LoadDriver(const Port& port, const IdleConfig& idle, std::uint64_t seed,
+                       const std::atomic<bool>& interrupted)
+    : port_{port},
+      queue_{port.queue()},
+      idle_{idle},
+      seed_{seed},
+      interrupted_{interrupted},
+      ids_{rte_rdtsc() ^ seed} {}
+
+Result<LoadTrialResult> LoadDriver::measure(LoadKind kind, double bytes_per_s, Nanos length,
+                                            std::uint32_t nb_members) {
+  const auto millis = std::chrono::duration_cast<std::chrono::milliseconds>(length).count();
+  LoadOrder order{};
+  order.kind = static_cast<std::uint8_t>(kind);
+  order.millis = static_cast<std::uint32_t>(millis);
+  order.bytes_per_s = static_cast<std::uint64_t>(std::max(bytes_per_s, 1.0));
+  order.nb_pages = pages_for(bytes_per_s, length);
+  order.nb_members = nb_members;
+  order.mtu_bytes = static_cast<std::uint16_t>(port_.mtu_bytes());
+  trial_ = ids_.next() | 1U;  // no frame of the trial before counts in this one
+  members_.reset();
+  nb_bare_ = nb_bad_crc_ = 0;
+  const auto ready = ask(LoadType::kStart, order);
+  if (!ready) return std::unexpected(ready.error());
+  if (ready->mtu_bytes.host() > port_.mtu_bytes())
+    return fail(EMSGSIZE, fmt::format("the server's port has MTU {}, this one {}: give both --mtu",
+                                      ready->mtu_bytes.host(), port_.mtu_bytes()));
+  if (kind != LoadKind::kBare) {
+    members_ = std::make_unique<LoadMembers>(
+        nb_members, trial_, static_cast<std::uint16_t>(port_.mtu_bytes()), server_, seed_);
+    if (const auto in = join(); !in) return std::unexpected(in.error());
+  }
+  if (const auto gone = ask(LoadType::kGo, order); !gone) return std::unexpected(gone.error());
+  const auto done = wait_done(length);
+  leave();
+  if (!done) return std::unexpected(done.error());
+  if (nb_bad_crc_ != 0)
+    return fail(EBADMSG, fmt::format("{} pages came with a wrong checksum", nb_bad_crc_));
+  return result(bytes_per_s, *done);
+}
+
+/// Asks until it is answered. @return ETIMEDOUT; EBADMSG: the other end does not know the trial
+Result<LoadReport> LoadDriver::ask(LoadType type, const LoadOrder& order) {
+  answered_ = false;
+  const auto came = [&] { return answered_ && answer_.report.answers == static_cast<int>(type); };
+  for (Nanos waited{0}; waited < kPatience && !came(); waited += kAskAgain) {
+    send_question(type, order);
+    poll(kAskAgain, came);
+    if (interrupted_.load()) return fail(EINTR, "load");
+  }
+  if (!came())
+    return fail(ETIMEDOUT,
+                fmt::format("nothing answers at the other port for {} s: does `fabric-bench load "
+                            "--as server` run there, and does what is between let frames of "
+                            "EtherType {:#06x} pass?",
+                            std::chrono::duration_cast<std::chrono::seconds>(kPatience).count(),
+                            wire::kEtherType));
+  if (answer_.report.state == static_cast<std::uint8_t>(LoadState::kUnknown))
+    return fail(EBADMSG, "the server's end began anew, or serves somebody else");
+  return answer_.report;
+}
+
+void LoadDriver::send_question(LoadType type, const LoadOrder& order) noexcept {
+  rte_mbuf* const mbuf = tail_.room() == 0 ? nullptr : rte_pktmbuf_alloc(port_.pool());
+  if (mbuf == nullptr) return;  // it is asked again
+  const LoadFrame frame{.type = type, .trial = trial_, .order = order};
+  const MacAddr to = type == LoadType::kStart ? kBroadcast : server_;  // it may be another by now
+  write_load({rte_pktmbuf_mtod(mbuf, std::byte*), kLoadFrameBytes}, to, port_.mac(), frame);
+  push(mbuf, kLoadFrameBytes);
+}
+
+Result<void> LoadDriver::join() {
+  const std::size_t nb_all = members_->all().size();
+  poll(kJoinPatience,
+       [&] { return members_->nb_joined() == nb_all || members_->any_mtu_too_small(); });
+  if (interrupted_.load()) return fail(EINTR, "load");
+  if (members_->any_mtu_too_small())
+    return fail(EMSGSIZE, "the server's frames do not fit this port: give both --mtu");
+  if (members_->nb_joined() != nb_all)
+    return fail(ETIMEDOUT, fmt::format("{} of {} members were welcomed: does what is between learn "
+                                       "so many addresses behind one port?",
+                                       members_->nb_joined(), nb_all));
+  poll(kSettle, [] { return false; });
+  return {};
+}
+
+/// @return the server's last word, when all that was sent must have come
+Result<LoadReport> LoadDriver::wait_done(Nanos length) {
+  poll(length, [] { return false; });
+  const Nanos give_up = clock_.now() + length + kPatience;
+  for (;;) {
+    const auto report = ask(LoadType::kAsk, {});
+    if (!report) return report;
+    if (report->state == static_cast<std::uint8_t>(LoadState::kDone)) break;
+    if (clock_.now() > give_up)
+      return fail(ETIMEDOUT, "the server's end does not come to the end of a trial");
+    poll(kAskAgain, [] { return false; });
+  }
+  poll(kTail, [] { return false; });
+  return ask(LoadType::kAsk, {});
+}
+
+LoadTrialResult LoadDriver::result(double offered, const LoadReport& report) const noexcept {
+  const double seconds = static_cast<double>(std::max<std::uint64_t>(report.nanos.host(), 1)) / 1e9;
+  LoadTrialResult out{.offered_bytes_per_s = offered,
+                      .sent_bytes_per_s = static_cast<double>(report.nb_bytes.host()) / seconds,
+                      .frames_per_s = static_cast<double>(report.nb_frames.host()) / seconds,
+                      .nb_sent = report.nb_frames.host(),
+                      .nb_bytes = report.nb_bytes.host()};
+  const auto lost = [&](std::uint64_t got) { return out.nb_sent - std::min(got, out.nb_sent); };
+  if (members_ == nullptr) {
+    out.nb_lost_worst = lost(nb_bare_);
+    out.nb_lost_mean = static_cast<double>(out.nb_lost_worst);
+    return out;
+  }
+  for (const auto& member : members_->all()) {
+    out.nb_lost_worst = std::max(out.nb_lost_worst, lost(member->nb_frames));
+    out.nb_lost_mean +=
+        static_cast<double>(lost(member->nb_frames)) / static_cast<double>(members_->all().size());
+  }
+  return out;
+}
+
+void LoadDriver::leave() noexcept {
+  if (members_ == nullptr) return;
+  for (const auto& member : members_->all()) {
+    if (tail_.room() == 0) tail_.flush(queue_);
+    rte_mbuf* const mbuf = tail_.room() == 0 ? nullptr : rte_pktmbuf_alloc(port_.pool());
+    if (mbuf == nullptr) return;  // the next trial ends their membership
+    push(mbuf, member->engine.write_bye(
+                   {rte_pktmbuf_mtod(mbuf, std::byte*), rte_pktmbuf_tailroom(mbuf)}));
+  }
+  tail_.flush(queue_);
+}
+
+// --- loop ------------------------------------------------------------------------------------
+
+/// Turns until it is so, or for so long. @return whether it is
+template <class Until>
+bool LoadDriver::poll(Nanos most, Until&& until) {
+  Idle idle{idle_};
+  const std::array wait_fds{port_.wait_fd()};
+  const Nanos end = clock_.now() + most;
+  while (!until()) {
+    const Nanos now = clock_.now();
+    if (now >= end || interrupted_.load(std::memory_order_relaxed)) return false;
+    if (turn(now) != 0)
+      idle.hit();
+    else
+      idle.miss(wait_fds, kLongestNap);
+  }
+  return true;
+}
+
+unsigned LoadDriver::turn(Nanos now) {
+  unsigned nb_done = 0;
+  bool drained = false;
+  for (unsigned i = 0; i < kMaxRxBursts && !drained; ++i) {
+    const unsigned nb_rx = receive(now);
+    nb_done += nb_rx;
+    drained = nb_rx < kBurst;
+  }
+  if (drained || ++nb_undrained_ == kMaxUndrained) {
+    send(drained, now);
+    nb_undrained_ = 0;
+  }
+  return nb_done + tail_.flush(queue_);
+}
+
+unsigned LoadDriver::receive(Nanos now) {
+  std::array<rte_mbuf*, kBurst> burst;
+  const std::uint16_t nb_rx = queue_.rx_burst(burst);
+  prefetch_mbufs({burst.data(), nb_rx});
+  for (std::uint16_t i = 0; i < nb_rx; ++i) {
+    if (i + 1 < nb_rx) prefetch_frame(*burst[i + 1]);
+    on_mbuf(*burst[i], now);
+  }
+  rte_pktmbuf_free_bulk(burst.data(), nb_rx);
+  return nb_rx;
+}
+
+void LoadDriver::on_mbuf(const rte_mbuf& mbuf, Nanos now) {
+  wire::EthHdr eth;
+  wire::Frame frame;
+  LoadFrame answer;
+  if (!read_eth(mbuf, eth) || eth.type.host() != wire::kEtherType || eth.src.is_multicast()) {
+    ++nb_foreign_;
+    return;
+  }
+  const auto payload = gather(mbuf, gather_);
+  const LoadVerdict verdict = parse_load(payload, answer);
+  if (verdict == LoadVerdict::kGood && answer.type == LoadType::kState && answer.trial == trial_ &&
+      eth.dst == port_.mac()) {
+    answer_ = answer;
+    answered_ = true;
+    server_ = eth.src;
+  } else if (verdict != LoadVerdict::kForeign) {
+    ++nb_bad_;
+  } else if (wire::parse(payload, frame) != wire::Drop::kNone || frame.image_id != trial_) {
+    ++nb_foreign_;
+  } else {
+    if (members_ != nullptr)
+      members_->on_frame(frame, eth.dst, eth.src, mbuf.pkt_len, now);
+    else if ((frame.flags & wire::kFlagSequenced) != 0)
+      ++nb_bare_;
+    if (frame.type == wire::FrameType::kPage) on_page(frame);
+  }
+}
+
+/// Once for all members: they were sent the same bytes. Of a fragment it would say nothing.
+void LoadDriver::on_page(wire::Frame& frame) noexcept {
+  do {
+    if (frame.page.nb_fragments == 1 && crc32c(frame.tail) != frame.page.crc32c.host())
+      ++nb_bad_crc_;
+  } while (frame.next_page());
+}
+
+void LoadDriver::send(bool drained, Nanos now) {
+  unsigned nb_looked_at = kLookedAt;
+  while (members_ != nullptr && nb_looked_at > 0 && tail_.size() < kBurst) {
+    rte_mbuf* const mbuf = rte_pktmbuf_alloc(port_.pool());
+    if (mbuf == nullptr) return;
+    const std::size_t size =
+        members_->next({rte_pktmbuf_mtod(mbuf, std::byte*), rte_pktmbuf_tailroom(mbuf)},
+                       nb_looked_at, drained, now);
+    if (size == 0) {
+      rte_pktmbuf_free(mbuf);
+      return;
+    }
+    push(mbuf, size);
+  }
+}
+
+void LoadDriver::push(rte_mbuf* mbuf, std::size_t size) noexcept {
+  mbuf->data_len = static_cast<std::uint16_t>(size);
+  mbuf->pkt_len = mbuf->data_len;
+  RTE_VERIFY(tail_.push(mbuf));  // who calls has seen room
+}
+
+}  // namespace snowfabric::bench
