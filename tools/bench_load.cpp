@@ -89,6 +89,90 @@ Result<Json> no_drop_rate(LoadKind kind, const LoadOptions& options, double most
   return best;
 }
 
+double micros(Nanos time) { return static_cast<double>(time.count()) / 1e3; }
+
+Result<std::vector<LoadTrace>> traces_of(const LoadOptions& options, std::uint64_t seed) {
+  if (!options.trace_paths.empty()) return read_traces(options.trace_paths);
+  if (options.nb_touched > options.nb_pages)
+    return fail(EINVAL, fmt::format("--touched {}: more than the {} pages of the image",
+                                    options.nb_touched, options.nb_pages));
+  return make_traces(options.nb_members, options.nb_touched, options.nb_pages, seed);
+}
+
+Result<Json> replay(const LoadOptions& options, std::uint64_t seed, LoadDriver& driver) {
+  const auto traces = traces_of(options, seed);
+  if (!traces) return std::unexpected(traces.error());
+  std::uint32_t nb_pages = 0;
+  for (const LoadTrace& trace : *traces) nb_pages = std::max(nb_pages, std::ranges::max(trace) + 1);
+  fmt::print(stderr, "fabric-bench: replay: {} members, {} vCPUs each\n", options.nb_members,
+             options.nb_vcpus);
+  const auto done = driver.replay(
+      {.traces = *traces,
+       .nb_pages = nb_pages,
+       .nb_members = options.nb_members,
+       .nb_vcpus = options.nb_vcpus,
+       .max_bytes_per_s = options.max_gbps * kBytesPerGbit,
+       .patience = std::chrono::milliseconds{static_cast<std::int64_t>(options.timeout_s * 1000)}});
+  if (!done) return std::unexpected(done.error());
+  return Json{{"traces", traces->size()},
+              {"vcpus", options.nb_vcpus},
+              {"seconds", done->seconds},
+              {"touched", done->nb_touched},
+              {"waits", done->nb_waits},
+              {"wait_us_p50", micros(done->wait_p50)},
+              {"wait_us_p99", micros(done->wait_p99)},
+              {"wait_us_max", micros(done->wait_max)},
+              {"retries", done->nb_retries},
+              {"tx_bytes", done->nb_tx_bytes},
+              {"sent", done->nb_sent},
+              {"lost_worst", done->nb_lost_worst},
+              {"lost_mean", done->nb_lost_mean}};
+}
+
+Json delays_json(std::vector<Nanos> delays) {
+  std::ranges::sort(delays);
+  const auto at = [&](double share) {
+    const auto place =
+        static_cast<std::size_t>(share * static_cast<double>(delays.size() - 1) + 0.5);
+    return micros(delays[place]);
+  };
+  return {{"us_median", at(0.5)}, {"us_p99", at(0.99)}, {"us_max", at(1)}};
+}
+
+Result<Json> joins(const LoadOptions& options, LoadDriver& driver) {
+  fmt::print(stderr, "fabric-bench: join: {} times\n", options.nb_joins);
+  auto delays = driver.join_and_leave(options.nb_joins, options.join_gbps * kBytesPerGbit);
+  if (!delays) return std::unexpected(delays.error());
+  return Json{{"times", options.nb_joins},
+              {"gbps", options.join_gbps},
+              {"join", delays_json(std::move(delays->joins))},
+              {"leave", delays_json(std::move(delays->leaves))}};
+}
+
+/// All that is not skipped, one after the other.
+Result<Json> run_all(const LoadOptions& options, std::uint64_t seed, LoadDriver& driver) {
+  const double most = options.max_gbps * kBytesPerGbit;
+  const auto wanted = [&](const char* what) {
+    return std::ranges::find(options.skipped, what) == options.skipped.end();
+  };
+  auto limit = no_drop_rate(LoadKind::kBare, options, most, driver);
+  if (!limit) return limit;
+  auto throughput = no_drop_rate(LoadKind::kThroughput, options, most, driver);
+  if (!throughput) return throughput;
+  Json all{{"limit", std::move(*limit)}, {"throughput", std::move(*throughput)}};
+  if (wanted("replay")) {
+    auto replayed = replay(options, seed, driver);
+    if (!replayed) return replayed;
+    all["replay"] = std::move(*replayed);
+  }
+  if (wanted("join")) {
+    auto joined = joins(options, driver);
+    if (!joined) return joined;
+    all["join"] = std::move(*joined);
+  }
+  return all;
+}
+
 }  // namespace
 
 Result<void> serve_load(const Port& port, const IdleConfig& idle, std::uint64_t seed,
@@ -109,20 +193,16 @@ Result<void> run_load(const LoadOptions& options, const Port& port, const IdleCo
   const auto promiscuous = Promiscuous::enter(port.port_id());
   if (!promiscuous) return std::unexpected(promiscuous.error());
   LoadDriver driver{port, idle, seed, interrupted};
-  const double most = options.max_gbps * kBytesPerGbit;
-  auto limit = no_drop_rate(LoadKind::kBare, options, most, driver);
-  if (!limit) return std::unexpected(limit.error());
-  auto throughput = no_drop_rate(LoadKind::kThroughput, options, most, driver);
-  if (!throughput) return std::unexpected(throughput.error());
-  const Json json{{"members", options.nb_members},
-                  {"seconds", options.seconds},
-                  {"tolerance", options.tolerance},
-                  {"mtu", port.mtu_bytes()},
-                  {"limit", std::move(*limit)},
-                  {"throughput", std::move(*throughput)},
-                  {"kernel_drops", port.kernel_drops().value_or(0)},
-                  {"bad_control_frames", driver.nb_bad()},
-                  {"foreign_frames", driver.nb_foreign()}};
+  const auto all = run_all(options, seed, driver);
+  if (!all) return std::unexpected(all.error());
+  Json json{{"members", options.nb_members},
+            {"seconds", options.seconds},
+            {"tolerance", options.tolerance},
+            {"mtu", port.mtu_bytes()}};
+  json.update(*all);
+  json["kernel_drops"] = port.kernel_drops().value_or(0);
+  json["bad_control_frames"] = driver.nb_bad();
+  json["foreign_frames"] = driver.nb_foreign();
   fmt::print("{}\n", json.dump());
   return {};
 }

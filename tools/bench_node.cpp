@@ -138,6 +138,30 @@ void add_trips(CLI::App& app, Options& options) {
 
 void add_load_server(CLI::App& app, Options& options) { add_app_options(app, options); }
 
+void add_load_delays(CLI::App& app, LoadOptions& load) {
+  app.add_option("--trace", load.trace_paths,
+                 "a file that memtap-dpdk --record wrote, replayed by members in turns; default: "
+                 "traces from the seed");
+  app.add_option("--touched", load.nb_touched, "pages of a trace from the seed")
+      ->check(CLI::Range(16U, kMaxLoadPages))
+      ->capture_default_str();
+  app.add_option("--pages", load.nb_pages, "of the image that such traces are of")
+      ->check(CLI::Range(16U, kMaxLoadPages))
+      ->capture_default_str();
+  app.add_option("--vcpus", load.nb_vcpus, "of each member: pages that it waits for at once")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  app.add_option("--timeout", load.timeout_s, "of the replay, seconds")
+      ->check(CLI::Range(1.0, kMaxLoadMillis / 1000.0))
+      ->capture_default_str();
+  app.add_option("--joins", load.nb_joins, "joins and leaves that are timed")
+      ->check(CLI::Range(1, 100'000))
+      ->capture_default_str();
+  app.add_option("--join-gbps", load.join_gbps, "that are pushed meanwhile")
+      ->check(CLI::Range(0.001, 1000.0))
+      ->capture_default_str();
+}
+
 void add_load_members(CLI::App& app, Options& options) {
   add_app_options(app, options);
   app.add_option("--members", options.load.nb_members, "memtaps that are emulated")
@@ -153,6 +177,9 @@ void add_load_members(CLI::App& app, Options& options) {
   app.add_option("--max-gbps", options.load.max_gbps, "the rate that is offered first")
       ->check(CLI::Range(0.001, 1000.0))
       ->capture_default_str();
+  app.add_option("--skip", options.load.skipped, "leave this out")
+      ->check(CLI::IsMember({"replay", "join"}));
+  add_load_delays(app, options.load);
 }
 
 struct Subcommand {

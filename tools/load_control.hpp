@@ -30,6 +30,8 @@ enum class LoadType : std::uint8_t {
 enum class LoadKind : std::uint8_t {
   kBare = 1,        ///< the same frames at the same rate, and no protocol
   kThroughput = 2,  ///< ServerEngine pushes to members
+  kReplay = 3,      ///< it sends what members ask for, at most at this rate
+  kJoin = 4,        ///< it pushes while there are members, who come and go
 };
 
 enum class LoadState : std::uint8_t { kUnknown = 0, kReady = 1, kRunning = 2, kDone = 3 };
@@ -50,6 +52,7 @@ struct LoadOrder {
   Be32 nb_members;           // 20  0 .. kMaxLoadMembers
   Be16 mtu_bytes;            // 24  of the members' port
   Be16 reserved_too;         // 26
+  Be64 reserved_last;        // 28
 };
 struct LoadReport {
   std::uint8_t state;    //  0  LoadState
@@ -58,8 +61,9 @@ struct LoadReport {
   Be64 nb_frames;        //  4  multicast page frames sent in this trial
   Be64 nb_bytes;         // 12  in these
   Be64 nanos;            // 20  that it took
+  Be64 nb_tx_bytes;      // 28  in all frames but those of this header
 };
-static_assert(sizeof(LoadHdr) == 12 && sizeof(LoadOrder) == 28 && sizeof(LoadReport) == 28 &&
+static_assert(sizeof(LoadHdr) == 12 && sizeof(LoadOrder) == 36 && sizeof(LoadReport) == 36 &&
               alignof(LoadOrder) == 1 && alignof(LoadReport) == 1);
 inline constexpr std::size_t kLoadFrameBytes =
     sizeof(wire::EthHdr) + sizeof(LoadHdr) + sizeof(LoadOrder);
@@ -78,8 +82,7 @@ enum class LoadVerdict : std::uint8_t { kGood, kForeign, kBad };
   const auto between = [](std::uint32_t value, std::uint32_t least, std::uint32_t most) {
     return value >= least && value <= most;
   };
-  return (order.kind == static_cast<std::uint8_t>(LoadKind::kBare) ||
-          order.kind == static_cast<std::uint8_t>(LoadKind::kThroughput)) &&
+  return between(order.kind, 1, static_cast<std::uint8_t>(LoadKind::kJoin)) &&
          between(order.millis.host(), 1, kMaxLoadMillis) && order.bytes_per_s.host() != 0 &&
          between(order.nb_pages.host(), 1, kMaxLoadPages) &&
          between(order.nb_members.host(), 0, kMaxLoadMembers) &&

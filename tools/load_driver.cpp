@@ -42,25 +42,11 @@ LoadDriver::LoadDriver(const Port& port, const IdleConfig& idle, std::uint64_t s
 
 Result<LoadTrialResult> LoadDriver::measure(LoadKind kind, double bytes_per_s, Nanos length,
                                             std::uint32_t nb_members) {
-  const auto millis = std::chrono::duration_cast<std::chrono::milliseconds>(length).count();
-  LoadOrder order{};
-  order.kind = static_cast<std::uint8_t>(kind);
-  order.millis = static_cast<std::uint32_t>(millis);
-  order.bytes_per_s = static_cast<std::uint64_t>(std::max(bytes_per_s, 1.0));
-  order.nb_pages = pages_for(bytes_per_s, length);
-  order.nb_members = nb_members;
-  order.mtu_bytes = static_cast<std::uint16_t>(port_.mtu_bytes());
-  trial_ = ids_.next() | 1U;  // no frame of the trial before counts in this one
-  members_.reset();
-  nb_bare_ = nb_bad_crc_ = 0;
-  const auto ready = ask(LoadType::kStart, order);
-  if (!ready) return std::unexpected(ready.error());
-  if (ready->mtu_bytes.host() > port_.mtu_bytes())
-    return fail(EMSGSIZE, fmt::format("the server's port has MTU {}, this one {}: give both --mtu",
-                                      ready->mtu_bytes.host(), port_.mtu_bytes()));
+  const LoadOrder order =
+      order_of(kind, bytes_per_s, length, pages_for(bytes_per_s, length), nb_members);
+  if (const auto begun = begin(order); !begun) return std::unexpected(begun.error());
   if (kind != LoadKind::kBare) {
-    members_ = std::make_unique<LoadMembers>(
-        nb_members, trial_, static_cast<std::uint16_t>(port_.mtu_bytes()), server_, seed_);
+    make_members(nb_members, seed_);
     if (const auto in = join(); !in) return std::unexpected(in.error());
   }
   if (const auto gone = ask(LoadType::kGo, order); !gone) return std::unexpected(gone.error());
@@ -70,6 +56,38 @@ Result<LoadTrialResult> LoadDriver::measure(LoadKind kind, double bytes_per_s, N
   if (nb_bad_crc_ != 0)
     return fail(EBADMSG, fmt::format("{} pages came with a wrong checksum", nb_bad_crc_));
   return result(bytes_per_s, *done);
+}
+
+LoadOrder LoadDriver::order_of(LoadKind kind, double bytes_per_s, Nanos length,
+                               std::uint32_t nb_pages, std::uint32_t nb_members) const noexcept {
+  LoadOrder order{};
+  order.kind = static_cast<std::uint8_t>(kind);
+  order.millis = static_cast<std::uint32_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(length).count());
+  order.bytes_per_s = static_cast<std::uint64_t>(std::max(bytes_per_s, 1.0));
+  order.nb_pages = nb_pages;
+  order.nb_members = nb_members;
+  order.mtu_bytes = static_cast<std::uint16_t>(port_.mtu_bytes());
+  return order;
+}
+
+/// A new trial, for which the server is ready. No frame of the one before counts in it.
+Result<void> LoadDriver::begin(const LoadOrder& order) {
+  trial_ = ids_.next() | 1U;
+  replay_.reset();
+  members_.reset();
+  nb_bare_ = nb_bad_crc_ = 0;
+  const auto ready = ask(LoadType::kStart, order);
+  if (!ready) return std::unexpected(ready.error());
+  if (ready->mtu_bytes.host() > port_.mtu_bytes())
+    return fail(EMSGSIZE, fmt::format("the server's port has MTU {}, this one {}: give both --mtu",
+                                      ready->mtu_bytes.host(), port_.mtu_bytes()));
+  return {};
+}
+
+void LoadDriver::make_members(std::uint32_t nb_members, std::uint64_t seed) {
+  members_ = std::make_unique<LoadMembers>(
+      nb_members, trial_, static_cast<std::uint16_t>(port_.mtu_bytes()), server_, seed);
 }
 
 /// Asks until it is answered. @return ETIMEDOUT; EBADMSG: the other end does not know the trial
@@ -169,8 +187,7 @@ void LoadDriver::leave() noexcept {
 // --- loop ------------------------------------------------------------------------------------
 
 /// Turns until it is so, or for so long. @return whether it is
-template <class Until>
-bool LoadDriver::poll(Nanos most, Until&& until) {
+bool LoadDriver::poll(Nanos most, const std::function<bool()>& until) {
   Idle idle{idle_};
   const std::array wait_fds{port_.wait_fd()};
   const Nanos end = clock_.now() + most;
@@ -232,12 +249,21 @@ void LoadDriver::on_mbuf(const rte_mbuf& mbuf, Nanos now) {
   } else if (wire::parse(payload, frame) != wire::Drop::kNone || frame.image_id != trial_) {
     ++nb_foreign_;
   } else {
-    if (members_ != nullptr)
-      members_->on_frame(frame, eth.dst, eth.src, mbuf.pkt_len, now);
-    else if ((frame.flags & wire::kFlagSequenced) != 0)
-      ++nb_bare_;
-    if (frame.type == wire::FrameType::kPage) on_page(frame);
+    take(frame, eth, mbuf.pkt_len, now);
   }
+}
+
+/// A frame of this trial.
+void LoadDriver::take(wire::Frame& frame, const wire::EthHdr& eth, std::size_t nb_bytes,
+                      Nanos now) {
+  const bool is_page = frame.type == wire::FrameType::kPage;
+  if ((frame.flags & wire::kFlagSequenced) != 0) last_group_at_ = now;
+  if (members_ != nullptr)
+    members_->on_frame(frame, eth.dst, eth.src, nb_bytes, now);
+  else if ((frame.flags & wire::kFlagSequenced) != 0)
+    ++nb_bare_;
+  if (replay_ != nullptr && is_page) replay_->on_page(frame, eth.dst, now);
+  if (is_page) on_page(frame);
 }
 
 /// Once for all members: they were sent the same bytes. Of a fragment it would say nothing.

@@ -2,7 +2,10 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "fabric/base/prng.hpp"
 #include "fabric/base/result.hpp"
@@ -12,6 +15,7 @@
 #include "pmd-config/port.hpp"
 #include "tools/load_control.hpp"
 #include "tools/load_members.hpp"
+#include "tools/load_replay.hpp"
 
 namespace snowfabric::bench {
 
@@ -28,6 +32,32 @@ struct LoadTrialResult {
   }
 };
 
+/// What the replay of traces came to.
+struct LoadReplayResult {
+  double seconds = 0;  ///< until the last member had its last page
+  Nanos wait_p50{0}, wait_p99{0}, wait_max{0};
+  std::uint64_t nb_touched = 0;  ///< pages, by all members
+  std::uint64_t nb_waits = 0;    ///< of these, pages that were not there and asked for
+  std::uint64_t nb_retries = 0, nb_tx_bytes = 0;
+  std::uint64_t nb_sent = 0;  ///< frames to the group
+  std::uint64_t nb_lost_worst = 0;
+  double nb_lost_mean = 0;
+};
+
+struct LoadReplaySpec {
+  std::span<const LoadTrace> traces;  ///< borrowed; members take them in turns
+  std::uint32_t nb_pages = 0;         ///< of the image
+  std::uint32_t nb_members = 0;
+  unsigned nb_vcpus = 1;  ///< of each: pages that it waits for at once
+  double max_bytes_per_s = 0;
+  Nanos patience{};
+};
+
+/// How long members waited for the group, and it for them to be left alone.
+struct LoadDelays {
+  std::vector<Nanos> joins, leaves;
+};
+
 /// The members' end of a load: it says what is done, and has the members that receive. One lcore.
 class LoadDriver {
  public:
@@ -42,21 +72,31 @@ class LoadDriver {
   ///         not fit; EBADMSG: pages came wrong, or the server's end began anew; EINTR
   [[nodiscard]] Result<LoadTrialResult> measure(LoadKind kind, double bytes_per_s, Nanos length,
                                                 std::uint32_t nb_members);
+  /// Has every member touch the pages of a trace. @return as measure(); ETIMEDOUT: and some wait
+  [[nodiscard]] Result<LoadReplayResult> replay(const LoadReplaySpec& spec);
+  /// One member at a time joins while the server pushes, and leaves.
+  /// @return as measure(); ETIMEDOUT: and frames do not begin, or not end
+  [[nodiscard]] Result<LoadDelays> join_and_leave(unsigned nb_joins, double bytes_per_s);
   [[nodiscard]] std::uint64_t nb_bad() const noexcept { return nb_bad_; }  ///< control frames
   [[nodiscard]] std::uint64_t nb_foreign() const noexcept { return nb_foreign_; }
 
  private:
   [[nodiscard]] Result<LoadReport> ask(LoadType type, const LoadOrder& order);
   void send_question(LoadType type, const LoadOrder& order) noexcept;
+  [[nodiscard]] LoadOrder order_of(LoadKind kind, double bytes_per_s, Nanos length,
+                                   std::uint32_t nb_pages, std::uint32_t nb_members) const noexcept;
+  [[nodiscard]] Result<void> begin(const LoadOrder& order);
+  void make_members(std::uint32_t nb_members, std::uint64_t seed);
   [[nodiscard]] Result<void> join();
+  [[nodiscard]] Result<void> join_once(std::uint64_t seed, LoadDelays& out);
   [[nodiscard]] Result<LoadReport> wait_done(Nanos length);
   [[nodiscard]] LoadTrialResult result(double offered, const LoadReport& report) const noexcept;
   void leave() noexcept;
-  template <class Until>
-  bool poll(Nanos most, Until&& until);
+  bool poll(Nanos most, const std::function<bool()>& until);
   unsigned turn(Nanos now);
   unsigned receive(Nanos now);
   void on_mbuf(const rte_mbuf& mbuf, Nanos now);
+  void take(wire::Frame& frame, const wire::EthHdr& eth, std::size_t nb_bytes, Nanos now);
   void on_page(wire::Frame& frame) noexcept;
   void send(bool drained, Nanos now);
   void push(rte_mbuf* mbuf, std::size_t size) noexcept;
@@ -73,6 +113,8 @@ class LoadDriver {
   MacAddr server_ = kBroadcast;
   std::uint64_t trial_ = 0;
   std::unique_ptr<LoadMembers> members_;
+  std::unique_ptr<LoadReplay> replay_;
+  Nanos last_group_at_ = kNever;  // a frame to the group came
   LoadFrame answer_;
   bool answered_ = false;
   unsigned nb_undrained_ = 0;  // turns that left frames in the receive ring

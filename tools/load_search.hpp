@@ -28,9 +28,9 @@ class RateSearch {
   bool note(double sent, double loss) noexcept {
     const bool passed = loss <= tolerance_, better = passed && sent > low_;
     if (better) low_ = sent;
-    // More than came of what was offered the sender cannot do.
-    const bool short_of_it = sent < offered_ * (1 - kPrecision);
-    if (!passed || short_of_it) high_ = std::min(high_, std::max(low_, sent));
+    // The first is more than the port takes; later a sender that fell short may have been
+    // disturbed.
+    if (!passed || nb_trials_ == 0) high_ = std::min(high_, std::max(low_, sent));
     over_ = ++nb_trials_ == kMostTrials || high_ - low_ <= high_ * kPrecision;
     offered_ = (low_ + high_) / 2;
     return better;

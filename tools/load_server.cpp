@@ -23,9 +23,12 @@ ServerConfig server_config(const LoadOrder& order, const Port& port) {
   config.report_interval =
       std::max(config.report_interval, kReportSpacing * static_cast<int>(order.nb_members.host()));
   const auto rate = static_cast<double>(order.bytes_per_s.host());
+  config.flow.max_bytes_per_s = rate;
+  config.flow.initial_bytes_per_s = std::min(config.flow.initial_bytes_per_s, rate);
+  config.flow.floor_bytes_per_s = std::min(config.flow.floor_bytes_per_s, rate);
+  if (order.kind == static_cast<std::uint8_t>(LoadKind::kReplay)) return config;
   config.flow.initial_bytes_per_s = rate;  // the rate is the question here, not the answer
   config.flow.floor_bytes_per_s = rate;
-  config.flow.max_bytes_per_s = rate;
   return config;
 }
 
@@ -45,6 +48,7 @@ LoadImage::LoadImage(std::uint64_t seed) : bytes_(kDistinct * kPageSize), crcs_(
 LoadTrial::LoadTrial(std::uint64_t id, const LoadOrder& order, const LoadImage& image,
                      const Port& port)
     : id_{id},
+      kind_{static_cast<LoadKind>(order.kind)},
       image_{image},
       port_{port},
       nb_pages_{order.nb_pages.host()},
@@ -52,7 +56,7 @@ LoadTrial::LoadTrial(std::uint64_t id, const LoadOrder& order, const LoadImage& 
       nb_fragments_{port.nb_fragments()},
       pairs_{std::min<unsigned>(port.mtu_bytes(), order.mtu_bytes.host()) >= wire::kPairMtuBytes},
       bucket_{static_cast<double>(order.bytes_per_s.host()), kBucketBytes} {
-  if (order.kind == static_cast<std::uint8_t>(LoadKind::kBare)) return;
+  if (kind_ == LoadKind::kBare) return;
   crcs_.resize(nb_pages_);
   for (std::uint64_t i = 0; i < nb_pages_; ++i) crcs_[i] = image_.crc(Gfn{i});
   zero_words_.resize((nb_pages_ + 63) / 64);
@@ -68,7 +72,7 @@ void LoadTrial::go(Nanos now) noexcept {
   if (state_ != LoadState::kReady) return;
   state_ = LoadState::kRunning;
   began_ = now;
-  if (engine_) engine_->set_push(true);
+  if (engine_) engine_->set_push(kind_ != LoadKind::kReplay);
 }
 
 bool LoadTrial::is_over(Nanos now) const noexcept {
@@ -123,21 +127,24 @@ std::size_t LoadTrial::write_header(const ServerTx& tx, std::span<std::byte> out
 }
 
 std::size_t LoadTrial::write(const ServerTx& tx, std::span<std::byte> out) noexcept {
+  const std::size_t size = write_frame(tx, out);
+  nb_tx_bytes_ += size;
+  if ((tx.flags & wire::kFlagSequenced) == 0) return size;
+  ++nb_frames_;
+  nb_bytes_ += size;
+  return size;
+}
+
+std::size_t LoadTrial::write_frame(const ServerTx& tx, std::span<std::byte> out) const noexcept {
   std::size_t size = write_header(tx, out);
   if (tx.type != wire::FrameType::kPage) return size;
   const std::size_t offset = tx.fragment * wire::fragment_stride(nb_fragments_);
   const std::size_t nb_bytes = wire::fragment_bytes(tx.fragment, nb_fragments_);
   std::memcpy(out.data() + size, image_.page(tx.range.first) + offset, nb_bytes);
   size += nb_bytes;
-  if (tx.second) {
-    std::memcpy(out.data() + size, image_.page(*tx.second), kPageSize);
-    size += kPageSize;
-  }
-  if ((tx.flags & wire::kFlagSequenced) != 0) {
-    ++nb_frames_;
-    nb_bytes_ += size;
-  }
-  return size;
+  if (!tx.second) return size;
+  std::memcpy(out.data() + size, image_.page(*tx.second), kPageSize);
+  return size + kPageSize;
 }
 
 LoadReport LoadTrial::report() const noexcept {
@@ -146,7 +153,8 @@ LoadReport LoadTrial::report() const noexcept {
           .mtu_bytes = static_cast<std::uint16_t>(port_.mtu_bytes()),
           .nb_frames = nb_frames_,
           .nb_bytes = nb_bytes_,
-          .nanos = static_cast<std::uint64_t>(took_.count())};
+          .nanos = static_cast<std::uint64_t>(took_.count()),
+          .nb_tx_bytes = nb_tx_bytes_};
 }
 
 Nanos LoadTrial::deadline(Nanos now) const noexcept {

@@ -59,11 +59,14 @@ class LoadTrial {
 
  private:
   [[nodiscard]] bool next_bare(ServerTx& out, Nanos now) noexcept;
+  [[nodiscard]] std::size_t write_frame(const ServerTx& tx,
+                                        std::span<std::byte> out) const noexcept;
   [[nodiscard]] std::size_t write_header(const ServerTx& tx,
                                          std::span<std::byte> out) const noexcept;
   [[nodiscard]] bool is_over(Nanos now) const noexcept;
 
   std::uint64_t id_;
+  LoadKind kind_;
   const LoadImage& image_;
   const Port& port_;
   std::uint64_t nb_pages_;
@@ -80,7 +83,7 @@ class LoadTrial {
   std::uint32_t seq_ = 0;               // likewise
   LoadState state_ = LoadState::kReady;
   Nanos began_ = kNever, took_{0};
-  std::uint64_t nb_frames_ = 0, nb_bytes_ = 0;
+  std::uint64_t nb_frames_ = 0, nb_bytes_ = 0, nb_tx_bytes_ = 0;
 };
 
 /// The server's end of a load: does what the members' end says, until it is stopped. One lcore.

@@ -13,6 +13,7 @@ import lablib
 
 READY_S, END_S = 60.0, 10.0
 UNIT = "frames/s"
+PASSED_ON = ("members", "seconds", "tolerance", "max_gbps", "touched", "pages", "vcpus", "timeout", "joins", "join_gbps")
 
 
 def node_command(args, role, device, *options):
@@ -55,8 +56,9 @@ def members(args, command):
 
 
 def members_command(args, device):
-    return node_command(args, "load-members", device, "--members", args.members, "--seconds", args.seconds,
-                        "--tolerance", args.tolerance, "--max-gbps", args.max_gbps)
+    given = [(f"--{name.replace('_', '-')}", getattr(args, name)) for name in PASSED_ON]
+    several = [("--skip", what) for what in args.skip] + [("--trace", path) for path in args.trace]
+    return node_command(args, "load-members", device, *(word for pair in given + several for word in pair))
 
 
 def in_lab(args):
@@ -100,6 +102,20 @@ def show(result):
         print(f"{'run ' + str(number):12}{limit['frames_per_s']:>17.0f}{limit['gbps']:>9.3f}{fabric['frames_per_s']:>18.0f}"
               f"{fabric['gbps']:>9.3f}{run['rate'] / run['limit']:>8.3f}{fabric['lost_worst']:>13}{fabric['lost_mean']:>8.1f}")
     print(f"{'median':12}{result['limit']:>17.0f}{'':9}{result['rate']:>18.0f}{'':9}{result['ratio']:>8.3f}")
+    show_delays([run["load"] for run in result["runs"]])
+
+
+def show_delays(loads):
+    for number, load in enumerate(loads, 1):
+        if replay := load.get("replay"):
+            print(f"replay, run {number}: all done after {replay['seconds']:.2f} s; {replay['waits']} waits of {replay['touched']} "
+                  f"pages touched: p50 {replay['wait_us_p50']:.0f} us, p99 {replay['wait_us_p99']:.0f} us, "
+                  f"max {replay['wait_us_max']:.0f} us; {replay['retries']} retries, {replay['tx_bytes'] / 1e6:.1f} MB sent, "
+                  f"lost of {replay['sent']} frames: worst {replay['lost_worst']}, mean {replay['lost_mean']:.1f}")
+        if join := load.get("join"):
+            for what in ("join", "leave"):
+                print(f"{what}, run {number}: {join['times']} times: median {join[what]['us_median']:.0f} us, "
+                      f"p99 {join[what]['us_p99']:.0f} us, max {join[what]['us_max']:.0f} us")
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -114,6 +130,15 @@ def add_commands(commands, common):
     add("--seconds", type=float, default=2, metavar="S", help="that each rate is offered (2; RFC 2544 has 60)")
     add("--tolerance", type=float, default=0, metavar="SHARE", help="of the frames that the worst receiver may lack (0)")
     add("--max-gbps", type=float, default=100, metavar="N", help="the rate that is offered first (100)")
+    add("--skip", action="append", choices=["replay", "join"], default=[], help="leave this out; repeatable")
+    add("--trace", action="append", default=[], metavar="FILE",
+        help="as memtap-dpdk --record writes it, replayed by members in turns; repeatable (traces from the seed)")
+    add("--touched", type=int, default=2048, metavar="N", help="pages of a trace from the seed (2048)")
+    add("--pages", type=int, default=65536, metavar="N", help="of the image that such traces are of (65536: 256 MiB)")
+    add("--vcpus", type=int, default=4, metavar="N", help="of each member: pages that it waits for at once (4)")
+    add("--timeout", type=float, default=120, metavar="S", help="of the replay (120)")
+    add("--joins", type=int, default=20, metavar="N", help="joins and leaves that are timed (20)")
+    add("--join-gbps", type=float, default=0.1, metavar="N", help="that are pushed meanwhile (0.1)")
     add("--runs", type=int, default=1, metavar="N", help="of the whole (1)")
     add("--mtu", type=int, metavar="N", help="of the port (the interface's; in the lab 9000)")
     add("--idle", choices=["busy", "yield", "backoff"], help="of both ends (the profile's)")

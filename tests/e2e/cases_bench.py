@@ -51,10 +51,15 @@ def bench_fault_times_what_a_guest_waits(context):
 
 
 @case(150)
-def bench_load_finds_a_rate_that_all_members_take(context):
+def bench_load_finds_a_rate_replays_traces_and_times_joins(context):
     result = run_tool(context, "fabric-bench", "load", "--members", "16", "--seconds", "0.3", "--tolerance", "0.05",
+                      "--touched", "256", "--pages", "4096", "--joins", "3",
                       "--max-gbps", "1")  # what a busy machine can do, too: facts, not speed
     (run,) = result["runs"]
+    replay, join = run["load"]["replay"], run["load"]["join"]
+    check(replay["touched"] == 16 * 256 and 256 <= replay["waits"] <= replay["touched"], f"{replay}")
+    check(replay["tx_bytes"] >= 256 * 4096 and replay["lost_worst"] <= replay["sent"], f"{replay}")
+    check(join["times"] == 3 and join["join"]["us_median"] > 0 and join["leave"]["us_max"] >= 0, f"{join}")
     for part in ("limit", "throughput"):
         found = run["load"][part]
         check(found["sent"] > 0 and found["lost_worst"] <= 0.05 * found["sent"], f"{part}: {found}")

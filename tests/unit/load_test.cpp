@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What `fabric-bench load` decides without a port: control frames, the search, who gets a frame.
+#include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstddef>
+#include <filesystem>
+#include <fstream>
 #include <span>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
+#include "fabric/crc32c.hpp"
 #include "tools/load_control.hpp"
 #include "tools/load_members.hpp"
+#include "tools/load_replay.hpp"
 #include "tools/load_search.hpp"
 
 namespace snowfabric::bench {
@@ -231,6 +238,109 @@ TEST(LoadMembers, GreetInTurnsOfBoundedLength) {
     nb_hellos += nb_sent;
   }
   EXPECT_EQ(nb_hellos, 10U);  // one of each: the next is not due yet
+}
+
+// --- replay ----------------------------------------------------------------------------------
+
+constexpr std::uint32_t kPages = 100;  // as welcome() says
+
+/// A page whose bytes are all zero, in a frame to the group.
+std::vector<std::byte> page_frame(std::uint32_t page) {
+  std::vector<std::byte> bytes(wire::kPageHeaderBytes + kPageSize);
+  const std::uint32_t crc = crc32c(std::span{bytes}.last(kPageSize));
+  wire::write_page_header(bytes, {.image_id = kTrial, .epoch = 1, .incarnation = 1},
+                          group_address(kTrial), kServer, Gfn{page}, crc, 0, 1,
+                          wire::kFlagSequenced, page);
+  return bytes;
+}
+
+struct Replay : testing::Test {
+  Replay() {
+    join(members, 0);
+    join(members, 1);
+  }
+  void arrive(LoadReplay& replay, std::uint32_t page, Nanos now) {
+    const auto bytes = page_frame(page);
+    wire::Frame frame;
+    ASSERT_EQ(wire::parse(std::span{bytes}.subspan(kEth), frame), wire::Drop::kNone);
+    members.on_frame(frame, group_address(kTrial), kServer, bytes.size(), now);
+    replay.on_page(frame, group_address(kTrial), now);
+  }
+  [[nodiscard]] bool asked(std::uint32_t member, std::uint32_t page) const {
+    return members.all()[member]->engine.in_flight(Gfn{page});
+  }
+  LoadMembers members{2, kTrial, 9000, kServer, 1};
+};
+
+TEST_F(Replay, EachVcpuWaitsForItsPageBeforeItTouchesTheNext) {
+  const std::vector<LoadTrace> traces{{7, 8, 9}};
+  LoadReplay replay{members, traces, kPages, 2};
+  replay.begin(1s);
+  EXPECT_TRUE(asked(0, 7) && asked(0, 8) && asked(1, 7));
+  EXPECT_FALSE(asked(0, 9));
+  arrive(replay, 8, 1s + 5ms);
+  EXPECT_TRUE(asked(0, 9) && asked(0, 7));
+  arrive(replay, 7, 1s + 6ms);
+  EXPECT_FALSE(replay.done());
+  arrive(replay, 9, 1s + 20ms);
+  EXPECT_TRUE(replay.done());
+  EXPECT_EQ(replay.nb_touched(), 6U);
+  EXPECT_EQ(replay.nb_waits(), 6U);
+  EXPECT_EQ(replay.longest_wait(), 15ms);  // for 9, since 8 came
+}
+
+TEST_F(Replay, MembersTakeTracesInTurnsAndKeepWhatOthersAskedFor) {
+  const std::vector<LoadTrace> traces{{1, 2}, {3, 1}};
+  LoadReplay replay{members, traces, kPages, 1};
+  replay.begin(1s);
+  EXPECT_TRUE(asked(0, 1) && asked(1, 3));
+  arrive(replay, 1, 1s);  // the second has it before it touches it
+  arrive(replay, 3, 1s);
+  EXPECT_FALSE(asked(1, 1));
+  EXPECT_EQ(replay.nb_done(), 1U);
+  arrive(replay, 2, 1s);
+  EXPECT_TRUE(replay.done());
+  EXPECT_EQ(replay.nb_waits(), 3U);
+}
+
+TEST_F(Replay, APageWithAWrongChecksumIsNotTaken) {
+  const std::vector<LoadTrace> traces{{1}};
+  LoadReplay replay{members, traces, kPages, 1};
+  replay.begin(1s);
+  auto bytes = page_frame(1);
+  bytes.back() = std::byte{1};
+  wire::Frame frame;
+  ASSERT_EQ(wire::parse(std::span{bytes}.subspan(kEth), frame), wire::Drop::kNone);
+  replay.on_page(frame, group_address(kTrial), 1s);
+  EXPECT_EQ(replay.nb_bad_crc(), 2U);
+  EXPECT_EQ(replay.nb_done(), 0U);
+}
+
+TEST(LoadTraces, OfOneSeedAreAlikeAndHalfOfEachIsInCommon) {
+  const auto traces = make_traces(3, 64, 1024, 5);
+  EXPECT_EQ(traces, make_traces(3, 64, 1024, 5));
+  EXPECT_NE(traces, make_traces(3, 64, 1024, 6));
+  for (const LoadTrace& trace : traces) {
+    EXPECT_EQ(trace.size(), 64U);
+    EXPECT_EQ(std::ranges::count_if(trace, [](auto page) { return page < 32; }), 32);
+    EXPECT_LT(std::ranges::max(trace), 1024U);
+  }
+  EXPECT_NE(traces[0], traces[1]);
+}
+
+TEST(LoadTraces, AreReadAsMemtapRecordsThem) {
+  const std::string path = testing::TempDir() + "load_test.pages";
+  std::ofstream{path} << "17\n0x20-0x22\n";
+  const auto traces = read_traces(std::vector{path});
+  ASSERT_TRUE(traces);
+  EXPECT_EQ(*traces, (std::vector<LoadTrace>{{17, 32, 33, 34}}));
+  std::ofstream{path} << "# nothing\n";
+  const auto empty = read_traces(std::vector{path});
+  ASSERT_FALSE(empty);
+  EXPECT_EQ(empty.error().errnum, EINVAL);
+  std::ofstream{path} << kMaxLoadPages << "\n";
+  EXPECT_FALSE(read_traces(std::vector{path}));
+  std::filesystem::remove(path);
 }
 
 }  // namespace
