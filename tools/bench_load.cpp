@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -99,22 +100,21 @@ Result<std::vector<LoadTrace>> traces_of(const LoadOptions& options, std::uint64
   return make_traces(options.nb_members, options.nb_touched, options.nb_pages, seed);
 }
 
-Result<Json> replay(const LoadOptions& options, std::uint64_t seed, LoadDriver& driver) {
-  const auto traces = traces_of(options, seed);
-  if (!traces) return std::unexpected(traces.error());
+Result<Json> replay(const LoadOptions& options, std::span<const LoadTrace> traces,
+                    LoadDriver& driver) {
   std::uint32_t nb_pages = 0;
-  for (const LoadTrace& trace : *traces) nb_pages = std::max(nb_pages, std::ranges::max(trace) + 1);
+  for (const LoadTrace& trace : traces) nb_pages = std::max(nb_pages, std::ranges::max(trace) + 1);
   fmt::print(stderr, "fabric-bench: replay: {} members, {} vCPUs each\n", options.nb_members,
              options.nb_vcpus);
   const auto done = driver.replay(
-      {.traces = *traces,
+      {.traces = traces,
        .nb_pages = nb_pages,
        .nb_members = options.nb_members,
        .nb_vcpus = options.nb_vcpus,
        .max_bytes_per_s = options.max_gbps * kBytesPerGbit,
        .patience = std::chrono::milliseconds{static_cast<std::int64_t>(options.timeout_s * 1000)}});
   if (!done) return std::unexpected(done.error());
-  return Json{{"traces", traces->size()},
+  return Json{{"traces", traces.size()},
               {"vcpus", options.nb_vcpus},
               {"seconds", done->seconds},
               {"touched", done->nb_touched},
@@ -155,13 +155,15 @@ Result<Json> run_all(const LoadOptions& options, std::uint64_t seed, LoadDriver&
   const auto wanted = [&](const char* what) {
     return std::ranges::find(options.skipped, what) == options.skipped.end();
   };
+  const auto traces = traces_of(options, seed);  // before what takes long
+  if (!traces) return std::unexpected(traces.error());
   auto limit = no_drop_rate(LoadKind::kBare, options, most, driver);
   if (!limit) return limit;
   auto throughput = no_drop_rate(LoadKind::kThroughput, options, most, driver);
   if (!throughput) return throughput;
   Json all{{"limit", std::move(*limit)}, {"throughput", std::move(*throughput)}};
   if (wanted("replay")) {
-    auto replayed = replay(options, seed, driver);
+    auto replayed = replay(options, *traces, driver);
     if (!replayed) return replayed;
     all["replay"] = std::move(*replayed);
   }

@@ -42,10 +42,11 @@ Result<LoadReplayResult> LoadDriver::replay(const LoadReplaySpec& spec) {
   if (const auto nb_bad = nb_bad_crc_ + replay_->nb_bad_crc(); nb_bad != 0)
     return fail(EBADMSG, fmt::format("{} pages came with a wrong checksum", nb_bad));
   const LoadTrialResult counted = result(spec.max_bytes_per_s, *report);
+  const Nanos longest = replay_->longest_wait();  // of a percentile a bound is known
   LoadReplayResult out{.seconds = seconds,
-                       .wait_p50 = replay_->waits().percentile(0.5),
-                       .wait_p99 = replay_->waits().percentile(0.99),
-                       .wait_max = replay_->longest_wait(),
+                       .wait_p50 = std::min(replay_->waits().percentile(0.5), longest),
+                       .wait_p99 = std::min(replay_->waits().percentile(0.99), longest),
+                       .wait_max = longest,
                        .nb_touched = replay_->nb_touched(),
                        .nb_waits = replay_->nb_waits(),
                        .nb_tx_bytes = report->nb_tx_bytes.host(),
