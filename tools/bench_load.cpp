@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <span>
 #include <utility>
@@ -132,9 +133,8 @@ Result<Json> replay(const LoadOptions& options, std::span<const LoadTrace> trace
 Json delays_json(std::vector<Nanos> delays) {
   std::ranges::sort(delays);
   const auto at = [&](double share) {
-    const auto place =
-        static_cast<std::size_t>(share * static_cast<double>(delays.size() - 1) + 0.5);
-    return micros(delays[place]);
+    const auto place = std::lround(share * static_cast<double>(delays.size() - 1));
+    return micros(delays[static_cast<std::size_t>(place)]);
   };
   return {{"us_median", at(0.5)}, {"us_p99", at(0.99)}, {"us_max", at(1)}};
 }
