@@ -24,6 +24,12 @@ TEST(PageTable, APageThatNeverWentOutSaysSo) {
   EXPECT_FALSE(PageTable::was_multicast(pages[kPage]));
 }
 
+TEST(PageTable, APageAskedOfTheCacheMayBeOneThatIsNot) {
+  PageTable pages{10};
+  for (const Gfn page : {kPage, Gfn{10}, Gfn{0xffff'ffff}}) pages.prefetch(page);  // under ASan
+  EXPECT_FALSE(PageTable::was_multicast(pages[kPage]));
+}
+
 TEST(PageTable, TimesAreRightToAUnitForAnHour) {
   PageTable pages{10};
   pages.age(kStart);
