@@ -7,6 +7,7 @@
 #include "fabric/base/mac.hpp"
 #include "fabric/base/time.hpp"
 #include "fabric/flow_control.hpp"
+#include "fabric/token_bucket.hpp"
 #include "fabric/wire.hpp"
 
 namespace snowfabric {
@@ -25,8 +26,8 @@ struct Client {
   std::uint32_t last_received = 0, last_missed = 0;
   FlowEstimate flow;
   double recent_demand = 0;  ///< pages wanted, decaying: the weight in the group's rate
-  double granted_at_report = 0, taken_at_report = 0;  ///< the bucket's totals at last_report
-  Nanos srtt{0}, rttvar{0};                           ///< as the client measured
+  TokenBucket::Totals sent_at_report{}, pushed_at_report{};  ///< of the two buckets at last_report
+  Nanos srtt{0}, rttvar{0};                                  ///< as the client measured
   std::uint64_t end_game_mark = 0;
 };
 

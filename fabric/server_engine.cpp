@@ -16,7 +16,6 @@ constexpr std::size_t kControlQueue = 1024;
 constexpr std::size_t kPageQueue = 65'536;  // at least; of larger images a quarter of the pages
 constexpr double kDemandDecay = 0.9;        // a tick
 constexpr std::uint64_t kMaxIntervalUs = 3'600'000'000;  // of a report that can be believed
-constexpr double kLimitedShare = 0.75;  // of the granted bytes sent: the bucket was the limit
 
 Nanos micros(std::uint32_t us) noexcept { return std::chrono::microseconds{us}; }
 
@@ -157,6 +156,13 @@ void ServerEngine::take_loss(Client& client, const wire::ReportBody& report) noe
   client.last_missed = missed;
 }
 
+/// Pushed pages fill links also at a rate of their own, which then is the limit: nobody waits for
+/// them, and so loses fewer the longer he waits.
+bool ServerEngine::was_limited_since(const Client& client) const noexcept {
+  return bucket_.was_limit_since(client.sent_at_report) ||
+         (config_.push_bytes_per_s > 0 && push_bucket_.was_limit_since(client.pushed_at_report));
+}
+
 void ServerEngine::take_report(Client& client, const wire::ReportBody& report) noexcept {
   take_loss(client, report);
   const wire::ReportBody& last = client.last_report;
@@ -168,18 +174,16 @@ void ServerEngine::take_report(Client& client, const wire::ReportBody& report) n
     return;  // too short to say anything: the next one covers it
   // Falls when frames given up for lost arrive late after all.
   const auto lost = static_cast<std::int32_t>(report.lost.host() - last.lost.host());
-  const double granted = bucket_.granted() - client.granted_at_report;
-  const double taken = bucket_.taken() - client.taken_at_report;
   if (client.reported)
     client.flow.on_interval({.duration = duration,
                              .rx_bytes = report.rx_bytes.host() - last.rx_bytes.host(),
                              .rx_frames = report.rx_frames.host() - last.rx_frames.host(),
                              .lost = static_cast<std::uint32_t>(std::max(lost, 0)),
-                             .bucket_limited = taken >= kLimitedShare * granted});
+                             .bucket_limited = was_limited_since(client)});
   client.last_report = report;
   client.reported = true;
-  client.granted_at_report = bucket_.granted();
-  client.taken_at_report = bucket_.taken();
+  client.sent_at_report = bucket_.totals();
+  client.pushed_at_report = push_bucket_.totals();
   client.srtt = micros(report.srtt_us.host());
   client.rttvar = micros(report.rttvar_us.host());
 }

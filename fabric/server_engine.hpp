@@ -126,6 +126,7 @@ class ServerEngine {
   wire::Drop on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
   wire::Drop on_request(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
   void take_report(Client& client, const wire::ReportBody& report) noexcept;
+  [[nodiscard]] bool was_limited_since(const Client& client) const noexcept;
   static void take_loss(Client& client, const wire::ReportBody& report) noexcept;
   void on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry, Nanos now) noexcept;
   [[nodiscard]] bool enqueue(Gfn page, std::uint8_t priority) noexcept;

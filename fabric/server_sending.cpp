@@ -202,8 +202,8 @@ std::size_t ServerEngine::write(const ServerTx& tx, const MacAddr& src,
 Nanos ServerEngine::deadline(Nanos now) const noexcept {
   if (!control_.empty()) return now;
   if (has_wanted()) return std::max(now, bucket_.ready_at());
-  if (has_pushed()) return std::max({now, bucket_.ready_at(), push_bucket_.ready_at()});
-  return std::max(now, next_tick_);
+  if (!has_pushed()) return std::max(now, next_tick_);
+  return std::max({now, bucket_.ready_at(), std::min(push_bucket_.ready_at(), next_tick_)});
 }
 
 bool ServerEngine::has_wanted() const noexcept {

@@ -20,7 +20,7 @@ class TokenBucket {
     if (now == last_) return;  // frames of one burst are sent at one time
     if (last_ != kNever) {
       const double grant = rate_ * std::chrono::duration<double>(now - last_).count();
-      granted_ += grant;
+      totals_.granted += grant;
       tokens_ = std::min(burst_, tokens_ + grant);
     }
     last_ = now;
@@ -35,12 +35,17 @@ class TokenBucket {
   /// Takes the tokens, whatever the balance is.
   void charge(std::size_t bytes) noexcept {
     tokens_ -= static_cast<double>(bytes);
-    taken_ += static_cast<double>(bytes);
+    totals_.taken += static_cast<double>(bytes);
   }
-  /// Bytes allowed and bytes sent since the start: their differences over an interval tell whether
-  /// the bucket or the demand was the limit.
-  [[nodiscard]] double granted() const noexcept { return granted_; }
-  [[nodiscard]] double taken() const noexcept { return taken_; }
+  /// Bytes allowed and bytes taken since the start.
+  struct Totals {
+    double granted = 0, taken = 0;
+  };
+  [[nodiscard]] const Totals& totals() const noexcept { return totals_; }
+  /// Whether the bucket was the limit since its totals were `then`, and not what there was to send.
+  [[nodiscard]] bool was_limit_since(const Totals& then) const noexcept {
+    return totals_.taken - then.taken >= kLimitedShare * (totals_.granted - then.granted);
+  }
   /// Earliest time at which take() succeeds, seen from the last refill.
   [[nodiscard]] Nanos ready_at() const noexcept {
     if (is_ready() || last_ == kNever) return last_;
@@ -48,8 +53,10 @@ class TokenBucket {
   }
 
  private:
+  static constexpr double kLimitedShare = 0.75;
+
   double rate_, burst_, tokens_;
-  double granted_ = 0, taken_ = 0;
+  Totals totals_;
   Nanos last_ = kNever;
 };
 

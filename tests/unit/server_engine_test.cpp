@@ -210,12 +210,13 @@ TEST(ServerEngine, APushRateHoldsBackWhatNobodyAskedForAndNothingElse) {
     EXPECT_THAT(server.drain_pages(), ElementsAre(page));
   }
   std::size_t nb_pages = 0;
-  for (int i = 0; i < 20; ++i) {
+  for (int nb_calls = 0; nb_calls < 2 * 20; ++nb_calls) {  // housekeeping comes as often
     server.now = std::max(server.now, server.engine->deadline(server.now));
+    if (server.now > began + 195ms) break;
     nb_pages += server.drain_pages().size();
   }
   EXPECT_EQ(nb_pages, 20U);
-  EXPECT_NEAR(static_cast<double>((server.now - began).count()), 190e6, 1e6);
+  EXPECT_GT(server.now, began + 195ms);
 }
 
 TEST(ServerEngine, TheBucketCountsWhatAFrameHasBeyondTheEnginesBytes) {
@@ -240,10 +241,11 @@ TEST(ServerEngine, WithNothingToSendTheDeadlineIsTheNextHousekeepingWhichAQuietT
 }
 
 /// Client 1 reports every 50 ms that it got half of what was sent. @return the rate afterwards
-std::uint64_t rate_after_losses(Joined& server, std::uint64_t clock_us) {
+std::uint64_t rate_after_losses(Joined& server, std::uint64_t clock_us,
+                                const std::vector<wire::WantEntry>& wants = {want(0, 256)}) {
   std::uint32_t frames = 0;
   for (int i = 0; i < 20; ++i) {
-    server.request(1, {want(0, 256)}, report(clock_us, frames, frames));
+    server.request(1, wants, report(clock_us, frames, frames));
     for (const Nanos next = server.now + 50ms; server.now < next; server.now += 1ms) server.drain();
     clock_us += 50'000;
     frames += 100;
@@ -256,6 +258,17 @@ TEST(ServerEngine, ReportsOfLossLowerTheRate) {
   config.flow.initial_bytes_per_s = 20e6;
   Joined server{65536, config, {}, 1};
   EXPECT_LT(rate_after_losses(server, 0), 15'000'000U);
+}
+
+TEST(ServerEngine, ReportsOfLossLowerTheRateAlsoWhereAPushRateIsTheLimit) {
+  for (const bool has_push_rate : {false, true}) {
+    ServerConfig config;
+    config.push = true;
+    config.push_bytes_per_s = has_push_rate ? 10e6 : 0;
+    config.flow.initial_bytes_per_s = 20e6;
+    Joined server{65536, config, {}, 1};
+    EXPECT_LT(rate_after_losses(server, 0, {}), 15'000'000U);
+  }
 }
 
 /// Of two members, of which the second loses nothing, and this one, if any, is tagged.

@@ -25,7 +25,7 @@ TEST(TokenBucket, OverALongTimeTheRateIsKeptWhateverTheFrameSize) {
     while (bucket.take(1434)) taken += 1434;
   }
   EXPECT_NEAR(taken, 1e6, 4000 + 1434);
-  EXPECT_DOUBLE_EQ(bucket.taken(), taken);
+  EXPECT_DOUBLE_EQ(bucket.totals().taken, taken);
 }
 
 TEST(TokenBucket, WhatIsChargedIsPaidBeforeMoreIsTaken) {
@@ -70,8 +70,20 @@ TEST(TokenBucket, IdleTimeDoesNotSaveUpMoreThanTheDepthButCountsAsGranted) {
   bucket.refill(10s);
   EXPECT_TRUE(bucket.take(1000));
   EXPECT_FALSE(bucket.take(1));
-  EXPECT_DOUBLE_EQ(bucket.granted(), 1e7);  // the demand was the limit: granted is far above taken
-  EXPECT_DOUBLE_EQ(bucket.taken(), 1000);
+  EXPECT_DOUBLE_EQ(bucket.totals().granted, 1e7);
+  EXPECT_DOUBLE_EQ(bucket.totals().taken, 1000);
+  EXPECT_FALSE(bucket.was_limit_since({}));  // the demand was
+}
+
+TEST(TokenBucket, ItWasTheLimitIfNearlyAllThatItGrantedWasTaken) {
+  TokenBucket bucket{kRate, 1000};
+  bucket.refill(0ns);
+  const TokenBucket::Totals then = bucket.totals();
+  bucket.refill(1ms);  // 1,000 bytes
+  bucket.charge(740);
+  EXPECT_FALSE(bucket.was_limit_since(then));
+  bucket.charge(20);
+  EXPECT_TRUE(bucket.was_limit_since(then));
 }
 
 TEST(TokenBucket, ANewRateHoldsFromTheNextRefill) {
