@@ -28,11 +28,14 @@ class ForkError(Exception):
 
 def script(main):
     """Runs it as a script of dom0, whose ForkError is a line and status 1."""
+    began = time.monotonic()
     try:
-        sys.exit(main())
+        status = main()
     except ForkError as error:
         print(error)
-        sys.exit(1)
+        status = 1
+    print(f"note: {time.monotonic() - began - Parent.booting_s:.0f} s beyond booting")
+    sys.exit(status)
 
 
 def run(*args):
@@ -104,11 +107,14 @@ class Parent:
     @param settings  lines that override those of its configuration
     @param before       called when the guest runs, before it is frozen
     @param server_args  beside those that a fork needs"""
+    booting_s = 0.0  # of all that there were
 
     def __init__(self, *settings, before=lambda: None, server_args=()):
         link("server0")
+        began = time.monotonic()
         run("xl", "create", "-e", str(HOST / f"{PARENT}.cfg"), *settings)
         wait_for("tick of the parent", lambda: len(ticks(PARENT)) >= GOOD_TICKS, PATIENCE_S)
+        Parent.booting_s += time.monotonic() - began
         before()
         self.freeze(*server_args)
 

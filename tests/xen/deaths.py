@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""In dom0: one fork of a parent of many vCPUs. The parent is destroyed, a clone while memtap serves it, and another while it waits
-for a page of a memtap that is dead. That is killed twice while the last clone's paging ring is full and its vCPUs wait for room, and
-then told to end; the clone claims free pages and balloons, too. Ends with status 0 if it goes on with its memory right."""
+"""In dom0: one fork of a parent of many vCPUs, and deaths around it. usage: deaths.py domains | memtap
+domains: the parent is destroyed, a clone while memtap serves it, and another while it waits for a page of a memtap that is dead.
+memtap: it is killed twice while the clone's paging ring is full and its vCPUs wait for room, and then told to end; the clone
+balloons, too.
+Each time the clone claims free pages. Ends with status 0 if the one that is left goes on with its memory right."""
 import ctypes
 import mmap
 import os
@@ -46,7 +48,7 @@ def kill_memtap(clones):
     """While its clone's ring is full."""
     wait_for_faults(clones)
     os.kill(clones.tap.pid, signal.SIGSTOP)
-    command = [sys.executable, "-B", __file__, xenfork.run("xl", "domid", "clone1").strip()]
+    command = [sys.executable, "-B", __file__, "ask", xenfork.run("xl", "domid", "clone1").strip()]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as asker:
         asker.stdout.readline()
         time.sleep(2)  # in which the vCPUs come to pages, too, and wait for room to ask
@@ -98,51 +100,59 @@ def destroy_last(clones):
     return clone.keeper.status() != 0 and f"{clone.keeper.name} ended with {clone.keeper.status()}:\n{clone.keeper.tail()}"
 
 
-def main():
-    xenfork.make_folders()
-    xenfork.make_network()
-    xenfork.SERVE.remove("--push")  # so that pages are missing to the end
-    parent = xenfork.Parent(*SETTINGS)
-    xenfork.run("xl", "pause", xenfork.PARENT)  # it would take the clones' CPU
-    clones = xenfork.Clones(["clone1", "clone2", "clone3"])
-    keepers = [clone.keeper for clone in clones.clones]
+def lose_domains(clones):
+    """@return what was wrong, in words"""
     wait_for_faults(clones)
     xenfork.run("xl", "destroy", xenfork.PARENT)
     complaint = destroy_last(clones)
     if not complaint and "killed" in clones.tap.tail(lines=1000):
         complaint = f"memtap takes a clone that is destroyed for one in trouble:\n{clones.tap.tail()}"
-    kill_memtap(clones)
-    if complaint := complaint or destroy_last(clones):
-        print(complaint)
-        return 1
+    clones.tap.kill()
+    complaint = complaint or destroy_last(clones)
     clones.start_tap()
+    return complaint
+
+
+def lose_memtaps(clones):
+    """@return what was wrong, in words"""
+    keeper = clones.clones[0].keeper
     for nb_kills in range(1, NB_KILLS + 1):
-        xenfork.wait_for("take-over", lambda: len(take_overs(keepers[0])) == nb_kills, xenfork.PATIENCE_S, clones.tap, keepers[0])
-        print(f"memtap killed {nb_kills} times; its ring was full: {take_overs(keepers[0])}", flush=True)
-        if nb_kills < NB_KILLS:
-            kill_memtap(clones)
-            clones.start_tap()
-    if not all(take_overs(keepers[0])):
-        print("the ring was not full when memtap died")
-        return 1
+        kill_memtap(clones)
+        clones.start_tap()
+        xenfork.wait_for("take-over", lambda: len(take_overs(keeper)) == nb_kills, xenfork.PATIENCE_S, clones.tap, keeper)
+        print(f"memtap killed {nb_kills} times; its ring was full: {take_overs(keeper)}", flush=True)
+    if not all(take_overs(keeper)):
+        return "the ring was not full when memtap died"
     if complaint := end_memtap(clones):
+        return complaint
+    xenfork.wait_for("take-over", lambda: len(take_overs(keeper)) == NB_KILLS + 1, xenfork.PATIENCE_S, clones.tap, keeper)
+    if nb_ends_while_pages_lacked(keeper) != NB_KILLS + 1:
+        return "a memtap ended when its clone had all its memory"
+    balloon(clones)
+    return ""
+
+
+def main():
+    names, lose = {"domains": (["clone1", "clone2", "clone3"], lose_domains), "memtap": (["clone1"], lose_memtaps)}[sys.argv[1]]
+    xenfork.make_folders()
+    xenfork.make_network()
+    xenfork.SERVE.remove("--push")  # so that pages are missing to the end
+    parent = xenfork.Parent(*SETTINGS)
+    xenfork.run("xl", "pause", xenfork.PARENT)  # it would take the clones' CPU
+    clones = xenfork.Clones(names)
+    if complaint := lose(clones):
         print(complaint)
         return 1
-    xenfork.wait_for("take-over", lambda: len(take_overs(keepers[0])) == NB_KILLS + 1, xenfork.PATIENCE_S, clones.tap, keepers[0])
-    if nb_ends_while_pages_lacked(keepers[0]) != NB_KILLS + 1:
-        print("a memtap ended when its clone had all its memory")
-        return 1
-    balloon(clones)
     clones.wait(2 * xenfork.PATIENCE_S, len(xenfork.ticks("clone1")) + xenfork.GOOD_TICKS)
     row = clones.rows()[0]
     print(row)
-    complaints = xenfork.end([keepers[0], clones.tap, parent.server], ["clone1", "clone2", "clone3"])
+    complaints = xenfork.end([*clones.processes(), parent.server], names)
     print("\n".join(complaints))
     return 0 if row["checksum_ok"] and not complaints else 1
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        ask_for_pages(int(sys.argv[1]))
+    if sys.argv[1] == "ask":
+        ask_for_pages(int(sys.argv[2]))
     else:
         xenfork.script(main)

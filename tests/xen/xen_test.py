@@ -55,22 +55,28 @@ def run_script(script, *args, seconds):
     with tempfile.TemporaryDirectory() as tmp:
         job = pathlib.Path(tmp) / "job"
         job.write_text(f"exec python3 -B /host/{script} {' '.join(args)}\n")
-        return run(job, HERE / script, *xendemo.files(pathlib.Path(sys.argv[1])), "--seconds", str(seconds))
-
-
-def a_clone_of_ten_vcpus_survives_the_deaths_of_memtaps_parent_and_sibling():
-    status, said = run_script("deaths.py", seconds=1200)
+        status, said = run(job, HERE / script, *xendemo.files(pathlib.Path(sys.argv[1])), "--seconds", str(seconds))
     return status == 0, said
 
 
-def a_parent_whose_memory_stays_in_place_gets_it_back_also_from_a_killed_memserver():
-    status, said = run_script("in_place.py", "2", seconds=900)
-    return status == 0, said
+def a_clone_goes_on_when_its_parent_and_siblings_are_destroyed():
+    return run_script("deaths.py", "domains", seconds=1200)
+
+
+def a_clone_of_ten_vcpus_survives_the_deaths_of_its_memtaps():
+    return run_script("deaths.py", "memtap", seconds=1200)
+
+
+def a_parent_whose_memory_stays_in_place_gets_it_back():
+    return run_script("in_place.py", "ended", seconds=900)
+
+
+def a_parent_whose_memory_stays_in_place_gets_it_back_from_a_killed_memserver():
+    return run_script("in_place.py", "killed", seconds=900)
 
 
 def free_pages_are_not_fetched_by_clones_that_fill_or_claim_them():
-    status, said = run_script("free_pages.py", "1", seconds=1200)
-    return status == 0, said
+    return run_script("free_pages.py", "1", seconds=1200)
 
 
 def a_jobs_own_status_comes_back_and_so_do_its_files():
@@ -102,8 +108,9 @@ def main():
         return 1
     cases = (a_guest_runs_and_finds_its_memory_right, xen_is_what_the_glue_takes_for_granted,
              a_fork_by_memserver_and_memtap_leaves_all_memories_right, a_clone_on_another_xen_host_has_its_memory_right,
-             a_clone_of_ten_vcpus_survives_the_deaths_of_memtaps_parent_and_sibling,
-             a_parent_whose_memory_stays_in_place_gets_it_back_also_from_a_killed_memserver,
+             a_clone_goes_on_when_its_parent_and_siblings_are_destroyed, a_clone_of_ten_vcpus_survives_the_deaths_of_its_memtaps,
+             a_parent_whose_memory_stays_in_place_gets_it_back,
+             a_parent_whose_memory_stays_in_place_gets_it_back_from_a_killed_memserver,
              free_pages_are_not_fetched_by_clones_that_fill_or_claim_them,
              a_jobs_own_status_comes_back_and_so_do_its_files, a_job_that_takes_too_long_is_ended)
     nb_failed = 0
