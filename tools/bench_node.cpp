@@ -142,7 +142,8 @@ void add_load_delays(CLI::App& app, LoadOptions& load) {
   app.add_option("--trace", load.trace_paths,
                  "a file that memtap-dpdk --record wrote, replayed by members in turns; default: "
                  "traces from the seed");
-  app.add_option("--touched", load.nb_touched, "pages of a trace from the seed")
+  app.add_option("--touched", load.nb_touched,
+                 "pages of a trace from the seed, rounded down to a multiple of 16")
       ->check(CLI::Range(16U, kMaxLoadPages))
       ->capture_default_str();
   app.add_option("--pages", load.nb_pages, "of the image that such traces are of")

@@ -42,7 +42,12 @@ wire::Drop LoadMembers::on_frame(const wire::Frame& frame, const MacAddr& dst, c
     return member ? members_[*member]->engine.on_frame(frame, src, frame_bytes, now)
                   : wire::Drop::kForeignImage;
   }
-  const bool counts = (frame.flags & wire::kFlagSequenced) != 0;
+  // The engine takes note of a server's other life, but that is none of this trial's.
+  const auto is_of = [&frame](const auto& member) {
+    return member->engine.identity().incarnation == frame.incarnation;
+  };
+  const bool counts = (frame.flags & wire::kFlagSequenced) != 0 &&
+                      std::ranges::any_of(members_, is_of) && sequence_.is_new(frame.seq);
   wire::Drop first = members_.empty() ? wire::Drop::kForeignImage : wire::Drop::kNone;
   for (const auto& member : members_) {
     const wire::Drop why = member->engine.on_frame(frame, src, frame_bytes, now);

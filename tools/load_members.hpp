@@ -7,8 +7,22 @@
 #include <vector>
 
 #include "fabric/client_engine.hpp"
+#include "fabric/loss_meter.hpp"
 
 namespace snowfabric::bench {
+
+/// Tells a frame of the group sequence from a second copy, which would hide that another is lost.
+class LoadSequence {
+ public:
+  [[nodiscard]] bool is_new(std::uint32_t seq) noexcept {
+    const std::uint32_t nb_before = meter_.received();
+    meter_.on_seq(seq);
+    return meter_.received() != nb_before;
+  }
+
+ private:
+  LossMeter meter_;
+};
 
 /// A memtap that is emulated: its engine, and what has come for it.
 struct LoadMember {
@@ -16,7 +30,7 @@ struct LoadMember {
 
   ClientStats stats;
   ClientEngine engine;
-  std::uint64_t nb_frames = 0;  ///< to the group that it took, from the current server
+  std::uint64_t nb_frames = 0;  ///< to the group that it took, from the current server, each once
 };
 
 /// Many memtaps behind one port, each with an address of its own. Pure: no I/O, no clock. One
@@ -53,7 +67,8 @@ class LoadMembers {
 
  private:
   std::vector<std::unique_ptr<LoadMember>> members_;
-  std::size_t turn_ = 0;  // who is looked at next
+  LoadSequence sequence_;  // one for all: they share the port
+  std::size_t turn_ = 0;   // who is looked at next
 };
 
 }  // namespace snowfabric::bench

@@ -89,9 +89,7 @@ void LoadReplay::touch(std::uint32_t member, Nanos now) {
   Guest& guest = guests_[member];
   while (guest.waits.size() < nb_vcpus_ && guest.next < guest.trace.size()) {
     const std::uint32_t page = guest.trace[guest.next];
-    const bool waits_already =
-        std::ranges::find(guest.waits, page, &Wait::page) != guest.waits.end();
-    if (!guest.has[page] && !waits_already) {
+    if (!guest.has[page]) {  // another vCPU may wait for it, too
       if (!members_.all()[member]->engine.want(Gfn{page}, wire::Priority::kDemand, now)) return;
       guest.waits.push_back({page, now});
     }
@@ -105,17 +103,23 @@ void LoadReplay::touch(std::uint32_t member, Nanos now) {
 }
 
 void LoadReplay::on_page(const wire::Frame& frame, const MacAddr& dst, Nanos now) {
-  if (!dst.is_multicast()) {
-    if (const auto member = members_.member_of(dst)) take(*member, frame, now);
-    return;
+  bool fits = true;
+  if (dst.is_multicast()) {
+    for (std::uint32_t member = 0; member < guests_.size(); ++member)
+      fits = take(member, frame, now) && fits;
+  } else if (const auto member = members_.member_of(dst)) {
+    fits = take(*member, frame, now);
   }
-  for (std::uint32_t member = 0; member < guests_.size(); ++member) take(member, frame, now);
+  if (!fits) ++nb_bad_crc_;
 }
 
-/// As memtap does: a page that nobody asked for is kept if it is not there yet.
-void LoadReplay::take(std::uint32_t member, wire::Frame frame, Nanos now) {
+/// As memtap does: a page that nobody asked for is kept if it is not there yet. vCPUs go on when
+/// all of the frame is there, or they would wait for its second page.
+/// @return false: a checksum was wrong
+bool LoadReplay::take(std::uint32_t member, wire::Frame frame, Nanos now) {
   Guest& guest = guests_[member];
   ClientEngine& engine = members_.all()[member]->engine;
+  bool fits = true, goes_on = false;
   do {
     const std::uint64_t page = frame.page.gfn.host();
     if (page >= guest.has.size()) continue;
@@ -129,24 +133,25 @@ void LoadReplay::take(std::uint32_t member, wire::Frame frame, Nanos now) {
       continue;
     }
     wire::Drop drop = wire::Drop::kNone;
-    if (engine.take_page(frame, now, drop))
-      arrived(member, static_cast<std::uint32_t>(page), now);
-    else if (drop != wire::Drop::kNone)
-      ++nb_bad_crc_;
+    if (engine.take_page(frame, now, drop)) {
+      guest.has[page] = true;
+      goes_on = end_waits(guest, page, now) || goes_on;
+    }
+    fits = fits && drop == wire::Drop::kNone;
   } while (frame.next_page());
+  if (goes_on) touch(member, now);
+  return fits;
 }
 
-void LoadReplay::arrived(std::uint32_t member, std::uint32_t page, Nanos now) {
-  Guest& guest = guests_[member];
-  guest.has[page] = true;
-  const auto wait = std::ranges::find(guest.waits, page, &Wait::page);
-  if (wait == guest.waits.end()) return;
-  waits_.add(now - wait->since);
-  longest_wait_ = std::max(longest_wait_, now - wait->since);
-  ++nb_waits_;
-  *wait = guest.waits.back();
-  guest.waits.pop_back();
-  touch(member, now);
+/// @return whether a vCPU waited for it
+bool LoadReplay::end_waits(Guest& guest, std::uint64_t page, Nanos now) {
+  return std::erase_if(guest.waits, [&](const Wait& wait) {
+           if (wait.page != page) return false;
+           waits_.add(now - wait.since);
+           longest_wait_ = std::max(longest_wait_, now - wait.since);
+           ++nb_waits_;
+           return true;
+         }) != 0;
 }
 
 }  // namespace snowfabric::bench

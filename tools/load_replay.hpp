@@ -15,16 +15,19 @@ namespace snowfabric::bench {
 using LoadTrace = std::vector<std::uint32_t>;
 
 /// Traces as `memtap-dpdk --record` writes them.
-/// @return EINVAL: one is empty, or names a page beyond kMaxLoadPages; or as read_page_list()
+/// @return EINVAL: one is empty, or names a page beyond kMaxLoadPages; EFBIG: it has more pages
+///         than that, some of them again and again; or as read_page_list()
 [[nodiscard]] Result<std::vector<LoadTrace>> read_traces(std::span<const std::string> paths);
 
 /// Traces drawn from a seed: half of each are pages that all have, half are its own, in runs as
 /// guests touch them and in an order that is its own.
+/// @param nb_touched  rounded down to a multiple of 16, two runs
 [[nodiscard]] std::vector<LoadTrace> make_traces(std::uint32_t nb_traces, std::uint32_t nb_touched,
                                                  std::uint32_t nb_pages, std::uint64_t seed);
 
 /// The guests of all members: each has vCPUs that touch the pages of its trace, one after the other
-/// and each when the page before it has come. Pure: no I/O, no clock. One lcore.
+/// and each when the page before it has come. Several may wait for the same page. Pure: no I/O, no
+/// clock. One lcore.
 class LoadReplay {
  public:
   /// @param traces  borrowed, none empty; members take them in turns
@@ -44,6 +47,7 @@ class LoadReplay {
   [[nodiscard]] Nanos longest_wait() const noexcept { return longest_wait_; }
   [[nodiscard]] std::uint64_t nb_waits() const noexcept { return nb_waits_; }
   [[nodiscard]] std::uint64_t nb_touched() const noexcept { return nb_touched_; }
+  /// Frames that brought a page whose checksum was wrong to whoever waited for it.
   [[nodiscard]] std::uint64_t nb_bad_crc() const noexcept { return nb_bad_crc_; }
 
  private:
@@ -59,8 +63,8 @@ class LoadReplay {
   };
 
   void touch(std::uint32_t member, Nanos now);
-  void take(std::uint32_t member, wire::Frame frame, Nanos now);
-  void arrived(std::uint32_t member, std::uint32_t page, Nanos now);
+  bool take(std::uint32_t member, wire::Frame frame, Nanos now);
+  bool end_waits(Guest& guest, std::uint64_t page, Nanos now);
 
   LoadMembers& members_;
   std::vector<Guest> guests_;

@@ -29,8 +29,11 @@ class RateSearch {
     const bool passed = loss <= tolerance_, better = passed && sent > low_;
     if (better) low_ = sent;
     // The first is more than the port takes; later a sender that fell short may have been
-    // disturbed.
-    if (!passed || nb_trials_ == 0) high_ = std::min(high_, std::max(low_, sent));
+    // disturbed, which says nothing of the rates above.
+    if (nb_trials_ == 0)
+      high_ = std::min(high_, sent);
+    else if (!passed)
+      high_ = offered_;
     over_ = ++nb_trials_ == kMostTrials || high_ - low_ <= high_ * kPrecision;
     offered_ = (low_ + high_) / 2;
     return better;

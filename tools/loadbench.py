@@ -133,7 +133,7 @@ def add_commands(commands, common):
     add("--skip", action="append", choices=["replay", "join"], default=[], help="leave this out; repeatable")
     add("--trace", action="append", default=[], metavar="FILE",
         help="as memtap-dpdk --record writes it, replayed by members in turns; repeatable (traces from the seed)")
-    add("--touched", type=int, default=2048, metavar="N", help="pages of a trace from the seed (2048)")
+    add("--touched", type=int, default=2048, metavar="N", help="pages of a trace from the seed, a multiple of 16 (2048)")
     add("--pages", type=int, default=65536, metavar="N", help="of the image that such traces are of (65536: 256 MiB)")
     add("--vcpus", type=int, default=4, metavar="N", help="of each member: pages that it waits for at once (4)")
     add("--timeout", type=float, default=120, metavar="S", help="of the replay (120)")

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What `fabric-bench load` decides without a port: control frames, the search, who gets a frame.
+// What `fabric-bench load` decides without a port: who gets a frame, what is replayed.
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstddef>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <span>
 #include <string>
 #include <vector>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "fabric/crc32c.hpp"
 #include "tools/load_control.hpp"
 #include "tools/load_members.hpp"
 #include "tools/load_replay.hpp"
-#include "tools/load_search.hpp"
 
 namespace snowfabric::bench {
 namespace {
@@ -26,144 +27,6 @@ using namespace std::chrono_literals;
 constexpr MacAddr kServer{{0x02, 0, 0, 0, 0, 1}}, kUs{{0x02, 0, 0, 0, 0, 2}};
 constexpr std::uint64_t kTrial = 0x0123456789abcdef;
 constexpr std::size_t kEth = sizeof(wire::EthHdr);
-using LoadBytes = std::array<std::byte, kLoadFrameBytes>;
-
-LoadFrame start() {
-  LoadFrame frame{.type = LoadType::kStart, .trial = kTrial};
-  frame.order.kind = static_cast<std::uint8_t>(LoadKind::kThroughput);
-  frame.order.millis = 2000U;
-  frame.order.bytes_per_s = std::uint64_t{125'000'000};
-  frame.order.nb_pages = 4096U;
-  frame.order.nb_members = 100U;
-  frame.order.mtu_bytes = std::uint16_t{9000};
-  return frame;
-}
-
-LoadBytes written(const LoadFrame& frame) {
-  LoadBytes bytes;
-  write_load(bytes, kServer, kUs, frame);
-  return bytes;
-}
-
-LoadVerdict parsed(std::span<const std::byte> frame, LoadFrame& out) {
-  return parse_load(frame.subspan(kEth), out);
-}
-
-// --- control frames --------------------------------------------------------------------------
-
-TEST(LoadControl, ReadsBackWhatWasWrittenAndIgnoresPadding) {
-  const auto bytes = written(start());
-  std::array<std::byte, kLoadFrameBytes + 20> padded{};
-  std::ranges::copy(bytes, padded.begin());
-  LoadFrame out;
-  ASSERT_EQ(parsed(padded, out), LoadVerdict::kGood);
-  EXPECT_EQ(out.type, LoadType::kStart);
-  EXPECT_EQ(out.trial, kTrial);
-  EXPECT_EQ(out.order.bytes_per_s.host(), 125'000'000U);
-  EXPECT_EQ(out.order.nb_members.host(), 100U);
-
-  LoadFrame state{.type = LoadType::kState, .trial = kTrial};
-  state.report.state = static_cast<std::uint8_t>(LoadState::kDone);
-  state.report.answers = static_cast<std::uint8_t>(LoadType::kAsk);
-  state.report.nb_frames = std::uint64_t{12345};
-  ASSERT_EQ(parsed(written(state), out), LoadVerdict::kGood);
-  EXPECT_EQ(out.report.nb_frames.host(), 12345U);
-}
-
-TEST(LoadControl, LeavesTheFabricsFramesToTheFabric) {
-  auto bytes = written(start());
-  bytes[kEth + 1] = std::byte{0x46};  // "SF"
-  LoadFrame out;
-  EXPECT_EQ(parsed(bytes, out), LoadVerdict::kForeign);
-  EXPECT_EQ(parse_load({}, out), LoadVerdict::kForeign);
-}
-
-TEST(LoadControl, RefusesEveryLengthThatIsTooShort) {
-  const auto bytes = written(start());
-  for (std::size_t size = kEth; size < bytes.size(); ++size) {
-    LoadFrame out;
-    EXPECT_NE(parsed(std::span{bytes}.first(size), out), LoadVerdict::kGood) << size;
-  }
-}
-
-TEST(LoadControl, RefusesOtherVersionsAndTypes) {
-  LoadFrame out;
-  auto bytes = written(start());
-  bytes[kEth + 2] = std::byte{2};
-  EXPECT_EQ(parsed(bytes, out), LoadVerdict::kBad);
-  for (const unsigned type : {0U, 5U, 255U}) {
-    bytes = written(start());
-    bytes[kEth + 3] = static_cast<std::byte>(type);
-    EXPECT_EQ(parsed(bytes, out), LoadVerdict::kBad) << type;
-  }
-}
-
-TEST(LoadControl, RefusesOrdersThatWouldCostTooMuchOrMeanNothing) {
-  const auto refused = [](auto&& change) {
-    LoadFrame frame = start(), out;
-    change(frame.order);
-    return parsed(written(frame), out) == LoadVerdict::kBad;
-  };
-  EXPECT_TRUE(refused([](LoadOrder& order) { order.kind = 0; }));
-  EXPECT_TRUE(refused([](LoadOrder& order) { order.kind = 9; }));
-  EXPECT_TRUE(refused([](LoadOrder& order) { order.millis = 0U; }));
-  EXPECT_TRUE(refused([](LoadOrder& order) { order.millis = kMaxLoadMillis + 1; }));
-  EXPECT_TRUE(refused([](LoadOrder& order) { order.bytes_per_s = std::uint64_t{0}; }));
-  EXPECT_TRUE(refused([](LoadOrder& order) { order.nb_pages = 0U; }));
-  EXPECT_TRUE(refused([](LoadOrder& order) { order.nb_pages = kMaxLoadPages + 1; }));
-  EXPECT_TRUE(refused([](LoadOrder& order) { order.nb_members = kMaxLoadMembers + 1; }));
-  EXPECT_TRUE(refused([](LoadOrder& order) { order.mtu_bytes = std::uint16_t{100}; }));
-}
-
-TEST(LoadControl, RefusesReportsOfNoKnownStateOrQuestion) {
-  LoadFrame state{.type = LoadType::kState, .trial = kTrial}, out;
-  EXPECT_EQ(parsed(written(state), out), LoadVerdict::kBad);  // answers nothing
-  state.report.answers = static_cast<std::uint8_t>(LoadType::kState);
-  EXPECT_EQ(parsed(written(state), out), LoadVerdict::kBad);
-  state.report.answers = static_cast<std::uint8_t>(LoadType::kGo);
-  state.report.state = 4;
-  EXPECT_EQ(parsed(written(state), out), LoadVerdict::kBad);
-}
-
-// --- search ----------------------------------------------------------------------------------
-
-/// @return trials that it took @param capacity  above it frames are lost @param port  its most
-unsigned search(RateSearch& rates, double capacity, double port) {
-  while (const auto offered = rates.next()) {
-    const double sent = std::min(*offered, port);
-    rates.note(sent, sent > capacity ? 1 - capacity / sent : 0);
-  }
-  return rates.nb_trials();
-}
-
-TEST(RateSearch, FindsTheHighestRateWithoutLossWithinItsPrecision) {
-  for (const double capacity : {0.9, 3.7, 55.0, 99.9}) {
-    RateSearch rates{100, 0};
-    search(rates, capacity, 1000);
-    EXPECT_LE(rates.best(), capacity);
-    EXPECT_GE(rates.best(), capacity * 0.95 - 0.05) << capacity;
-  }
-}
-
-TEST(RateSearch, EndsAtOnceWhereThePortIsTheLimit) {
-  RateSearch rates{100, 0};
-  EXPECT_EQ(search(rates, 50, 20), 1U);
-  EXPECT_EQ(rates.best(), 20);
-}
-
-TEST(RateSearch, TakesALossWithinTheToleranceForNone) {
-  RateSearch strict{100, 0}, mild{100, 0.5};
-  search(strict, 50, 1000);
-  EXPECT_EQ(search(mild, 50, 1000), 1U);
-  EXPECT_LT(strict.best(), 51);
-  EXPECT_EQ(mild.best(), 100);
-}
-
-TEST(RateSearch, HasNoBestWhereEveryRateLoses) {
-  RateSearch rates{100, 0};
-  EXPECT_EQ(search(rates, 0, 1000), RateSearch::kMostTrials);
-  EXPECT_EQ(rates.best(), 0);
-}
 
 // --- members ---------------------------------------------------------------------------------
 
@@ -212,17 +75,44 @@ TEST(LoadMembers, AFrameToOneIsNobodyElses) {
   EXPECT_EQ(give(members, std::span{buffer}.first(size)), wire::Drop::kForeignImage);
 }
 
+using PageBytes = std::array<std::byte, wire::kPageHeaderBytes + kPageSize>;
+
+PageBytes sequenced(std::uint32_t incarnation, std::uint32_t seq) {
+  PageBytes page{};
+  wire::write_page_header(page, {.image_id = kTrial, .epoch = 1, .incarnation = incarnation},
+                          group_address(kTrial), kServer, Gfn{5}, 0, 0, 1, wire::kFlagSequenced,
+                          seq);
+  return page;
+}
+
 TEST(LoadMembers, AFrameToTheGroupCountsForEachWhoIsIn) {
   LoadMembers members{3, kTrial, 9000, kServer, 1};
   join(members, 0);
   join(members, 2);
-  std::array<std::byte, wire::kPageHeaderBytes + kPageSize> page{};
-  wire::write_page_header(page, {.image_id = kTrial, .epoch = 1, .incarnation = 1},
-                          group_address(kTrial), kServer, Gfn{5}, 0, 0, 1, wire::kFlagSequenced, 7);
-  give(members, page);
+  give(members, sequenced(1, 7));
   EXPECT_EQ(members.all()[0]->nb_frames, 1U);
   EXPECT_EQ(members.all()[1]->nb_frames, 0U);  // not in yet
   EXPECT_EQ(members.all()[2]->nb_frames, 1U);
+}
+
+TEST(LoadMembers, ASecondCopyDoesNotHideThatAnotherFrameIsLost) {
+  LoadMembers members{2, kTrial, 9000, kServer, 1};
+  join(members, 0);
+  join(members, 1);
+  for (const std::uint32_t seq : {0U, 1U, 1U, 3U, 3U}) give(members, sequenced(1, seq));
+  EXPECT_EQ(members.all()[0]->nb_frames, 3U);  // of four that were sent
+  give(members, sequenced(1, 2));              // late
+  EXPECT_EQ(members.all()[0]->nb_frames, 4U);
+  EXPECT_EQ(members.all()[1]->nb_frames, 4U);
+}
+
+TEST(LoadMembers, AFrameOfAServersOtherLifeDoesNotCount) {
+  LoadMembers members{1, kTrial, 9000, kServer, 1};
+  join(members, 0);
+  EXPECT_EQ(give(members, sequenced(2, 0)), wire::Drop::kNone);
+  EXPECT_EQ(members.all()[0]->nb_frames, 0U);
+  give(members, sequenced(1, 0));
+  EXPECT_EQ(members.all()[0]->nb_frames, 1U);
 }
 
 TEST(LoadMembers, GreetInTurnsOfBoundedLength) {
@@ -266,6 +156,16 @@ struct Replay : testing::Test {
     members.on_frame(frame, group_address(kTrial), kServer, bytes.size(), now);
     replay.on_page(frame, group_address(kTrial), now);
   }
+  void arrive_together(LoadReplay& replay, std::uint32_t first, Nanos now) {
+    std::vector<std::byte> bytes(wire::kMaxFrameBytes);
+    const std::uint32_t crc = crc32c(std::span{bytes}.last(kPageSize));
+    wire::write_pair_header(bytes, {.image_id = kTrial, .epoch = 1, .incarnation = 1},
+                            group_address(kTrial), kServer, {Gfn{first}, crc},
+                            {Gfn{first + 1}, crc}, wire::kFlagSequenced, first);
+    wire::Frame frame;
+    ASSERT_EQ(wire::parse(std::span{bytes}.subspan(kEth), frame), wire::Drop::kNone);
+    replay.on_page(frame, group_address(kTrial), now);
+  }
   [[nodiscard]] bool asked(std::uint32_t member, std::uint32_t page) const {
     return members.all()[member]->engine.in_flight(Gfn{page});
   }
@@ -303,6 +203,28 @@ TEST_F(Replay, MembersTakeTracesInTurnsAndKeepWhatOthersAskedFor) {
   EXPECT_EQ(replay.nb_waits(), 3U);
 }
 
+TEST_F(Replay, NobodyWaitsForTheSecondPageOfAFrameThatHasCome) {
+  const std::vector<LoadTrace> traces{{7, 8}};
+  LoadReplay replay{members, traces, kPages, 1};
+  replay.begin(1s);
+  arrive_together(replay, 7, 1s + 5ms);
+  EXPECT_TRUE(replay.done());
+  EXPECT_EQ(replay.nb_touched(), 4U);
+  EXPECT_EQ(replay.nb_waits(), 2U);  // of each member for 7
+}
+
+TEST_F(Replay, TwoVcpusWaitForOnePage) {
+  const std::vector<LoadTrace> traces{{7, 7, 8}};
+  LoadReplay replay{members, traces, kPages, 2};
+  replay.begin(1s);
+  EXPECT_FALSE(asked(0, 8));  // by no vCPU: both wait
+  arrive(replay, 7, 1s + 5ms);
+  EXPECT_TRUE(asked(0, 8));
+  EXPECT_EQ(replay.nb_waits(), 4U);
+  arrive(replay, 8, 1s + 6ms);
+  EXPECT_TRUE(replay.done());
+}
+
 TEST_F(Replay, APageWithAWrongChecksumIsNotTaken) {
   const std::vector<LoadTrace> traces{{1}};
   LoadReplay replay{members, traces, kPages, 1};
@@ -312,7 +234,7 @@ TEST_F(Replay, APageWithAWrongChecksumIsNotTaken) {
   wire::Frame frame;
   ASSERT_EQ(wire::parse(std::span{bytes}.subspan(kEth), frame), wire::Drop::kNone);
   replay.on_page(frame, group_address(kTrial), 1s);
-  EXPECT_EQ(replay.nb_bad_crc(), 2U);
+  EXPECT_EQ(replay.nb_bad_crc(), 1U);  // one frame, though both members wait for it
   EXPECT_EQ(replay.nb_done(), 0U);
 }
 
@@ -338,9 +260,25 @@ TEST(LoadTraces, AreReadAsMemtapRecordsThem) {
   const auto empty = read_traces(std::vector{path});
   ASSERT_FALSE(empty);
   EXPECT_EQ(empty.error().errnum, EINVAL);
-  std::ofstream{path} << kMaxLoadPages << "\n";
-  EXPECT_FALSE(read_traces(std::vector{path}));
   std::filesystem::remove(path);
+}
+
+TEST(LoadTraces, AreRefusedBeyondTheLargestImageAndTheMostPages) {
+  const std::string path = testing::TempDir() + "load_test.many.pages";
+  const auto refused = [&](const std::string& text) {
+    std::ofstream{path} << text;
+    const auto traces = read_traces(std::vector{path});
+    return traces ? 0 : traces.error().errnum;
+  };
+  const std::string all = fmt::format("0-{}\n", kMaxLoadPages - 1);
+  EXPECT_EQ(refused(fmt::format("{}\n", kMaxLoadPages)), EINVAL);
+  EXPECT_EQ(refused(all), 0);
+  EXPECT_EQ(refused(all + "5\n"), EFBIG);
+  std::filesystem::remove(path);
+}
+
+TEST(LoadTraces, FromASeedAreRoundedDownToWholeRuns) {
+  EXPECT_EQ(make_traces(1, 47, 1024, 5)[0].size(), 32U);
 }
 
 }  // namespace
