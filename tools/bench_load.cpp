@@ -52,6 +52,7 @@ Json to_json(const LoadTrialResult& trial) {
   return {{"offered_gbps", trial.offered_bytes_per_s / kBytesPerGbit},
           {"gbps", trial.sent_bytes_per_s / kBytesPerGbit},
           {"frames_per_s", trial.frames_per_s},
+          {"seconds", trial.seconds},
           {"sent", trial.nb_sent},
           {"sent_bytes", trial.nb_bytes},
           {"lost_worst", trial.nb_lost_worst},

@@ -158,8 +158,9 @@ void add_load_delays(CLI::App& app, LoadOptions& load) {
   app.add_option("--joins", load.nb_joins, "joins and leaves that are timed")
       ->check(CLI::Range(1, 100'000))
       ->capture_default_str();
+  // At less the pacing's pauses would be longer than the silence that ends a leave.
   app.add_option("--join-gbps", load.join_gbps, "that are pushed meanwhile")
-      ->check(CLI::Range(0.001, 1000.0))
+      ->check(CLI::Range(0.02, 1000.0))
       ->capture_default_str();
 }
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -7,6 +9,7 @@
 
 #include "fabric/base/endian.hpp"
 #include "fabric/base/mac.hpp"
+#include "fabric/base/time.hpp"
 #include "fabric/wire.hpp"
 
 /// What the two ends of `fabric-bench load` say to each other through the device under test: the
@@ -16,7 +19,9 @@ namespace snowfabric::bench {
 
 inline constexpr std::uint16_t kLoadMagic = 0x534c;  ///< "SL", where the fabric has "SF"
 inline constexpr std::uint8_t kLoadVersion = 1;
-inline constexpr std::uint32_t kMaxLoadPages = 1U << 22U;
+inline constexpr std::uint32_t kMaxLoadPages = 1U << 22U;  ///< of a trace's image
+/// Of a trial's image: 12 bytes each at the server's end.
+inline constexpr std::uint32_t kMaxTrialPages = 1U << 25U;
 inline constexpr std::uint32_t kMaxLoadMembers = 1000;
 inline constexpr std::uint32_t kMaxLoadMillis = 3'600'000;
 
@@ -48,7 +53,7 @@ struct LoadOrder {
   std::uint8_t reserved[3];  //  1
   Be32 millis;               //  4  how long to send, 1 .. kMaxLoadMillis
   Be64 bytes_per_s;          //  8  offered, of whole frames; not 0
-  Be32 nb_pages;             // 16  of the image, 1 .. kMaxLoadPages: no more are sent
+  Be32 nb_pages;             // 16  of the image, 1 .. kMaxTrialPages: no more are pushed
   Be32 nb_members;           // 20  0 .. kMaxLoadMembers
   Be16 mtu_bytes;            // 24  of the members' port
   Be16 reserved_too;         // 26
@@ -76,6 +81,15 @@ struct LoadFrame {
   LoadReport report{};
 };
 
+/// Of an image that lasts so long at a rate.
+/// @return at most kMaxTrialPages, which may last less
+[[nodiscard]] inline std::uint32_t pages_for(double bytes_per_s, Nanos length) noexcept {
+  constexpr double kSpare = 1.2;
+  const double seconds = std::chrono::duration<double>(length).count();
+  const double pages = bytes_per_s * seconds / static_cast<double>(kPageSize) * kSpare + 1024;
+  return static_cast<std::uint32_t>(std::min(pages, static_cast<double>(kMaxTrialPages)));
+}
+
 enum class LoadVerdict : std::uint8_t { kGood, kForeign, kBad };
 
 [[nodiscard]] inline bool is_sane(const LoadOrder& order) noexcept {
@@ -84,7 +98,7 @@ enum class LoadVerdict : std::uint8_t { kGood, kForeign, kBad };
   };
   return between(order.kind, 1, static_cast<std::uint8_t>(LoadKind::kJoin)) &&
          between(order.millis.host(), 1, kMaxLoadMillis) && order.bytes_per_s.host() != 0 &&
-         between(order.nb_pages.host(), 1, kMaxLoadPages) &&
+         between(order.nb_pages.host(), 1, kMaxTrialPages) &&
          between(order.nb_members.host(), 0, kMaxLoadMembers) &&
          wire::fragments_for_mtu(order.mtu_bytes.host()) != 0;
 }

@@ -10,11 +10,10 @@
 namespace snowfabric::bench {
 namespace {
 
-constexpr Nanos kTail = std::chrono::milliseconds{200};     // what is still on its way
 constexpr Nanos kStay = std::chrono::milliseconds{20};      // of a member that is in
 constexpr Nanos kSilence = std::chrono::milliseconds{50};   // after it nothing more comes
 constexpr Nanos kDelayPatience = std::chrono::seconds{10};  // longer than the server's for members
-constexpr std::uint32_t kJoinPages = kMaxLoadPages;         // pushed in all: enough not to end
+constexpr Nanos kJoinLength = 2 * kDelayPatience;           // of a trial: it comes and goes
 
 }  // namespace
 
@@ -40,7 +39,7 @@ Result<LoadReplayResult> LoadDriver::replay(const LoadReplaySpec& spec) {
   leave();
   if (!report) return std::unexpected(report.error());
   if (const auto nb_bad = nb_bad_crc_ + replay_->nb_bad_crc(); nb_bad != 0)
-    return fail(EBADMSG, fmt::format("{} pages came with a wrong checksum", nb_bad));
+    return fail(EBADMSG, fmt::format("{} frames came with a wrong checksum", nb_bad));
   const LoadTrialResult counted = result(spec.max_bytes_per_s, *report);
   const Nanos longest = replay_->longest_wait();  // of a percentile a bound is known
   LoadReplayResult out{.seconds = seconds,
@@ -58,13 +57,15 @@ Result<LoadReplayResult> LoadDriver::replay(const LoadReplaySpec& spec) {
 }
 
 Result<LoadDelays> LoadDriver::join_and_leave(unsigned nb_joins, double bytes_per_s) {
-  const LoadOrder order = order_of(LoadKind::kJoin, bytes_per_s,
-                                   std::chrono::milliseconds{kMaxLoadMillis}, kJoinPages, 1);
-  if (const auto begun = begin(order); !begun) return std::unexpected(begun.error());
-  if (const auto gone = ask(LoadType::kGo, order); !gone) return std::unexpected(gone.error());
+  const LoadOrder order =
+      order_of(LoadKind::kJoin, bytes_per_s, kJoinLength, pages_for(bytes_per_s, kJoinLength), 1);
   LoadDelays out;
-  for (unsigned i = 0; i < nb_joins; ++i)
+  for (unsigned i = 0; i < nb_joins; ++i) {
+    // A trial each: neither pages nor time of one would be enough for all.
+    if (const auto begun = begin(order); !begun) return std::unexpected(begun.error());
+    if (const auto gone = ask(LoadType::kGo, order); !gone) return std::unexpected(gone.error());
     if (const auto once = join_once(seed_ + i, out); !once) return std::unexpected(once.error());
+  }
   return out;
 }
 

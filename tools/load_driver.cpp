@@ -7,27 +7,19 @@
 #include <fmt/format.h>
 
 #include "fabric/crc32c.hpp"
+#include "tools/load_mbuf.hpp"
 
 namespace snowfabric::bench {
 namespace {
 
 constexpr Nanos kAskAgain = std::chrono::milliseconds{100};
-constexpr Nanos kPatience = std::chrono::seconds{3};       // for an answer
 constexpr Nanos kJoinPatience = std::chrono::seconds{20};  // for a thousand members
 /// Some ticks of the engine: it decides in them whether two pages go in a frame.
 constexpr Nanos kSettle = std::chrono::milliseconds{300};
-constexpr Nanos kTail = std::chrono::milliseconds{200};  // what is still on its way
 constexpr Nanos kLongestNap = std::chrono::milliseconds{1};
 constexpr unsigned kMaxRxBursts = 16;   // a turn
 constexpr unsigned kMaxUndrained = 32;  // turns
 constexpr unsigned kLookedAt = 64;      // members a turn
-constexpr double kSpare = 1.2;          // pages beyond what the rate needs
-
-std::uint32_t pages_for(double bytes_per_s, Nanos length) {
-  const double seconds = std::chrono::duration<double>(length).count();
-  const double pages = bytes_per_s * seconds / static_cast<double>(kPageSize) * kSpare + 1024;
-  return static_cast<std::uint32_t>(std::min(pages, static_cast<double>(kMaxLoadPages)));
-}
 
 }  // namespace
 
@@ -49,12 +41,13 @@ Result<LoadTrialResult> LoadDriver::measure(LoadKind kind, double bytes_per_s, N
     make_members(nb_members, seed_);
     if (const auto in = join(); !in) return std::unexpected(in.error());
   }
-  if (const auto gone = ask(LoadType::kGo, order); !gone) return std::unexpected(gone.error());
-  const auto done = wait_done(length);
+  // The answer may be lost in what it began, again and again.
+  const auto gone = ask(LoadType::kGo, order, length + kPatience);
+  const auto done = gone ? wait_done(length) : gone;
   leave();
   if (!done) return std::unexpected(done.error());
   if (nb_bad_crc_ != 0)
-    return fail(EBADMSG, fmt::format("{} pages came with a wrong checksum", nb_bad_crc_));
+    return fail(EBADMSG, fmt::format("{} frames came with a wrong checksum", nb_bad_crc_));
   return result(bytes_per_s, *done);
 }
 
@@ -76,6 +69,7 @@ Result<void> LoadDriver::begin(const LoadOrder& order) {
   trial_ = ids_.next() | 1U;
   replay_.reset();
   members_.reset();
+  bare_ = {};
   nb_bare_ = nb_bad_crc_ = 0;
   const auto ready = ask(LoadType::kStart, order);
   if (!ready) return std::unexpected(ready.error());
@@ -91,10 +85,10 @@ void LoadDriver::make_members(std::uint32_t nb_members, std::uint64_t seed) {
 }
 
 /// Asks until it is answered. @return ETIMEDOUT; EBADMSG: the other end does not know the trial
-Result<LoadReport> LoadDriver::ask(LoadType type, const LoadOrder& order) {
+Result<LoadReport> LoadDriver::ask(LoadType type, const LoadOrder& order, Nanos patience) {
   answered_ = false;
   const auto came = [&] { return answered_ && answer_.report.answers == static_cast<int>(type); };
-  for (Nanos waited{0}; waited < kPatience && !came(); waited += kAskAgain) {
+  for (Nanos waited{0}; waited < patience && !came(); waited += kAskAgain) {
     send_question(type, order);
     poll(kAskAgain, came);
     if (interrupted_.load()) return fail(EINTR, "load");
@@ -104,7 +98,7 @@ Result<LoadReport> LoadDriver::ask(LoadType type, const LoadOrder& order) {
                 fmt::format("nothing answers at the other port for {} s: does `fabric-bench load "
                             "--as server` run there, and does what is between let frames of "
                             "EtherType {:#06x} pass?",
-                            std::chrono::duration_cast<std::chrono::seconds>(kPatience).count(),
+                            std::chrono::duration_cast<std::chrono::seconds>(patience).count(),
                             wire::kEtherType));
   if (answer_.report.state == static_cast<std::uint8_t>(LoadState::kUnknown))
     return fail(EBADMSG, "the server's end began anew, or serves somebody else");
@@ -117,7 +111,7 @@ void LoadDriver::send_question(LoadType type, const LoadOrder& order) noexcept {
   const LoadFrame frame{.type = type, .trial = trial_, .order = order};
   const MacAddr to = type == LoadType::kStart ? kBroadcast : server_;  // it may be another by now
   write_load({rte_pktmbuf_mtod(mbuf, std::byte*), kLoadFrameBytes}, to, port_.mac(), frame);
-  push(mbuf, kLoadFrameBytes);
+  push_frame(tail_, mbuf, kLoadFrameBytes);
 }
 
 Result<void> LoadDriver::join() {
@@ -135,12 +129,12 @@ Result<void> LoadDriver::join() {
   return {};
 }
 
-/// @return the server's last word, when all that was sent must have come
+/// Asks all the while: a bare trial ends without. @return the server's last word, when all that was
+/// sent must have come
 Result<LoadReport> LoadDriver::wait_done(Nanos length) {
-  poll(length, [] { return false; });
   const Nanos give_up = clock_.now() + length + kPatience;
   for (;;) {
-    const auto report = ask(LoadType::kAsk, {});
+    const auto report = ask(LoadType::kAsk, {}, length + kPatience);
     if (!report) return report;
     if (report->state == static_cast<std::uint8_t>(LoadState::kDone)) break;
     if (clock_.now() > give_up)
@@ -156,6 +150,7 @@ LoadTrialResult LoadDriver::result(double offered, const LoadReport& report) con
   LoadTrialResult out{.offered_bytes_per_s = offered,
                       .sent_bytes_per_s = static_cast<double>(report.nb_bytes.host()) / seconds,
                       .frames_per_s = static_cast<double>(report.nb_frames.host()) / seconds,
+                      .seconds = seconds,
                       .nb_sent = report.nb_frames.host(),
                       .nb_bytes = report.nb_bytes.host()};
   const auto lost = [&](std::uint64_t got) { return out.nb_sent - std::min(got, out.nb_sent); };
@@ -178,8 +173,9 @@ void LoadDriver::leave() noexcept {
     if (tail_.room() == 0) tail_.flush(queue_);
     rte_mbuf* const mbuf = tail_.room() == 0 ? nullptr : rte_pktmbuf_alloc(port_.pool());
     if (mbuf == nullptr) return;  // the next trial ends their membership
-    push(mbuf, member->engine.write_bye(
-                   {rte_pktmbuf_mtod(mbuf, std::byte*), rte_pktmbuf_tailroom(mbuf)}));
+    push_frame(
+        tail_, mbuf,
+        member->engine.write_bye({rte_pktmbuf_mtod(mbuf, std::byte*), rte_pktmbuf_tailroom(mbuf)}));
   }
   tail_.flush(queue_);
 }
@@ -194,10 +190,14 @@ bool LoadDriver::poll(Nanos most, const std::function<bool()>& until) {
   while (!until()) {
     const Nanos now = clock_.now();
     if (now >= end || interrupted_.load(std::memory_order_relaxed)) return false;
-    if (turn(now) != 0)
+    if (turn(now) != 0) {
       idle.hit();
-    else
-      idle.miss(wait_fds, kLongestNap);
+      continue;
+    }
+    const bool sleeps = idle.about_to_sleep();
+    if (sleeps) port_.arm_rx_interrupt();
+    idle.miss(wait_fds, kLongestNap);
+    if (sleeps) port_.disarm_rx_interrupt();
   }
   return true;
 }
@@ -239,13 +239,14 @@ void LoadDriver::on_mbuf(const rte_mbuf& mbuf, Nanos now) {
   }
   const auto payload = gather(mbuf, gather_);
   const LoadVerdict verdict = parse_load(payload, answer);
-  if (verdict == LoadVerdict::kGood && answer.type == LoadType::kState && answer.trial == trial_ &&
-      eth.dst == port_.mac()) {
+  if (verdict == LoadVerdict::kBad) {
+    ++nb_bad_;
+  } else if (verdict == LoadVerdict::kGood) {
+    // Any other came late: an answer to a question of the trial before, perhaps.
+    if (answer.type != LoadType::kState || answer.trial != trial_ || eth.dst != port_.mac()) return;
     answer_ = answer;
     answered_ = true;
     server_ = eth.src;
-  } else if (verdict != LoadVerdict::kForeign) {
-    ++nb_bad_;
   } else if (wire::parse(payload, frame) != wire::Drop::kNone || frame.image_id != trial_) {
     ++nb_foreign_;
   } else {
@@ -256,22 +257,25 @@ void LoadDriver::on_mbuf(const rte_mbuf& mbuf, Nanos now) {
 /// A frame of this trial.
 void LoadDriver::take(wire::Frame& frame, const wire::EthHdr& eth, std::size_t nb_bytes,
                       Nanos now) {
-  const bool is_page = frame.type == wire::FrameType::kPage;
-  if ((frame.flags & wire::kFlagSequenced) != 0) last_group_at_ = now;
-  if (members_ != nullptr)
-    members_->on_frame(frame, eth.dst, eth.src, nb_bytes, now);
-  else if ((frame.flags & wire::kFlagSequenced) != 0)
-    ++nb_bare_;
-  if (replay_ != nullptr && is_page) replay_->on_page(frame, eth.dst, now);
-  if (is_page) on_page(frame);
+  const bool to_group = (frame.flags & wire::kFlagSequenced) != 0;
+  if (to_group) last_group_at_ = now;
+  if (members_ == nullptr && to_group && bare_.is_new(frame.seq)) ++nb_bare_;
+  const bool taken = members_ == nullptr || members_->on_frame(frame, eth.dst, eth.src, nb_bytes,
+                                                               now) == wire::Drop::kNone;
+  if (!taken || frame.type != wire::FrameType::kPage) return;
+  if (!has_right_crcs(frame))
+    ++nb_bad_crc_;
+  else if (replay_ != nullptr)
+    replay_->on_page(frame, eth.dst, now);
 }
 
-/// Once for all members: they were sent the same bytes. Of a fragment it would say nothing.
-void LoadDriver::on_page(wire::Frame& frame) noexcept {
+/// Looked at once for all members: they were sent the same bytes. Of a fragment it says nothing.
+bool LoadDriver::has_right_crcs(wire::Frame frame) noexcept {
   do {
     if (frame.page.nb_fragments == 1 && crc32c(frame.tail) != frame.page.crc32c.host())
-      ++nb_bad_crc_;
+      return false;
   } while (frame.next_page());
+  return true;
 }
 
 void LoadDriver::send(bool drained, Nanos now) {
@@ -286,14 +290,8 @@ void LoadDriver::send(bool drained, Nanos now) {
       rte_pktmbuf_free(mbuf);
       return;
     }
-    push(mbuf, size);
+    push_frame(tail_, mbuf, size);
   }
-}
-
-void LoadDriver::push(rte_mbuf* mbuf, std::size_t size) noexcept {
-  mbuf->data_len = static_cast<std::uint16_t>(size);
-  mbuf->pkt_len = mbuf->data_len;
-  RTE_VERIFY(tail_.push(mbuf));  // who calls has seen room
 }
 
 }  // namespace snowfabric::bench

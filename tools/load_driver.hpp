@@ -22,10 +22,10 @@ namespace snowfabric::bench {
 /// What a trial at one rate came to.
 struct LoadTrialResult {
   double offered_bytes_per_s = 0, sent_bytes_per_s = 0, frames_per_s = 0;
+  double seconds = 0;                       ///< that it took: less where the image was not enough
   std::uint64_t nb_sent = 0, nb_bytes = 0;  ///< frames to the group, and bytes in them
   std::uint64_t nb_lost_worst = 0;          ///< frames the worst receiver lacks
   double nb_lost_mean = 0;                  ///< likewise, of all receivers
-  std::uint64_t nb_bad_crc = 0;
 
   [[nodiscard]] double loss_worst() const noexcept {
     return nb_sent == 0 ? 1 : static_cast<double>(nb_lost_worst) / static_cast<double>(nb_sent);
@@ -81,7 +81,11 @@ class LoadDriver {
   [[nodiscard]] std::uint64_t nb_foreign() const noexcept { return nb_foreign_; }
 
  private:
-  [[nodiscard]] Result<LoadReport> ask(LoadType type, const LoadOrder& order);
+  static constexpr Nanos kPatience = std::chrono::seconds{3};     // for an answer
+  static constexpr Nanos kTail = std::chrono::milliseconds{200};  // what is still on its way
+
+  [[nodiscard]] Result<LoadReport> ask(LoadType type, const LoadOrder& order,
+                                       Nanos patience = kPatience);
   void send_question(LoadType type, const LoadOrder& order) noexcept;
   [[nodiscard]] LoadOrder order_of(LoadKind kind, double bytes_per_s, Nanos length,
                                    std::uint32_t nb_pages, std::uint32_t nb_members) const noexcept;
@@ -97,9 +101,8 @@ class LoadDriver {
   unsigned receive(Nanos now);
   void on_mbuf(const rte_mbuf& mbuf, Nanos now);
   void take(wire::Frame& frame, const wire::EthHdr& eth, std::size_t nb_bytes, Nanos now);
-  void on_page(wire::Frame& frame) noexcept;
+  [[nodiscard]] static bool has_right_crcs(wire::Frame frame) noexcept;
   void send(bool drained, Nanos now);
-  void push(rte_mbuf* mbuf, std::size_t size) noexcept;
 
   const Port& port_;
   EthPort queue_;
@@ -118,6 +121,7 @@ class LoadDriver {
   LoadFrame answer_;
   bool answered_ = false;
   unsigned nb_undrained_ = 0;  // turns that left frames in the receive ring
+  LoadSequence bare_;
   std::uint64_t nb_bare_ = 0, nb_bad_crc_ = 0, nb_bad_ = 0, nb_foreign_ = 0;
 };
 

@@ -2,167 +2,16 @@
 #include "tools/load_server.hpp"
 
 #include <algorithm>
-#include <cstring>
 
-#include "fabric/base/prng.hpp"
-#include "fabric/crc32c.hpp"
 #include "fabric/poll_loop.hpp"
+#include "tools/load_mbuf.hpp"
 
 namespace snowfabric::bench {
 namespace {
 
 constexpr std::size_t kTailFrames = 2 * kBurst;  // as ServerWorker has it
-constexpr std::size_t kBucketBytes = 64 * 1024;  // likewise
-/// Of all members together: their reports must not be the load.
-constexpr Nanos kReportSpacing = std::chrono::milliseconds{1};
-
-ServerConfig server_config(const LoadOrder& order, const Port& port) {
-  ServerConfig config;
-  config.mtu_bytes = static_cast<std::uint16_t>(port.mtu_bytes());
-  config.burst_bytes = kBucketBytes;
-  config.report_interval =
-      std::max(config.report_interval, kReportSpacing * static_cast<int>(order.nb_members.host()));
-  const auto rate = static_cast<double>(order.bytes_per_s.host());
-  config.flow.max_bytes_per_s = rate;
-  config.flow.initial_bytes_per_s = std::min(config.flow.initial_bytes_per_s, rate);
-  config.flow.floor_bytes_per_s = std::min(config.flow.floor_bytes_per_s, rate);
-  if (order.kind == static_cast<std::uint8_t>(LoadKind::kReplay)) return config;
-  config.flow.initial_bytes_per_s = rate;  // the rate is the question here, not the answer
-  config.flow.floor_bytes_per_s = rate;
-  return config;
-}
 
 }  // namespace
-
-LoadImage::LoadImage(std::uint64_t seed) : bytes_(kDistinct * kPageSize), crcs_(kDistinct) {
-  Prng random{seed};
-  for (std::size_t i = 0; i < bytes_.size(); i += sizeof(std::uint64_t)) {
-    const std::uint64_t word = random.next();
-    std::memcpy(bytes_.data() + i, &word, sizeof word);
-  }
-  for (std::size_t i = 0; i < kDistinct; ++i) crcs_[i] = crc32c({page(Gfn{i}), kPageSize});
-}
-
-// --- trial -----------------------------------------------------------------------------------
-
-LoadTrial::LoadTrial(std::uint64_t id, const LoadOrder& order, const LoadImage& image,
-                     const Port& port)
-    : id_{id},
-      kind_{static_cast<LoadKind>(order.kind)},
-      image_{image},
-      port_{port},
-      nb_pages_{order.nb_pages.host()},
-      length_{std::chrono::milliseconds{order.millis.host()}},
-      nb_fragments_{port.nb_fragments()},
-      pairs_{std::min<unsigned>(port.mtu_bytes(), order.mtu_bytes.host()) >= wire::kPairMtuBytes},
-      bucket_{static_cast<double>(order.bytes_per_s.host()), kBucketBytes} {
-  if (kind_ == LoadKind::kBare) return;
-  crcs_.resize(nb_pages_);
-  for (std::uint64_t i = 0; i < nb_pages_; ++i) crcs_[i] = image_.crc(Gfn{i});
-  zero_words_.resize((nb_pages_ + 63) / 64);
-  const ImageView view{.image_id = id,
-                       .epoch = 1,
-                       .nb_pages = nb_pages_,
-                       .crc32c = crcs_,
-                       .zero_words = zero_words_};
-  engine_.emplace(server_config(order, port), view, stats_);
-}
-
-void LoadTrial::go(Nanos now) noexcept {
-  if (state_ != LoadState::kReady) return;
-  state_ = LoadState::kRunning;
-  began_ = now;
-  if (engine_) engine_->set_push(kind_ != LoadKind::kReplay);
-}
-
-bool LoadTrial::is_over(Nanos now) const noexcept {
-  const bool all =
-      engine_ ? stats_.tx_pages_pushed.read() == nb_pages_ : next_page_.value == nb_pages_;
-  return now - began_ >= length_ || all;
-}
-
-void LoadTrial::all_sent(Nanos now) noexcept {
-  if (state_ != LoadState::kRunning || !is_over(now)) return;
-  state_ = LoadState::kDone;
-  took_ = now - began_;
-}
-
-bool LoadTrial::next(ServerTx& out, Nanos now) noexcept {
-  if (state_ == LoadState::kRunning && now - began_ >= length_ && engine_) engine_->set_push(false);
-  return engine_ ? engine_->next(out, now) : next_bare(out, now);
-}
-
-/// What the engine would send, were there nothing to decide.
-bool LoadTrial::next_bare(ServerTx& out, Nanos now) noexcept {
-  bucket_.refill(now);
-  if (state_ != LoadState::kRunning || is_over(now)) return false;
-  const bool pair = pairs_ && next_page_.value + 1 < nb_pages_;
-  const std::size_t nb_bytes =
-      pair ? wire::kMaxFrameBytes
-           : wire::kPageHeaderBytes + wire::fragment_bytes(next_fragment_, nb_fragments_);
-  if (!bucket_.take(nb_bytes)) return false;
-  out = {.type = wire::FrameType::kPage,
-         .dst = group_address(id_),
-         .flags = wire::kFlagSequenced,
-         .fragment = next_fragment_,
-         .seq = seq_++,
-         .range = {next_page_, 1}};
-  if (pair) out.second = Gfn{next_page_.value + 1};
-  if (++next_fragment_ < nb_fragments_) return true;
-  next_fragment_ = 0;
-  next_page_.value += pair ? 2 : 1;
-  return true;
-}
-
-std::size_t LoadTrial::write_header(const ServerTx& tx, std::span<std::byte> out) const noexcept {
-  if (engine_) return engine_->write(tx, port_.mac(), out);
-  const wire::Identity identity{.image_id = id_, .epoch = 1, .incarnation = 1};
-  const auto key = [this](Gfn gfn) { return wire::PageKey{gfn, image_.crc(gfn)}; };
-  if (tx.second)
-    return wire::write_pair_header(out, identity, tx.dst, port_.mac(), key(tx.range.first),
-                                   key(*tx.second), tx.flags, tx.seq);
-  return wire::write_page_header(out, identity, tx.dst, port_.mac(), tx.range.first,
-                                 image_.crc(tx.range.first), tx.fragment, nb_fragments_, tx.flags,
-                                 tx.seq);
-}
-
-std::size_t LoadTrial::write(const ServerTx& tx, std::span<std::byte> out) noexcept {
-  const std::size_t size = write_frame(tx, out);
-  nb_tx_bytes_ += size;
-  if ((tx.flags & wire::kFlagSequenced) == 0) return size;
-  ++nb_frames_;
-  nb_bytes_ += size;
-  return size;
-}
-
-std::size_t LoadTrial::write_frame(const ServerTx& tx, std::span<std::byte> out) const noexcept {
-  std::size_t size = write_header(tx, out);
-  if (tx.type != wire::FrameType::kPage) return size;
-  const std::size_t offset = tx.fragment * wire::fragment_stride(nb_fragments_);
-  const std::size_t nb_bytes = wire::fragment_bytes(tx.fragment, nb_fragments_);
-  std::memcpy(out.data() + size, image_.page(tx.range.first) + offset, nb_bytes);
-  size += nb_bytes;
-  if (!tx.second) return size;
-  std::memcpy(out.data() + size, image_.page(*tx.second), kPageSize);
-  return size + kPageSize;
-}
-
-LoadReport LoadTrial::report() const noexcept {
-  return {.state = static_cast<std::uint8_t>(state_),
-          .answers = 0,
-          .mtu_bytes = static_cast<std::uint16_t>(port_.mtu_bytes()),
-          .nb_frames = nb_frames_,
-          .nb_bytes = nb_bytes_,
-          .nanos = static_cast<std::uint64_t>(took_.count()),
-          .nb_tx_bytes = nb_tx_bytes_};
-}
-
-Nanos LoadTrial::deadline(Nanos now) const noexcept {
-  if (engine_) return engine_->deadline(now);
-  return state_ == LoadState::kRunning ? std::max(now, bucket_.ready_at()) : Nanos::max();
-}
-
-// --- server ----------------------------------------------------------------------------------
 
 void LoadServer::run(const std::atomic<bool>& stop, const IdleConfig& idle_config) {
   Idle idle{idle_config};
@@ -196,34 +45,35 @@ void LoadServer::on_mbuf(const rte_mbuf& mbuf, Nanos now) {
   }
   const auto payload = gather(mbuf, gather_);
   const LoadVerdict verdict = parse_load(payload, asked);
-  if (verdict == LoadVerdict::kGood && asked.type != LoadType::kState)
-    on_control(asked, eth.src, now);
-  else if (verdict != LoadVerdict::kForeign)
+  if (verdict == LoadVerdict::kGood) {
+    if (asked.type != LoadType::kState) on_control(asked, eth.src, now);
+  } else if (verdict == LoadVerdict::kBad) {
     ++nb_bad_;
-  else if (trial_ != nullptr && wire::parse(payload, frame) == wire::Drop::kNone &&
-           frame.image_id == trial_->id())
+  } else if (trial_ != nullptr && wire::parse(payload, frame) == wire::Drop::kNone &&
+             frame.image_id == trial_->id()) {
     trial_->on_frame(frame, eth.src, now);
-  else
+  } else {
     ++nb_foreign_;
+  }
 }
 
 void LoadServer::on_control(const LoadFrame& asked, const MacAddr& src, Nanos now) {
-  const bool ours = trial_ != nullptr && trial_->id() == asked.trial;
-  if (asked.type == LoadType::kStart && !ours) {
-    trial_ = std::make_unique<LoadTrial>(asked.trial, asked.order, image_, port_);
+  const auto is_ours = [&] { return trial_ != nullptr && trial_->id() == asked.trial; };
+  if (asked.type == LoadType::kStart && !is_ours()) {
+    trial_ =
+        std::make_unique<LoadTrial>(asked.trial, asked.order, image_,
+                                    static_cast<std::uint16_t>(port_.mtu_bytes()), port_.mac());
     ++nb_trials_;
-  } else if (asked.type == LoadType::kGo && ours) {
-    trial_->go(now);
   }
+  if (is_ours()) trial_->hear(now);
+  if (is_ours() && asked.type == LoadType::kGo) trial_->go(now);
   rte_mbuf* const mbuf = tail_.room() == 0 ? nullptr : rte_pktmbuf_alloc(port_.pool());
   if (mbuf == nullptr) return;  // they ask again
   LoadFrame answer{.type = LoadType::kState, .trial = asked.trial};
-  if (trial_ != nullptr && trial_->id() == asked.trial) answer.report = trial_->report();
+  if (is_ours()) answer.report = trial_->report();
   answer.report.answers = static_cast<std::uint8_t>(asked.type);
   write_load({rte_pktmbuf_mtod(mbuf, std::byte*), kLoadFrameBytes}, src, port_.mac(), answer);
-  mbuf->data_len = kLoadFrameBytes;
-  mbuf->pkt_len = kLoadFrameBytes;
-  RTE_VERIFY(tail_.push(mbuf));
+  push_frame(tail_, mbuf, kLoadFrameBytes);
 }
 
 unsigned LoadServer::send(Nanos now) noexcept {
@@ -235,10 +85,8 @@ unsigned LoadServer::send(Nanos now) noexcept {
       rte_pktmbuf_free(mbuf);
       break;
     }
-    mbuf->data_len = static_cast<std::uint16_t>(
-        trial_->write(tx, {rte_pktmbuf_mtod(mbuf, std::byte*), rte_pktmbuf_tailroom(mbuf)}));
-    mbuf->pkt_len = mbuf->data_len;
-    RTE_VERIFY(tail_.push(mbuf));
+    push_frame(tail_, mbuf,
+               trial_->write(tx, {rte_pktmbuf_mtod(mbuf, std::byte*), rte_pktmbuf_tailroom(mbuf)}));
   }
   const std::uint16_t nb_tx = tail_.flush(queue_);
   if (trial_ != nullptr && tail_.size() == 0) trial_->all_sent(now);

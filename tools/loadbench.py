@@ -138,7 +138,7 @@ def add_commands(commands, common):
     add("--vcpus", type=int, default=4, metavar="N", help="of each member: pages that it waits for at once (4)")
     add("--timeout", type=float, default=120, metavar="S", help="of the replay (120)")
     add("--joins", type=int, default=20, metavar="N", help="joins and leaves that are timed (20)")
-    add("--join-gbps", type=float, default=0.1, metavar="N", help="that are pushed meanwhile (0.1)")
+    add("--join-gbps", type=float, default=0.1, metavar="N", help="that are pushed meanwhile, 0.02 or more (0.1)")
     add("--runs", type=int, default=1, metavar="N", help="of the whole (1)")
     add("--mtu", type=int, metavar="N", help="of the port (the interface's; in the lab 9000)")
     add("--idle", choices=["busy", "yield", "backoff"], help="of both ends (the profile's)")

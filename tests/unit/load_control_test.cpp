@@ -101,7 +101,7 @@ TEST(LoadControl, RefusesOrdersThatWouldCostTooMuchOrMeanNothing) {
   EXPECT_TRUE(refused([](LoadOrder& order) { order.millis = kMaxLoadMillis + 1; }));
   EXPECT_TRUE(refused([](LoadOrder& order) { order.bytes_per_s = std::uint64_t{0}; }));
   EXPECT_TRUE(refused([](LoadOrder& order) { order.nb_pages = 0U; }));
-  EXPECT_TRUE(refused([](LoadOrder& order) { order.nb_pages = kMaxLoadPages + 1; }));
+  EXPECT_TRUE(refused([](LoadOrder& order) { order.nb_pages = kMaxTrialPages + 1; }));
   EXPECT_TRUE(refused([](LoadOrder& order) { order.nb_members = kMaxLoadMembers + 1; }));
   EXPECT_TRUE(refused([](LoadOrder& order) { order.mtu_bytes = std::uint16_t{100}; }));
 }
