@@ -25,6 +25,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr double kBytesPerGbit = 1e9 / 8;
+constexpr std::uint64_t kMaxTouches = 1U << 28U;  // of traces from the seed: 1 GiB of numbers
 
 /// The members have addresses that are not the port's.
 class Promiscuous {
@@ -67,29 +68,34 @@ void say_trial(const char* what, const LoadTrialResult& trial) {
                  : fmt::format("lacks {} of {}", trial.nb_lost_worst, trial.nb_sent));
 }
 
-/// @param most  bytes a second, to begin with
-/// @return the best trial, with `unpaced` (the first) and all `trials`
-Result<Json> no_drop_rate(LoadKind kind, const LoadOptions& options, double most,
-                          LoadDriver& driver) {
+/// @param all  has the best trial at the end, with `unpaced` (the first) and all `trials`; where it
+///             failed, those that were done
+Result<void> no_drop_rate(LoadKind kind, const LoadOptions& options, LoadDriver& driver,
+                          Json& all) {
   const char* const what = kind == LoadKind::kBare ? "limit" : "throughput";
+  Json& best = all[what] = Json::object();
   const auto length = std::chrono::milliseconds{static_cast<std::int64_t>(options.seconds * 1000)};
-  RateSearch search{most, options.tolerance};
-  Json trials = Json::array(), best;
+  RateSearch search{options.max_gbps * kBytesPerGbit, options.tolerance};
+  Json trials = Json::array();
+  Result<void> status;
   while (const auto offered = search.next()) {
     const auto trial = driver.measure(kind, *offered, length, options.nb_members);
-    if (!trial) return std::unexpected(trial.error());
+    if (!trial) {
+      status = std::unexpected(trial.error());
+      break;
+    }
     say_trial(what, *trial);
     trials.push_back(to_json(*trial));
     if (search.note(trial->sent_bytes_per_s, trial->loss_worst())) best = trials.back();
   }
-  if (best.is_null())
-    return fail(EAGAIN, fmt::format("{}: frames were lost at each of {} rates, down to {:.4f} "
-                                    "Gbit/s: --tolerance allows some, and other work on this "
-                                    "machine costs some",
-                                    what, trials.size(), trials.back()["gbps"].get<double>()));
-  best["unpaced"] = trials.front();
+  if (status && best.empty())
+    status = fail(EAGAIN, fmt::format("{}: frames were lost at each of {} rates, down to {:.4f} "
+                                      "Gbit/s: --tolerance allows some, and other work on this "
+                                      "machine costs some",
+                                      what, trials.size(), trials.back()["gbps"].get<double>()));
+  if (!trials.empty()) best["unpaced"] = trials.front();
   best["trials"] = std::move(trials);
-  return best;
+  return status;
 }
 
 double micros(Nanos time) { return static_cast<double>(time.count()) / 1e3; }
@@ -99,6 +105,9 @@ Result<std::vector<LoadTrace>> traces_of(const LoadOptions& options, std::uint64
   if (options.nb_touched > options.nb_pages)
     return fail(EINVAL, fmt::format("--touched {}: more than the {} pages of the image",
                                     options.nb_touched, options.nb_pages));
+  if (std::uint64_t{options.nb_members} * options.nb_touched > kMaxTouches)
+    return fail(EINVAL, fmt::format("--members {} --touched {}: more than {} pages in all",
+                                    options.nb_members, options.nb_touched, kMaxTouches));
   return make_traces(options.nb_members, options.nb_touched, options.nb_pages, seed);
 }
 
@@ -150,30 +159,28 @@ Result<Json> joins(const LoadOptions& options, LoadDriver& driver) {
               {"leave", delays_json(std::move(delays->leaves))}};
 }
 
-/// All that is not skipped, one after the other.
-Result<Json> run_all(const LoadOptions& options, std::uint64_t seed, LoadDriver& driver) {
-  const double most = options.max_gbps * kBytesPerGbit;
+/// All that is not skipped, one after the other. @param all  has what was measured, also on failure
+Result<void> run_all(const LoadOptions& options, std::uint64_t seed, LoadDriver& driver,
+                     Json& all) {
   const auto wanted = [&](const char* what) {
     return std::ranges::find(options.skipped, what) == options.skipped.end();
   };
-  const auto traces = traces_of(options, seed);  // before what takes long
+  Result<std::vector<LoadTrace>> traces;
+  if (wanted("replay")) traces = traces_of(options, seed);  // before what takes long
   if (!traces) return std::unexpected(traces.error());
-  auto limit = no_drop_rate(LoadKind::kBare, options, most, driver);
-  if (!limit) return limit;
-  auto throughput = no_drop_rate(LoadKind::kThroughput, options, most, driver);
-  if (!throughput) return throughput;
-  Json all{{"limit", std::move(*limit)}, {"throughput", std::move(*throughput)}};
+  for (const LoadKind kind : {LoadKind::kBare, LoadKind::kThroughput})
+    if (const auto done = no_drop_rate(kind, options, driver, all); !done) return done;
   if (wanted("replay")) {
     auto replayed = replay(options, *traces, driver);
-    if (!replayed) return replayed;
+    if (!replayed) return std::unexpected(replayed.error());
     all["replay"] = std::move(*replayed);
   }
   if (wanted("join")) {
     auto joined = joins(options, driver);
-    if (!joined) return joined;
+    if (!joined) return std::unexpected(joined.error());
     all["join"] = std::move(*joined);
   }
-  return all;
+  return {};
 }
 
 }  // namespace
@@ -196,18 +203,18 @@ Result<void> run_load(const LoadOptions& options, const Port& port, const IdleCo
   const auto promiscuous = Promiscuous::enter(port.port_id());
   if (!promiscuous) return std::unexpected(promiscuous.error());
   LoadDriver driver{port, idle, seed, interrupted};
-  const auto all = run_all(options, seed, driver);
-  if (!all) return std::unexpected(all.error());
   Json json{{"members", options.nb_members},
             {"seconds", options.seconds},
             {"tolerance", options.tolerance},
             {"mtu", port.mtu_bytes()}};
-  json.update(*all);
+  auto done = run_all(options, seed, driver, json);
   json["kernel_drops"] = port.kernel_drops().value_or(0);
   json["bad_control_frames"] = driver.nb_bad();
   json["foreign_frames"] = driver.nb_foreign();
+  if (!done)
+    json["error"] = fmt::format("{}: {}", done.error().what, rte_strerror(done.error().errnum));
   fmt::print("{}\n", json.dump());
-  return {};
+  return done;
 }
 
 }  // namespace snowfabric::bench

@@ -34,9 +34,10 @@ struct LoadOptions {
                                       const std::atomic<bool>& stop);
 
 /// The members' end: the limit of the device, the no-drop rate, a replay, joins; progress goes to
-/// standard error, the result to standard output, as JSON.
-/// @return ENOTSUP: the port has no promiscuous mode; EAGAIN: no rate was without loss; or as
-///         read_traces() or LoadDriver's
+/// standard error, the result to standard output, as JSON. What was measured before a failure is
+/// printed too, with `error`.
+/// @return EINVAL: too many pages to touch; ENOTSUP: the port has no promiscuous mode; EAGAIN: no
+///         rate was without loss; or as read_traces() or LoadDriver's
 [[nodiscard]] Result<void> run_load(const LoadOptions& options, const Port& port,
                                     const IdleConfig& idle, std::uint64_t seed,
                                     const std::atomic<bool>& interrupted);

@@ -46,13 +46,28 @@ def server(command):
         yield popen
 
 
-def members(args, command):
+def show_rest(popen):
+    """We are told to end: prints what it has to say when it is told so, too."""
+    popen.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        print(popen.communicate(timeout=END_S)[0], end="", flush=True)
+
+
+def members(command):
     with node(command) as popen:
-        out, _ = popen.communicate()
+        try:
+            out = popen.stdout.read()
+        except SystemExit:
+            show_rest(popen)
+            raise
     try:
-        return json.loads(out)
+        load = json.loads(out)
     except ValueError:
         raise benchlib.BenchError("the members' end ended without a result") from None
+    if "error" in load:
+        print(out, end="", flush=True)  # it may have taken an hour
+        raise benchlib.BenchError(load["error"])
+    return load
 
 
 def members_command(args, device):
@@ -65,7 +80,7 @@ def in_lab(args):
     """@return the runs, over a bridge and two hosts that are made for them"""
     with lablib.Lab(f"sf-load-{os.getpid()}", 1, args.mtu) as lab, \
             server(lab.exec_args(0, node_command(args, "load-server", lablib.PORT))):
-        return runs(args, lambda: members(args, lab.exec_args(1, members_command(args, lablib.PORT))))
+        return runs(args, lambda: members(lab.exec_args(1, members_command(args, lablib.PORT))))
 
 
 def runs(args, run_one):
@@ -78,11 +93,15 @@ def runs(args, run_one):
 
 
 def serve(args):
-    """Until a signal."""
+    """Until a signal; then says what it did."""
     print("fabric-bench: serves the load of --as members at another port; Ctrl-C ends it", file=sys.stderr, flush=True)
     with server(node_command(args, "load-server", args.port)) as popen:
-        if popen.wait() != 0:
-            raise benchlib.BenchError("the server's end failed")
+        try:
+            popen.wait()
+        except SystemExit:
+            show_rest(popen)
+            raise
+        raise benchlib.BenchError("the server's end failed")
 
 
 def result_of(args, found):
@@ -165,7 +184,7 @@ def run(args):
     if args.role == "server":
         return serve(args), lambda result: None
     if args.role == "members":
-        found = runs(args, lambda: members(args, members_command(args, args.port)))
+        found = runs(args, lambda: members(members_command(args, args.port)))
     else:
         args.mtu = args.mtu or 9000
         found = in_lab(args)
