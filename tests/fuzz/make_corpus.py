@@ -281,6 +281,15 @@ def ring():
     }
 
 
+def load():
+    """What the ends of `fabric-bench load` say: a trial is to begin, and how far it is."""
+    def frame(kind, body=bytes(36)):
+        return struct.pack(">HBBQ", 0x534c, 1, kind, 7) + body
+    order = struct.pack(">B3xIQIIHHQ", 2, 2000, 125_000_000, 4096, 100, 9000, 0, 0)
+    report = struct.pack(">BBHQQQQ", 3, 3, 9000, 8, 8 * 8242, 2_000_000_000, 8 * 8242)
+    return {"start": frame(1, order), "go": frame(2), "ask": frame(3), "state": frame(4, report)}
+
+
 def corpora():
     """name: {file: bytes}"""
     return {
@@ -290,6 +299,7 @@ def corpora():
         "guest_bitmap": guest_bitmap(),
         "host": host(),
         "ip": ip_frames(),
+        "load": load(),
         "page_tables": page_tables(),
         "ring": ring(),
         "seal": {"flip": bytes([60, 0, 1, 0]) + b"a frame that is sealed", "cut": bytes([0, 0, 0, 5]) + b"another"},
