@@ -7,12 +7,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <snowfabric.h>
 
 static sf_client *client;
 static int file;
+static double first_at; /* when the first page came; 0: none has */
 static int write_error; /* the errno of the first write that failed */
 static const unsigned char zeros[SF_PAGE_BYTES];
 
@@ -21,8 +23,15 @@ static void stop(int signal_number) {
   sf_client_stop(client);
 }
 
+static double now(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
 static void put(void *user, uint64_t page, const void *bytes) {
   (void)user;
+  if (first_at == 0) first_at = now();
   if (memcmp(bytes, zeros, sizeof zeros) == 0) return; /* the file begins as a hole */
   errno = ENOSPC; /* what a short write means */
   if (pwrite(file, bytes, SF_PAGE_BYTES, (off_t)(page * SF_PAGE_BYTES)) == SF_PAGE_BYTES || write_error != 0) return;
@@ -69,12 +78,13 @@ static int fetch_all(uint64_t nb_pages) {
   return status == 0 ? 0 : fail("fetch", sf_error());
 }
 
-static void summarize(void) {
+static void summarize(double ended_at) {
   struct sf_client_stats stats;
   sf_client_get_stats(client, &stats);
   printf("{\"rx_pages\":%" PRIu64 ",\"rx_zero_pages\":%" PRIu64 ",\"rx_duplicates\":%" PRIu64 ",\"rx_lost\":%" PRIu64
-         ",\"retries\":%" PRIu64 ",\"rx_dropped\":%" PRIu64 "}\n",
-         stats.rx_pages, stats.rx_zero_pages, stats.rx_duplicates, stats.rx_lost, stats.retries, stats.rx_dropped);
+         ",\"retries\":%" PRIu64 ",\"rx_dropped\":%" PRIu64 ",\"seconds\":%.6f}\n",
+         stats.rx_pages, stats.rx_zero_pages, stats.rx_duplicates, stats.rx_lost, stats.retries, stats.rx_dropped,
+         ended_at - first_at);
 }
 
 /* @return whether the text is a number from `least` to `most` */
@@ -136,8 +146,9 @@ int main(int argc, char **argv) {
   const uint64_t nb_pages = sf_client_nb_pages(client);
   status = make_file(argv[optind + 1], nb_pages * SF_PAGE_BYTES);
   if (status == 0) status = fetch_all(nb_pages);
+  const double ended_at = now();
   if (status == 0 && close(file) != 0) status = fail(argv[optind + 1], strerror(errno));
-  if (status == 0) summarize();
+  if (status == 0) summarize(ended_at);
   signal(SIGINT, SIG_DFL);
   signal(SIGTERM, SIG_DFL);
   sf_client_close(client);
