@@ -204,6 +204,38 @@ Result<void> receive(const Options& options) {
   return {};
 }
 
+Result<void> socket_send(const Options& options) {
+  const auto image = Image::open(options.image_path);
+  if (!image) return std::unexpected(image.error());
+  auto sender = SocketSender::open(options.sockets, *image);
+  if (!sender) return std::unexpected(sender.error());
+  const std::atomic<bool>& stop = stop_on_signals();
+  pass_gate(options);
+  if (auto ok = sender->run(stop); !ok) return ok;
+  print_json({{"pages", sender->nb_pages()},
+              {"frames", sender->nb_frames()},
+              {"seconds", sender->seconds()}});
+  return {};
+}
+
+Result<void> socket_receive(const Options& options) {
+  auto arena = options.out_path.empty() ? Arena::make(options.nb_pages)
+                                        : Arena::in_file(options.out_path, options.nb_pages);
+  if (!arena) return std::unexpected(arena.error());
+  auto receiver = SocketReceiver::open(options.sockets, *arena);
+  if (!receiver) return std::unexpected(receiver.error());
+  const std::atomic<bool>& stop = stop_on_signals();
+  pass_gate(options);
+  if (auto ok = receiver->run(stop, kSilence); !ok) return ok;
+  print_json({{"pages", receiver->nb_pages()},
+              {"frames", receiver->nb_frames()},
+              {"lost", receiver->nb_lost()},
+              {"seconds", receiver->seconds()},
+              {"bad_crc", receiver->nb_bad()},
+              {"foreign", receiver->nb_foreign()}});
+  return {};
+}
+
 Result<void> client(const Options& options) {
   auto end = open_receiving(options);
   if (!end) return std::unexpected(end.error());

@@ -9,6 +9,7 @@
 #include "tools/bench_load.hpp"
 #include "tools/bench_ring.hpp"
 #include "tools/bench_serve.hpp"
+#include "tools/bench_sockets.hpp"
 
 /// What bench-node does, each by the name of its subcommand. Results go to standard output.
 namespace snowfabric::bench {
@@ -21,6 +22,7 @@ struct Options : AppOptions {
   ServeOptions serve;
   InstallOptions install;
   LoadOptions load;
+  SocketOptions sockets;
   std::uint64_t nb_pages = kPages;
   std::string mode = "list", json_path, image_path, out_path, server_mac, image_id;
   bool zero_copy = false, gate = false;
@@ -42,6 +44,8 @@ struct Options : AppOptions {
 /// @{
 [[nodiscard]] Result<void> send(const Options& options);
 [[nodiscard]] Result<void> receive(const Options& options);
+[[nodiscard]] Result<void> socket_send(const Options& options);
+[[nodiscard]] Result<void> socket_receive(const Options& options);
 [[nodiscard]] Result<void> respond(const Options& options);
 [[nodiscard]] Result<void> trips(const Options& options);
 [[nodiscard]] Result<void> faults(const Options& options);

@@ -120,6 +120,31 @@ void add_send(CLI::App& app, Options& options) {
   app.add_option("--pages-per-s", options.pages_per_s, "pace; 0: as fast as the port takes");
 }
 
+void add_sockets(CLI::App& app, Options& options) {
+  app.add_option("--interface", options.sockets.interface, "kernel interface")->required();
+  add_gate(app, options);
+}
+
+void add_socket_send(CLI::App& app, Options& options) {
+  add_sockets(app, options);
+  app.add_option("--image", options.image_path, "the image file")->required();
+  app.add_option("--mtu", options.sockets.mtu_bytes,
+                 "of IP packets: 8280 or more is two pages each")
+      ->check(CLI::Range(576, 65535))
+      ->capture_default_str();
+  app.add_option("--pages-per-s", options.sockets.pages_per_s,
+                 "pace; 0: as fast as the socket takes")
+      ->check(CLI::Range(0.0, 1e9));
+}
+
+void add_socket_receive(CLI::App& app, Options& options) {
+  add_sockets(app, options);
+  app.add_option("--pages", options.nb_pages, "pages of the image")
+      ->check(CLI::Range(1, 4 << 20))
+      ->capture_default_str();
+  app.add_option("--out", options.out_path, "a new file to receive into; default: memory");
+}
+
 void add_peer_client(CLI::App& app, Options& options) {
   add_peer(app, options);
   add_client(app, options);
@@ -196,6 +221,10 @@ constexpr std::array kSubcommands{
     Subcommand{"image", "write an image of random pages", add_image, make_image},
     Subcommand{"send", "bare: send every page once", add_send, send},
     Subcommand{"receive", "bare: copy and check what comes", add_peer, receive},
+    Subcommand{"socket-send", "bare: send every page once, by a kernel socket", add_socket_send,
+               socket_send},
+    Subcommand{"socket-receive", "bare: check and put what comes to a kernel socket",
+               add_socket_receive, socket_receive},
     Subcommand{"respond", "bare: answer each request with a page", add_peer, respond},
     Subcommand{"round-trips", "bare: ask a responder, page by page", add_trips, trips},
     Subcommand{"local-faults", "bare: faults answered from here", add_faults, faults},

@@ -210,8 +210,8 @@ class Fabric(Peer):
 class Library(Peer):
     """The example pair over the C API."""
 
-    def __init__(self, carrier):
-        self.carrier, self.name = carrier, f"libsnowfabric, {carrier}"
+    def __init__(self, carrier, *server_options):
+        self.carrier, self.name, self.server_options = carrier, f"libsnowfabric, {carrier}", server_options
 
     def args(self, bed, host, program):
         how = ("-k", self.carrier, "-i", lablib.PORT, "-a", f"10.66.1.{host + 1}")
@@ -224,7 +224,7 @@ class Library(Peer):
             wait_until(lambda client=client: client.end(0) or b"image_id" in client.log.read_bytes(), f"{client.name} listens")
 
         def begin():
-            bed.job(0, *self.args(bed, 0, "sf-serve"), "-n", image_id, bed.image)
+            bed.job(0, *self.args(bed, 0, "sf-serve"), *self.server_options, "-n", image_id, bed.image)
             return clients
         return timed(begin)
 

@@ -27,6 +27,18 @@ def bench_wire_finds_a_pace_without_loss(context):
     return f"{run['rate']:.0f} of {run['limit']:.0f} pages/s"
 
 
+@case(90)
+def bench_sockets_compare_the_library_with_a_bare_loop(context):
+    for mtu, pages_a_frame in ((9000, 2), (1500, 1 / 3)):
+        result = run_tool(context, "fabric-bench", "sockets", "--image-mb", "8", "--runs", "1", "--receivers", "2",
+                          "--mtu", str(mtu))
+        (run,) = result["runs"]
+        check(result["verified"] and run["rate"] > 0 and run["limit"] > 0 and result["mtu"] == mtu, f"{result}")
+        check(abs(run["bare"]["pages_a_frame"] - pages_a_frame) < 0.01, f"{run['bare']}")
+        check(run["bare"]["delivered_least"] >= 1 - result["loss"], f"{run['bare']}")
+        check(run["fabric"]["sends_per_page"] >= 1 and run["fabric"]["lost_share"] >= 0, f"{run['fabric']}")
+
+
 @case(120)
 def bench_scale_goes_from_one_host_to_all(context):
     result = run_tool(context, "fabric-bench", "scale", "--hosts", "2", "--pages", "2048", "--runs", "1")
