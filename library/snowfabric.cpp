@@ -135,6 +135,8 @@ Result<std::unique_ptr<sf_server>> open_server(const sf_server_options& options)
   config.incarnation = static_cast<std::uint32_t>(random_id() | 1U);
   config.flow.max_bytes_per_s =
       options.max_bytes_per_s != 0 ? static_cast<double>(options.max_bytes_per_s) : kDefaultRate;
+  if (options.initial_bytes_per_s != 0)
+    config.flow.initial_bytes_per_s = static_cast<double>(options.initial_bytes_per_s);
   config.flow.initial_bytes_per_s =
       std::min(config.flow.initial_bytes_per_s, config.flow.max_bytes_per_s);
   config.flow.floor_bytes_per_s =

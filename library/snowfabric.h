@@ -67,7 +67,10 @@ struct sf_server_options {
   uint64_t image_id;        /**< 0: follows from the file's content; needed with read_page */
   uint32_t epoch;           /**< of this freeze of the image; 0: 1 */
   uint64_t max_bytes_per_s; /**< of frames; 0: 1.25e9, 10 Gbit/s */
-  uint64_t reserved[8];
+  /** Before a client has said what it can take, no more than the above; 0: 1.25e8, 1 Gbit/s. It takes
+   * about 50 ms to double that. */
+  uint64_t initial_bytes_per_s;
+  uint64_t reserved[7];
 };
 
 struct sf_server_stats {

@@ -20,7 +20,7 @@ static void stop(int signal_number) {
 static int usage(FILE *out, int status) {
   fprintf(out,
           "usage: sf-serve [-k KIND] [-i INTERFACE] [-P PROFILE] [-a ADDRESS] [-g GROUP] [-p PORT]\n"
-          "                [-r MBIT/S] [-n IMAGE-ID] IMAGE\n"
+          "                [-r MBIT/S] [-s MBIT/S] [-n IMAGE-ID] IMAGE\n"
           "  IMAGE         a raw memory file of whole 4 KiB pages, which nobody writes meanwhile\n"
           "  -k KIND       udp: by kernel sockets; ethernet, dpdk-udp: by a DPDK port (udp)\n"
           "  -i INTERFACE  kernel interface; of a DPDK port what its profile takes (the default route's)\n"
@@ -29,6 +29,7 @@ static int usage(FILE *out, int status) {
           "  -g GROUP      IPv4 multicast address (follows from the image id)\n"
           "  -p PORT       UDP port, the next ones are used too (21318)\n"
           "  -r MBIT/S     at most (10000)\n"
+          "  -s MBIT/S     at the start, until clients have said what they can take (1000)\n"
           "  -n IMAGE-ID   hexadecimal (follows from the content)\n"
           "  -h, -V        this, the version\n");
   return status;
@@ -65,7 +66,7 @@ static int kind_of(const char *text, enum sf_carrier_kind *out) {
 static int parse(int argc, char **argv, struct sf_server_options *options) {
   uint64_t value = 0;
   int option, good = 1;
-  while ((option = getopt(argc, argv, "k:i:P:a:g:p:r:n:hV")) != -1) {
+  while ((option = getopt(argc, argv, "k:i:P:a:g:p:r:s:n:hV")) != -1) {
     switch (option) {
       case 'k': good &= kind_of(optarg, &options->carrier.kind); break;
       case 'P': options->carrier.profile = optarg; break;
@@ -79,6 +80,10 @@ static int parse(int argc, char **argv, struct sf_server_options *options) {
       case 'r':
         good &= number(optarg, 10, 1, 1000000, &value);
         options->max_bytes_per_s = value * 125000;
+        break;
+      case 's':
+        good &= number(optarg, 10, 1, 1000000, &value);
+        options->initial_bytes_per_s = value * 125000;
         break;
       case 'n': good &= number(optarg, 16, 1, UINT64_MAX, &options->image_id); break;
       case 'h': exit(usage(stdout, 0));

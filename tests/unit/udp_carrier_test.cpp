@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -21,6 +22,7 @@ namespace snowfabric {
 namespace {
 
 using ::testing::HasSubstr;
+using namespace std::chrono_literals;
 
 constexpr std::uint64_t kNbPages = 2000;
 constexpr std::uint16_t kPort = 21400;
@@ -133,6 +135,25 @@ TEST(UdpCarrier, FragmentsWhereTheMtuIsShort) {
   ASSERT_EQ(sf_client_open(&of_client, &client), 0) << sf_error();
   fetch_all(client);
   EXPECT_EQ(arrivals.nb_right, kNbPages);
+  sf_client_close(client);
+}
+
+TEST(UdpCarrier, AServerBeginsAtTheRateThatItIsTold) {
+  sf_server_options options = server_options();
+  options.initial_bytes_per_s = 1'250'000;
+  const RunningServer server{options};
+  Arrivals arrivals;
+  const sf_client_options of_client = client_options(arrivals);
+  sf_client* client = nullptr;
+  ASSERT_EQ(sf_client_open(&of_client, &client), 0) << sf_error();
+  ASSERT_EQ(sf_client_join(client, 10'000), 0) << sf_error();
+  // 90 pages that are not zero: but for a burst of 64 KiB they take 243 ms, at 1 Gbit/s it would
+  // be 3.
+  ASSERT_EQ(sf_client_request(client, 0, 100, SF_PREFETCH), 0) << sf_error();
+  const auto began = std::chrono::steady_clock::now();
+  ASSERT_EQ(sf_client_run(client, 10'000), 0) << sf_error();
+  EXPECT_GE(std::chrono::steady_clock::now() - began, 200ms);
+  EXPECT_EQ(arrivals.nb_right, 100);
   sf_client_close(client);
 }
 
