@@ -20,6 +20,7 @@ namespace {
 
 // As the carrier has it: buffers, the look at the clock, and so many looks before a sleep.
 constexpr int kSocketBufferBytes = 8 << 20;
+constexpr std::size_t kCatchUpBytes = 2 << 20;  // that a sender that waited for a CPU may be late
 constexpr IdleConfig kIdle{.nb_pauses = 0, .nb_yields = 3};
 constexpr std::size_t kIpUdpBytes = 20 + 8;
 constexpr std::uint32_t kGroup = 0xEFC05346;  // 239.192.83.70
@@ -91,7 +92,8 @@ Result<SocketSender> SocketSender::open(const SocketOptions& options, const Imag
 /// A burst is sent whole once any of it is due: the receivers' buffers hold many.
 Result<void> SocketSender::run(const std::atomic<bool>& stop) noexcept {
   const Nanos began = monotonic_now();
-  TokenBucket bucket{pages_per_s_ * kPageSize, kPageSize};
+  TokenBucket bucket{pages_per_s_ * kPageSize, kCatchUpBytes};
+  bucket.charge(kCatchUpBytes);  // nothing is due yet
   Idle idle{kIdle};
   while (!done() && !stop.load(std::memory_order_relaxed)) {
     const Nanos now = monotonic_now();

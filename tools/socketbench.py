@@ -14,7 +14,7 @@ import fillbench
 import lablib
 import peerlib
 
-PAGES_A_MB = 256
+PAGES_A_MB, PAGE_MBIT = 256, 4096 * 8 / 1e6
 UNIT = "pages/s per receiver"
 MOST_MBIT = 100000  # so that the CPUs bound the rate, and no option does
 
@@ -46,10 +46,11 @@ class Bed:
         return {**fillbench.delivery(sent, got), "pages_a_frame": sent["pages"] / sent["frames"],
                 "lost": sum(each["lost"] for each in got)}
 
-    def run_fabric(self):
-        """All pages, by a server that finds its pace itself."""
+    def run_fabric(self, start=0.0):
+        """@param start  pages a second that the server begins with; 0: as without option, at 1 Gbit/s"""
+        options = ["-r", MOST_MBIT, *(["-s", round(start * PAGE_MBIT)] if start else [])]
         try:
-            self.peers.measure(peerlib.Library("udp", "-r", MOST_MBIT))
+            self.peers.measure(peerlib.Library("udp", *options))
             said = [json.loads(job.log.read_text().splitlines()[-1]) for job in self.peers.jobs]
         except (peerlib.PeerError, ValueError, IndexError) as error:
             raise benchlib.BenchError(f"libsnowfabric: {error}") from None
@@ -65,22 +66,26 @@ class Bed:
 def run_round(bed, number):
     benchlib.say_round(number, bed.args.runs)
     unpaced, bare = fillbench.lossless(bed, bed.args.loss)
-    fabric = bed.run_fabric()
-    fabric["lost_share"] = fabric["lost"] * bare["pages_a_frame"] / fabric["tx_pages"]
-    return {"limit": bare["rate"], "rate": fabric["rate"], "unpaced": unpaced, "bare": bare, "fabric": fabric}
+    told, cold = bed.run_fabric(bare["sent_per_s"]), bed.run_fabric()
+    for each in (told, cold):  # of the frames that one receiver was sent
+        each["lost_share"] = each["lost"] * bare["pages_a_frame"] / each["tx_pages"]
+    return {"limit": bare["rate"], "rate": told["rate"], "unpaced": unpaced, "bare": bare, "fabric": told, "cold": cold}
 
 
 def show(result):
     print(f"sockets 1 -> {result['receivers']}: {result['image_mb']} MiB, MTU {result['mtu']}, {len(result['runs'])} runs; "
           f"the bare receiver puts pages into {result['limit_into']}; pages/s per receiver")
-    print(f"{'':10}{'unpaced':>10}{'came':>9}{'bare':>10}{'came':>9}{'fabric':>10}{'slowest':>10}{'lost':>9}"
-          f"{'sends/page':>12}{'ratio':>8}")
+    print(f"{'':8}{'unpaced':>9}{'came':>9}{'bare':>9}{'came':>9}{'fabric':>9}{'lost':>9}{'sends/page':>12}{'ratio':>8}"
+          f"{'from 1 Gbit/s':>15}{'lost':>9}{'ratio':>8}")
     for number, run in enumerate(result["runs"], 1):
-        unpaced, bare, fabric = run["unpaced"], run["bare"], run["fabric"]
-        print(f"{'run ' + str(number):10}{unpaced['sent_per_s']:>10.0f}{unpaced['delivered_least']:>9.2%}{bare['rate']:>10.0f}"
-              f"{bare['delivered_least']:>9.2%}{fabric['rate']:>10.0f}{fabric['slowest']:>10.0f}{fabric['lost_share']:>9.3%}"
-              f"{fabric['sends_per_page']:>12.3f}{fabric['rate'] / bare['rate']:>8.3f}")
-    print(f"{'median':10}{'':19}{result['limit']:>10.0f}{'':9}{result['rate']:>10.0f}{'':31}{result['ratio']:>8.3f}")
+        unpaced, bare, fabric, cold = (run[key] for key in ("unpaced", "bare", "fabric", "cold"))
+        print(f"{'run ' + str(number):8}{unpaced['sent_per_s']:>9.0f}{unpaced['delivered_least']:>9.2%}{bare['rate']:>9.0f}"
+              f"{bare['delivered_least']:>9.2%}{fabric['rate']:>9.0f}{fabric['lost_share']:>9.3%}{fabric['sends_per_page']:>12.3f}"
+              f"{fabric['rate'] / bare['rate']:>8.3f}{cold['rate']:>15.0f}{cold['lost_share']:>9.3%}"
+              f"{cold['rate'] / bare['rate']:>8.3f}")
+    cold = statistics.median(run["cold"]["rate"] for run in result["runs"])
+    print(f"{'median':8}{'':18}{result['limit']:>9.0f}{'':9}{result['rate']:>9.0f}{'':21}{result['ratio']:>8.3f}{cold:>15.0f}{'':9}"
+          f"{cold / result['limit']:>8.3f}")
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
