@@ -79,18 +79,20 @@ class UdpCarrier final : public Carrier {
   UdpCarrier() : frames_(kQueue), buffers_(kBurst) {}
   Result<void> open_own(const UdpOptions& options, int ifindex);
   Result<void> open_group(std::uint16_t port, int ifindex);
+  Result<void> loop(bool on) noexcept;
   Result<void> wait_for_both();
   [[nodiscard]] std::size_t receive_from(int fd, std::size_t nb_received) noexcept;
+  void see_whether_local(const in_addr& from) noexcept;
   [[nodiscard]] std::size_t nb_alike() const noexcept;
   [[nodiscard]] bool is_stuck() noexcept;
   [[nodiscard]] sockaddr_in to_socket_address(const MacAddr& member) const noexcept;
 
   UniqueFd own_, group_socket_, epoll_;
   std::array<int, 2> sockets_{};  // both, the one first that was looked at last
-  in_addr group_{};
+  in_addr group_{}, remote_{};    // remote_: who was seen last not to be of this host
   MacAddr image_group_{};
   std::uint16_t port_ = 0, mtu_bytes_ = 0;
-  bool is_server_ = false;
+  bool is_server_ = false, loops_ = true;
   MacAddr address_{};
 
   std::vector<Frame> frames_;

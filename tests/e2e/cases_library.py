@@ -102,6 +102,21 @@ def library_brings_an_image_to_four_hosts_once_over_the_wire(context):
     return ", ".join(notes)
 
 
+@case(60)
+def library_client_on_the_servers_own_host_gets_what_goes_to_the_group(context):
+    """The server's frames are looped to its own host only once somebody there has said HELLO."""
+    with pair(context) as made:
+        server, image_id = made.serve(*SLOWLY)
+        clients = {host: made.fetch(host, image_id) for host in (1, 0)}
+        for host, client in clients.items():
+            check(made.check_complete(host, client, 30.0)["rx_pages"] == context.nb_nonzero, client.tail())
+        server.stop()
+        stats = lines_of(server)[-1]
+        ratio = stats["tx_bytes"] / (context.nb_nonzero * fleetlib.PAGE)
+        check(ratio < MOST, f"{stats}: {ratio:.2f} x the pages")
+    return f"{ratio:.2f} x the pages' bytes"
+
+
 @case(120)
 def library_brings_an_image_by_each_carrier_and_to_mixed_groups(context):
     """Kernel sockets and DPDK ports in one group of UDP, whoever serves; DPDK ports on bare Ethernet."""
