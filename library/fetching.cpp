@@ -21,7 +21,8 @@ constexpr unsigned kMaxUndrained = 32;  // turns
 /// Of the engine's table; the rest is for demands. Those are no more at once than even a server at
 /// its lowest rate delivers within ClientConfig::page_give_up, to a dozen clients.
 constexpr std::size_t kPrefetchInFlight = 512, kDemandsInFlight = 512;
-constexpr std::size_t kRangesAgain = 64;  // looked for at once
+constexpr std::size_t kPrefetchRefill = 128;  // at least so many are asked for at once
+constexpr std::size_t kRangesAgain = 64;      // looked for at once
 alignas(64) constexpr std::array<std::byte, kPageSize> kZeroPage{};
 
 ClientConfig completed(ClientConfig config, const Carrier& carrier) noexcept {
@@ -132,11 +133,14 @@ unsigned Fetching::turn(Nanos now) {
     const unsigned nb_received = receive(now);
     nb_done += nb_received;
     drained = nb_received < Carrier::kBurst;
+    if (!drained && runs_dry()) break;
   }
-  // What waits in the socket may be what would be asked for; but it may never end.
+  // What waits in the socket may be what would be asked for again; but it may never end.
   if (drained || ++nb_undrained_ == kMaxUndrained) {
     nb_undrained_ = 0;
     ask(now);
+  } else if (runs_dry()) {
+    ask_for(Priority::kPrefetch, now);
   }
   nb_done += send(now);
   if (nb_done != 0) idle_.hit();
@@ -235,15 +239,19 @@ std::optional<Error> Fetching::trouble() {
 void Fetching::ask(Nanos now) {
   has_news_ = false;
   if (engine_.state() != ClientState::kServerDead) see_unanswered();
-  for (std::size_t priority = 0; priority < to_ask_.size(); ++priority)
-    while (!to_ask_[priority].empty() && ask_for_front(priority, now))
-      to_ask_[priority].pop_front();
+  ask_for(Priority::kDemand, now);
+  if (runs_dry()) ask_for(Priority::kPrefetch, now);
   const bool all_asked = to_ask_[0].empty() && to_ask_[1].empty();
   if (all_asked && nb_missing_ > engine_.nb_demands() &&
       engine_.nb_in_flight() == engine_.nb_demands())
     look_again();
   engine_.await_prefetch(nb_missing_ != 0, now);
   engine_.expire(now);
+}
+
+/// Whether so much of what is prefetched has come that the server needs to know of more.
+bool Fetching::runs_dry() const noexcept {
+  return !to_ask_[1].empty() && engine_.nb_in_flight() + kPrefetchRefill <= kPrefetchInFlight;
 }
 
 /// What a live server does not deliver; a dead one may come back.
@@ -257,12 +265,16 @@ void Fetching::see_unanswered() {
   }
 }
 
+/// As many as there is room for.
+void Fetching::ask_for(Priority wanted, Nanos now) noexcept {
+  auto& ranges = to_ask_[static_cast<std::size_t>(wanted)];
+  while (!ranges.empty() && ask_for_range(ranges.front(), wanted, now)) ranges.pop_front();
+}
+
 /// @return whether the whole range was asked for
-bool Fetching::ask_for_front(std::size_t priority, Nanos now) noexcept {
-  PageRange& range = to_ask_[priority].front();
+bool Fetching::ask_for_range(PageRange& range, Priority wanted, Nanos now) noexcept {
   for (; range.nb_pages > 0; ++range.first.value, --range.nb_pages) {
     if (!requested_.has(range.first)) continue;
-    const auto wanted = static_cast<Priority>(priority);
     if (wanted == Priority::kPrefetch ? engine_.nb_in_flight() >= kPrefetchInFlight
                                       : engine_.nb_demands() >= kDemandsInFlight)
       return false;

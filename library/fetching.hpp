@@ -92,8 +92,10 @@ class Fetching {
   [[nodiscard]] bool take_off(Gfn page) noexcept;
   void give_up(Gfn page, const char* why);
   void ask(Nanos now);
+  [[nodiscard]] bool runs_dry() const noexcept;
   void see_unanswered();
-  [[nodiscard]] bool ask_for_front(std::size_t priority, Nanos now) noexcept;
+  void ask_for(wire::Priority wanted, Nanos now) noexcept;
+  [[nodiscard]] bool ask_for_range(PageRange& range, wire::Priority wanted, Nanos now) noexcept;
   void look_again();
   unsigned send(Nanos now) noexcept;
   [[nodiscard]] std::optional<Error> trouble();

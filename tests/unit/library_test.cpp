@@ -159,6 +159,30 @@ TEST_F(Library, ADemandOvertakesWhatIsPrefetched) {
   EXPECT_EQ(client->order.front(), kNbPages - 1);
 }
 
+TEST_F(Library, MoreIsPrefetchedSomeAtATimeAndBeforeTheServerRunsDry) {
+  nb_pages = 2000;
+  server_config.burst_bytes = 1U << 30U;
+  start_server();
+  std::uint8_t number = 0;
+  for (const std::size_t nb_per_flush : {1U, 64U}) {  // slower than the client, and faster
+    net.nb_per_flush = nb_per_flush;
+    const auto client = joined(++number);
+    std::size_t nb_requests = 0, before = 0, most = 0;
+    net.loses = [&](const FakeNet::Sent& frame) {
+      if (type_of(frame) != FrameType::kRequest) return false;
+      ++nb_requests;
+      most = std::max(most, client->pages.size() - std::exchange(before, client->pages.size()));
+      return false;
+    };
+    ASSERT_TRUE(client->fetching->request(Gfn{0}, nb_pages, Priority::kPrefetch));
+    ASSERT_TRUE(client->fetching->run(10s));
+    EXPECT_EQ(client->pages.size(), nb_pages);
+    EXPECT_LE(nb_requests, nb_pages / 16) << nb_per_flush;  // some are repeated
+    EXPECT_LE(most, 256U) << nb_per_flush;                  // of 512 that it has asked for
+    net.loses = [](const FakeNet::Sent&) { return false; };
+  }
+}
+
 TEST_F(Library, PagesThatOthersAskForComeToo) {
   const auto asks = joined(1);
   const auto listens = joined(2);
