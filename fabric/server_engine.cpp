@@ -19,6 +19,12 @@ constexpr std::uint64_t kMaxIntervalUs = 3'600'000'000;  // of a report that can
 
 Nanos micros(std::uint32_t us) noexcept { return std::chrono::microseconds{us}; }
 
+/// What the bucket holds. Of a shallow one a turn that took longer than it costs the rest.
+std::size_t burst_of(const ServerConfig& config, double bytes_per_s) noexcept {
+  const double held = bytes_per_s * std::chrono::duration<double>(config.burst_time).count();
+  return std::max(config.burst_bytes, static_cast<std::size_t>(held));
+}
+
 PageQueue queue_of(std::uint64_t nb_pages) {
   return PageQueue{std::min(nb_pages, std::max(nb_pages / 4, kPageQueue))};
 }
@@ -37,7 +43,7 @@ ServerEngine::ServerEngine(const ServerConfig& config, const ImageView& image, S
       pages_(image.nb_pages),
       queues_{queue_of(image.nb_pages), queue_of(image.nb_pages)},
       control_{kControlQueue},
-      bucket_{config.flow.initial_bytes_per_s, config.burst_bytes},
+      bucket_{config.flow.initial_bytes_per_s, burst_of(config, config.flow.initial_bytes_per_s)},
       push_bucket_{config.push_bytes_per_s, config.burst_bytes},
       end_game_{config.end_game, 0},
       window_{config.initial_window} {
@@ -279,7 +285,10 @@ void ServerEngine::tick(Nanos now) noexcept {
            std::ranges::all_of(clients_, &Client::takes_pairs);
   const auto members = static_cast<double>(clients_.size());
   nb_lacking_ = known > 0 ? lost / known * members : 0;
-  if (members > 0) bucket_.set_rate(rate.by(config_.flow.rule));
+  if (members > 0) {
+    bucket_.set_rate(rate.by(config_.flow.rule));
+    bucket_.set_burst(burst_of(config_, bucket_.rate()));
+  }
   if (measured > 0) {
     window_ = std::clamp(Nanos{static_cast<std::int64_t>(window / measured)}, config_.min_window,
                          config_.max_window);

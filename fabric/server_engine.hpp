@@ -42,7 +42,8 @@ struct ServerConfig {
   bool push = false;            ///< send pages nobody asked for at spare rate
   double push_bytes_per_s = 0;  ///< that those take of it at most; 0: all
   std::size_t max_clients = 4096;
-  std::size_t burst_bytes = 64 * 1024;  ///< token bucket depth
+  std::size_t burst_bytes = 64 * 1024;  ///< token bucket depth at least,
+  Nanos burst_time{0};                  ///< and so long at the rate: what a turn may take
   Nanos report_interval{std::chrono::milliseconds{50}};
   Nanos client_timeout{std::chrono::seconds{5}};
   Nanos initial_window{std::chrono::milliseconds{1}};  ///< lockstep window before any measurement

@@ -15,6 +15,7 @@ class TokenBucket {
 
   void set_rate(double bytes_per_s) noexcept { rate_ = bytes_per_s; }
   [[nodiscard]] double rate() const noexcept { return rate_; }
+  void set_burst(std::size_t burst_bytes) noexcept { burst_ = static_cast<double>(burst_bytes); }
 
   void refill(Nanos now) noexcept {
     if (now == last_) return;  // frames of one burst are sent at one time

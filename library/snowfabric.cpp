@@ -45,6 +45,7 @@ struct sf_client {
 namespace {
 
 constexpr double kDefaultRate = 1.25e9;
+constexpr Nanos kSocketTurn{std::chrono::microseconds{200}};  // of a server, with its system calls
 constexpr std::uint64_t kMaxPages = std::numeric_limits<std::uint32_t>::max();
 thread_local std::string last_error;
 
@@ -139,6 +140,7 @@ Result<std::unique_ptr<sf_server>> open_server(const sf_server_options& options)
     config.flow.initial_bytes_per_s = static_cast<double>(options.initial_bytes_per_s);
   config.flow.initial_bytes_per_s =
       std::min(config.flow.initial_bytes_per_s, config.flow.max_bytes_per_s);
+  if (options.carrier.kind == SF_UDP) config.burst_time = kSocketTurn;
   config.flow.floor_bytes_per_s =
       std::min(config.flow.floor_bytes_per_s, config.flow.max_bytes_per_s);
   return std::make_unique<sf_server>(std::move(*pages), std::move(*carrier), config);

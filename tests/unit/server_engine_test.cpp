@@ -193,6 +193,20 @@ TEST(ServerEngine, TheBucketPacesPagesButNotControlFrames) {
   EXPECT_LE(nb_pages, 21U);
 }
 
+TEST(ServerEngine, ATurnAsLongAsTheBucketHoldsCostsNoneOfTheRate) {
+  ServerConfig config = test::unlimited();
+  config.burst_bytes = 4000;
+  config.flow.initial_bytes_per_s = 4.154e6;  // a page a millisecond
+  for (const auto& [held, nb_pages] : {std::pair{0ms, 1U}, {10ms, 10U}}) {
+    config.burst_time = held;
+    Joined server{100, config};
+    server.request(1, {want(0, 50)});
+    EXPECT_EQ(server.drain_pages().size(), nb_pages);
+    server.now += 10ms;
+    EXPECT_EQ(server.drain_pages().size(), nb_pages);
+  }
+}
+
 TEST(ServerEngine, APushRateHoldsBackWhatNobodyAskedForAndNothingElse) {
   ServerConfig config = test::unlimited();
   config.push = true;

@@ -17,6 +17,15 @@ TEST(TokenBucket, ABurstOfItsDepthPassesAtOnceAndThenNothing) {
   EXPECT_FALSE(bucket.take(1));
 }
 
+TEST(TokenBucket, ADepthThatChangesHoldsFromTheNextRefillOn) {
+  TokenBucket bucket{kRate, 1000};
+  bucket.refill(0ns);
+  bucket.set_burst(3000);
+  bucket.refill(1s);
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(bucket.take(1000));
+  EXPECT_FALSE(bucket.take(1));
+}
+
 TEST(TokenBucket, OverALongTimeTheRateIsKeptWhateverTheFrameSize) {
   TokenBucket bucket{kRate, 4000};
   double taken = 0;
