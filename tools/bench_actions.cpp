@@ -222,6 +222,8 @@ Result<void> socket_receive(const Options& options) {
   auto arena = options.out_path.empty() ? Arena::make(options.nb_pages)
                                         : Arena::in_file(options.out_path, options.nb_pages);
   if (!arena) return std::unexpected(arena.error());
+  // A virtual machine may have its page tables shadowed: then the first touch costs, too.
+  if (options.out_path.empty()) arena->clear();
   auto receiver = SocketReceiver::open(options.sockets, *arena);
   if (!receiver) return std::unexpected(receiver.error());
   const std::atomic<bool>& stop = stop_on_signals();
