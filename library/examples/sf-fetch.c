@@ -25,8 +25,7 @@ static void stop(int signal_number) {
 
 static double now(void) {
   struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+  return clock_gettime(CLOCK_MONOTONIC, &time) == 0 ? (double)time.tv_sec + (double)time.tv_nsec / 1e9 : 0;
 }
 
 static void put(void *user, uint64_t page, const void *bytes) {
@@ -78,13 +77,12 @@ static int fetch_all(uint64_t nb_pages) {
   return status == 0 ? 0 : fail("fetch", sf_error());
 }
 
-static void summarize(double ended_at) {
+static void summarize(double seconds) {
   struct sf_client_stats stats;
   sf_client_get_stats(client, &stats);
   printf("{\"rx_pages\":%" PRIu64 ",\"rx_zero_pages\":%" PRIu64 ",\"rx_duplicates\":%" PRIu64 ",\"rx_lost\":%" PRIu64
          ",\"retries\":%" PRIu64 ",\"rx_dropped\":%" PRIu64 ",\"seconds\":%.6f}\n",
-         stats.rx_pages, stats.rx_zero_pages, stats.rx_duplicates, stats.rx_lost, stats.retries, stats.rx_dropped,
-         ended_at - first_at);
+         stats.rx_pages, stats.rx_zero_pages, stats.rx_duplicates, stats.rx_lost, stats.retries, stats.rx_dropped, seconds);
 }
 
 /* @return whether the text is a number from `least` to `most` */
@@ -98,13 +96,10 @@ static int number(const char *text, int base, uint64_t least, uint64_t most, uin
 /* @return whether the text names one */
 static int kind_of(const char *text, enum sf_carrier_kind *out) {
   static const char *const names[] = {"udp", "ethernet", "dpdk-udp"};
-  for (unsigned i = 0; i < sizeof names / sizeof *names; ++i) {
-    if (strcmp(text, names[i]) == 0) {
-      *out = (enum sf_carrier_kind)i;
-      return 1;
-    }
-  }
-  return 0;
+  unsigned i = 0;
+  while (i < sizeof names / sizeof *names && strcmp(text, names[i]) != 0) ++i;
+  *out = (enum sf_carrier_kind)i;
+  return i < sizeof names / sizeof *names;
 }
 
 /* @return the exit status, -1: go on */
@@ -131,10 +126,8 @@ static int parse(int argc, char **argv, struct sf_client_options *options, uint6
 }
 
 int main(int argc, char **argv) {
-  struct sf_client_options options;
+  struct sf_client_options options = {.on_page = put};
   uint64_t seconds = 10;
-  memset(&options, 0, sizeof options);
-  options.on_page = put;
   int status = parse(argc, argv, &options, &seconds);
   if (status >= 0) return status;
   if (sf_client_open(&options, &client) != 0) return fail("open", sf_error());
@@ -146,9 +139,9 @@ int main(int argc, char **argv) {
   const uint64_t nb_pages = sf_client_nb_pages(client);
   status = make_file(argv[optind + 1], nb_pages * SF_PAGE_BYTES);
   if (status == 0) status = fetch_all(nb_pages);
-  const double ended_at = now();
+  const double took = now() - first_at;
   if (status == 0 && close(file) != 0) status = fail(argv[optind + 1], strerror(errno));
-  if (status == 0) summarize(ended_at);
+  if (status == 0) summarize(took);
   signal(SIGINT, SIG_DFL);
   signal(SIGTERM, SIG_DFL);
   sf_client_close(client);

@@ -54,13 +54,10 @@ static int number(const char *text, int base, uint64_t least, uint64_t most, uin
 /* @return whether the text names one */
 static int kind_of(const char *text, enum sf_carrier_kind *out) {
   static const char *const names[] = {"udp", "ethernet", "dpdk-udp"};
-  for (unsigned i = 0; i < sizeof names / sizeof *names; ++i) {
-    if (strcmp(text, names[i]) == 0) {
-      *out = (enum sf_carrier_kind)i;
-      return 1;
-    }
-  }
-  return 0;
+  unsigned i = 0;
+  while (i < sizeof names / sizeof *names && strcmp(text, names[i]) != 0) ++i;
+  *out = (enum sf_carrier_kind)i;
+  return i < sizeof names / sizeof *names;
 }
 
 static int parse(int argc, char **argv, struct sf_server_options *options) {
@@ -97,8 +94,7 @@ static int parse(int argc, char **argv, struct sf_server_options *options) {
 }
 
 int main(int argc, char **argv) {
-  struct sf_server_options options;
-  memset(&options, 0, sizeof options);
+  struct sf_server_options options = {.image = NULL};
   if (!parse(argc, argv, &options)) return usage(stderr, 2);
   if (sf_server_open(&options, &server) != 0) {
     fprintf(stderr, "sf-serve: %s\n", sf_error());
