@@ -202,8 +202,9 @@ Result<void> UdpCarrier::open_group(std::uint16_t port, int ifindex) {
 
 /// Whether members of our own host get what we send to the group.
 Result<void> UdpCarrier::loop(bool on) noexcept {
-  loops_ = on;
-  return set(group_socket_.get(), IPPROTO_IP, IP_MULTICAST_LOOP, int{on}, "IP_MULTICAST_LOOP");
+  auto ok = set(group_socket_.get(), IPPROTO_IP, IP_MULTICAST_LOOP, int{on}, "IP_MULTICAST_LOOP");
+  if (ok) loops_ = on;
+  return ok;
 }
 
 Result<void> UdpCarrier::wait_for_both() {
@@ -261,8 +262,7 @@ std::size_t UdpCarrier::receive_from(int fd, std::size_t nb_received) noexcept {
 /// until a client of the same host has said HELLO, which it does before it asks for anything.
 void UdpCarrier::see_whether_local(const in_addr& from) noexcept {
   if (from.s_addr == remote_.s_addr) return;
-  remote_ = from;
-  if (is_local(from)) static_cast<void>(loop(true));
+  if (!is_local(from) || !loop(true)) remote_ = from;
 }
 
 // --- send ------------------------------------------------------------------------------------
