@@ -35,7 +35,7 @@ inline Nanos virtual_clock() noexcept { return now_ns += step; }
 using Page = std::array<std::byte, kPageSize>;
 
 /// Every tenth page is zero.
-inline Page page_of(std::uint64_t number) {
+inline Page library_page(std::uint64_t number) {
   Page page{};
   if (number % 10 != 0)
     for (std::size_t i = 0; i < page.size(); i += sizeof number)
@@ -70,7 +70,7 @@ class Library : public ::testing::Test {
     auto pages = PageSource::of_function(
         [this](Gfn page, std::span<std::byte, kPageSize> out) {
           if (page.value == bad_page) return EIO;
-          Page bytes = page_of(page.value);
+          Page bytes = library_page(page.value);
           if (changed_pages.contains(page.value)) bytes[7] ^= std::byte{1};
           std::ranges::copy(bytes, out.begin());
           return 0;
@@ -114,7 +114,7 @@ class Library : public ::testing::Test {
 
   static void expect_all(const Client& client) {
     ASSERT_EQ(client.pages.size(), kNbPages);
-    for (const auto& [number, page] : client.pages) EXPECT_EQ(page, page_of(number)) << number;
+    for (const auto& [number, page] : client.pages) EXPECT_EQ(page, library_page(number)) << number;
   }
 
   FakeNet net;

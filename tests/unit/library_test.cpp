@@ -17,8 +17,8 @@ using testing::FakeNet;
 using ::testing::HasSubstr;
 using testing::kNbPages;
 using testing::Library;
+using testing::library_page;
 using testing::now_ns;
-using testing::page_of;
 using testing::type_of;
 using testing::virtual_clock;
 using wire::FrameType;
@@ -86,7 +86,7 @@ TEST_F(Library, PagesThatOthersAskForComeToo) {
   while (listens->fetching->turn(virtual_clock()) != 0) {
   }
   EXPECT_GE(listens->pages.size(), kNbPages * 98 / 100);  // the last go to who asks alone
-  for (const auto& [number, page] : listens->pages) EXPECT_EQ(page, page_of(number)) << number;
+  for (const auto& [number, page] : listens->pages) EXPECT_EQ(page, library_page(number)) << number;
   EXPECT_EQ(listens->fetching->stats().asked_prefetch.read(), 0);
 }
 
