@@ -11,8 +11,8 @@ FlowEstimate::FlowEstimate(const FlowConfig& config, double start_bytes_per_s) n
 
 void FlowEstimate::on_interval(const FlowInterval& interval) noexcept {
   const double frames = static_cast<double>(interval.rx_frames) + interval.lost;
-  if (!interval.bucket_limited || frames < config_->min_frames || interval.duration <= Nanos{0})
-    return;
+  const bool limited = interval.bucket_limited || interval.push_limited;
+  if (!limited || frames < config_->min_frames || interval.duration <= Nanos{0}) return;
   const double loss = interval.lost / frames;
   const double received = static_cast<double>(interval.rx_bytes) /
                           std::chrono::duration<double>(interval.duration).count();
@@ -21,15 +21,19 @@ void FlowEstimate::on_interval(const FlowInterval& interval) noexcept {
   const double through = received / (1 - background_);
   // Two standard deviations of a binomial sample of the background are not congestion either.
   const double noise = 2 * std::sqrt(background_ * (1 - background_) / frames);
-  if (loss <= background_ + config_->tolerance + noise) {
+  const bool is_lossy = loss > background_ + config_->tolerance + noise;
+  if (!is_lossy) {
     const double growth = slow_start_ ? config_->slow_start_growth : config_->growth;
     estimate_ = std::max(estimate_, through * growth);
   } else {
     slow_start_ = false;
     congested_loss_ = loss;
     congested_rate_ = sent;
-    estimate_ = std::min(through * (1 + config_->probe), sent * config_->back_off);
+    const double held = std::min(through * (1 + config_->probe), sent * config_->back_off);
+    // Where less than the rate was sent, the rate comes down to that only if the loss lasts.
+    estimate_ = interval.bucket_limited || lossy_ ? held : std::max(held, estimate_ / 2);
   }
+  lossy_ = is_lossy;
   estimate_ = std::min(std::max(estimate_, config_->floor_bytes_per_s), config_->max_bytes_per_s);
 }
 

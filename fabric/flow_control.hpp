@@ -39,6 +39,7 @@ struct FlowInterval {
   std::uint32_t rx_frames = 0;
   std::uint32_t lost = 0;
   bool bucket_limited = false;  ///< the server's bucket, not low demand, set the rate
+  bool push_limited = false;    ///< the limit of what nobody asked for did, which may be far below
 };
 
 /// Capacity estimate of one client, in bytes per second (docs/design.md, "Flow control"; the
@@ -63,8 +64,8 @@ class FlowEstimate {
   double estimate_;
   double background_ = 0;
   double congested_loss_ = 0, congested_rate_ = 0;  // at the last back-off
-  bool slow_start_ = true;
-  bool tagged_ = false;  // its member counts for FlowRule::kTagged
+  bool slow_start_ = true, lossy_ = false;          // lossy_: the interval before was
+  bool tagged_ = false;                             // its member counts for FlowRule::kTagged
 };
 
 /// The group's rate, in bytes per second, from what its members can take.

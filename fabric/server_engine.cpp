@@ -162,11 +162,10 @@ void ServerEngine::take_loss(Client& client, const wire::ReportBody& report) noe
   client.last_missed = missed;
 }
 
-/// Pushed pages fill links also at a rate of their own, which then is the limit: nobody waits for
-/// them, and so loses fewer the longer he waits.
-bool ServerEngine::was_limited_since(const Client& client) const noexcept {
-  return bucket_.was_limit_since(client.sent_at_report) ||
-         (config_.push_bytes_per_s > 0 && push_bucket_.was_limit_since(client.pushed_at_report));
+/// Whether pushed pages filled links at the rate that is theirs: nobody waits for them, and so
+/// asks for fewer the more are lost.
+bool ServerEngine::was_push_limited_since(const Client& client) const noexcept {
+  return config_.push_bytes_per_s > 0 && push_bucket_.was_limit_since(client.pushed_at_report);
 }
 
 void ServerEngine::take_report(Client& client, const wire::ReportBody& report) noexcept {
@@ -185,7 +184,8 @@ void ServerEngine::take_report(Client& client, const wire::ReportBody& report) n
                              .rx_bytes = report.rx_bytes.host() - last.rx_bytes.host(),
                              .rx_frames = report.rx_frames.host() - last.rx_frames.host(),
                              .lost = static_cast<std::uint32_t>(std::max(lost, 0)),
-                             .bucket_limited = was_limited_since(client)});
+                             .bucket_limited = bucket_.was_limit_since(client.sent_at_report),
+                             .push_limited = was_push_limited_since(client)});
   client.last_report = report;
   client.reported = true;
   client.sent_at_report = bucket_.totals();
@@ -285,20 +285,24 @@ void ServerEngine::tick(Nanos now) noexcept {
            std::ranges::all_of(clients_, &Client::takes_pairs);
   const auto members = static_cast<double>(clients_.size());
   nb_lacking_ = known > 0 ? lost / known * members : 0;
-  if (members > 0) {
-    bucket_.set_rate(rate.by(config_.flow.rule));
-    bucket_.set_burst(burst_of(config_, bucket_.rate()));
-  }
-  if (measured > 0) {
-    window_ = std::clamp(Nanos{static_cast<std::int64_t>(window / measured)}, config_.min_window,
-                         config_.max_window);
-    retry_guard_ = std::min(window_, Nanos{static_cast<std::int64_t>(srtt / measured / 2)});
-  }
+  if (members > 0) set_rate(rate.by(config_.flow.rule));
+  if (measured > 0) set_window(window / measured, srtt / measured);
   update_end_game();
   next_tick_ = now + (rate.is_wanted() || has_wanted() || has_pushed() ? kTick : kQuietTick);
   stats_.clients.set(clients_.size());
   stats_.rate_bytes_per_s.set(static_cast<std::uint64_t>(bucket_.rate()));
   stats_.window_us.set(static_cast<std::uint64_t>(window_.count() / 1000));
+}
+
+void ServerEngine::set_rate(double bytes_per_s) noexcept {
+  bucket_.set_rate(bytes_per_s);
+  bucket_.set_burst(burst_of(config_, bytes_per_s));
+}
+
+void ServerEngine::set_window(double window_ns, double srtt_ns) noexcept {
+  window_ = std::clamp(Nanos{static_cast<std::int64_t>(window_ns)}, config_.min_window,
+                       config_.max_window);
+  retry_guard_ = std::min(window_, Nanos{static_cast<std::int64_t>(srtt_ns / 2)});
 }
 
 void ServerEngine::update_end_game() noexcept {

@@ -127,7 +127,7 @@ class ServerEngine {
   wire::Drop on_hello(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
   wire::Drop on_request(const wire::Frame& frame, const MacAddr& src, Nanos now) noexcept;
   void take_report(Client& client, const wire::ReportBody& report) noexcept;
-  [[nodiscard]] bool was_limited_since(const Client& client) const noexcept;
+  [[nodiscard]] bool was_push_limited_since(const Client& client) const noexcept;
   static void take_loss(Client& client, const wire::ReportBody& report) noexcept;
   void on_want(ClientTable::Index who, Gfn page, const wire::WantEntry& entry, Nanos now) noexcept;
   [[nodiscard]] bool enqueue(Gfn page, std::uint8_t priority) noexcept;
@@ -153,6 +153,8 @@ class ServerEngine {
   [[nodiscard]] std::size_t train_frame_bytes(bool pair) const noexcept;
 
   void tick(Nanos now) noexcept;
+  void set_rate(double bytes_per_s) noexcept;
+  void set_window(double window_ns, double srtt_ns) noexcept;
   void update_end_game() noexcept;
 
   ServerConfig config_;

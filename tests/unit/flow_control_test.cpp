@@ -46,6 +46,16 @@ TEST(FlowEstimate, LowDemandSaysNothing) {
   EXPECT_DOUBLE_EQ(flow.bytes_per_s(), 50e6);
 }
 
+TEST(FlowEstimate, LossOfPushedPagesFarBelowTheRateHalvesItAndBringsItDownToThemIfItLasts) {
+  FlowEstimate flow{kConfig, 800e6};
+  FlowInterval pushed = interval(100e6, 0.5, false);
+  pushed.push_limited = true;
+  flow.on_interval(pushed);
+  EXPECT_DOUBLE_EQ(flow.bytes_per_s(), 400e6);
+  flow.on_interval(pushed);
+  EXPECT_NEAR(flow.bytes_per_s(), 50e6, 5e6);  // what comes through
+}
+
 TEST(FlowEstimate, TooFewFramesSayNothing) {
   FlowEstimate flow{kConfig, 50e6};
   FlowInterval few{.duration = 50ms, .rx_bytes = 4000, .rx_frames = 1, .lost = 62};
