@@ -16,8 +16,8 @@ using wire::Drop;
 using wire::FrameType;
 using wire::Priority;
 
-constexpr unsigned kMaxBursts = 16;     // a turn
-constexpr unsigned kMaxUndrained = 32;  // turns
+constexpr unsigned kMaxBursts = 16;  // a turn
+constexpr unsigned kMaxUndrained = 32 * kMaxBursts;
 /// Of the engine's table; the rest is for demands. Those are no more at once than even a server at
 /// its lowest rate delivers within ClientConfig::page_give_up, to a dozen clients.
 constexpr std::size_t kPrefetchInFlight = 512, kDemandsInFlight = 512;
@@ -133,13 +133,16 @@ unsigned Fetching::turn(Nanos now) {
     const unsigned nb_received = receive(now);
     nb_done += nb_received;
     drained = nb_received < Carrier::kBurst;
-    if (!drained && runs_dry()) break;
+    if (drained) break;
+    ++nb_undrained_;
+    if (runs_dry()) break;
   }
   // What waits in the socket may be what would be asked for again; but it may never end.
-  if (drained || ++nb_undrained_ == kMaxUndrained) {
+  if (drained || nb_undrained_ >= kMaxUndrained) {
     nb_undrained_ = 0;
     ask(now);
   } else if (runs_dry()) {
+    ask_for(Priority::kDemand, now);  // else they would wait behind these
     ask_for(Priority::kPrefetch, now);
   }
   nb_done += send(now);
@@ -251,7 +254,9 @@ void Fetching::ask(Nanos now) {
 
 /// Whether so much of what is prefetched has come that the server needs to know of more.
 bool Fetching::runs_dry() const noexcept {
-  return !to_ask_[1].empty() && engine_.nb_in_flight() + kPrefetchRefill <= kPrefetchInFlight;
+  const std::size_t nb_in_flight = engine_.nb_in_flight(), nb_demands = engine_.nb_demands();
+  return !to_ask_[1].empty() && nb_in_flight < kPrefetchInFlight &&
+         nb_in_flight - nb_demands + kPrefetchRefill <= kPrefetchInFlight;
 }
 
 /// What a live server does not deliver; a dead one may come back.

@@ -68,7 +68,7 @@ struct sf_server_options {
   uint32_t epoch;           /**< of this freeze of the image; 0: 1 */
   uint64_t max_bytes_per_s; /**< of frames; 0: 1.25e9, 10 Gbit/s */
   /** Before a client has said what it can take, no more than the above; 0: 1.25e8, 1 Gbit/s. It takes
-   * about 50 ms to double that. */
+   * about 50 ms to double that, if 64 frames or more go in these: with fewer it stays. */
   uint64_t initial_bytes_per_s;
   uint64_t reserved[7];
 };

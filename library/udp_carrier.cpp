@@ -22,6 +22,7 @@ constexpr int kSocketBufferBytes = 8 << 20;  // a receiver that waits for a CPU:
 constexpr std::size_t kMaxPayloadBytes = wire::kMaxFrameBytes - sizeof(wire::EthHdr);
 constexpr Nanos kPatience{std::chrono::milliseconds{10}},
     kForgotten{std::chrono::milliseconds{100}};
+constexpr Nanos kBetweenLooks{std::chrono::milliseconds{1}};  // whether an address is local
 constexpr std::uint16_t kDefaultMtu = 1500;
 constexpr std::size_t kMaxMtu = 65535;
 
@@ -262,6 +263,9 @@ std::size_t UdpCarrier::receive_from(int fd, std::size_t nb_received) noexcept {
 /// until a client of the same host has said HELLO, which it does before it asks for anything.
 void UdpCarrier::see_whether_local(const in_addr& from) noexcept {
   if (from.s_addr == remote_.s_addr) return;
+  const Nanos now = monotonic_now();
+  if (now - looked_at_ < kBetweenLooks) return;  // HELLO comes again
+  looked_at_ = now;
   if (!is_local(from) || !loop(true)) remote_ = from;
 }
 

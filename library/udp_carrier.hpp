@@ -90,6 +90,7 @@ class UdpCarrier final : public Carrier {
   UniqueFd own_, group_socket_, epoll_;
   std::array<int, 2> sockets_{};  // both, the one first that was looked at last
   in_addr group_{}, remote_{};    // remote_: who was seen last not to be of this host
+  Nanos looked_at_ = kNever;      // for that
   MacAddr image_group_{};
   std::uint16_t port_ = 0, mtu_bytes_ = 0;
   bool is_server_ = false, loops_ = true;

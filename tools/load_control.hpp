@@ -20,7 +20,7 @@ namespace snowfabric::bench {
 inline constexpr std::uint16_t kLoadMagic = 0x534c;  ///< "SL", where the fabric has "SF"
 inline constexpr std::uint8_t kLoadVersion = 1;
 inline constexpr std::uint32_t kMaxLoadPages = 1U << 22U;  ///< of a trace's image
-/// Of a trial's image: 12 bytes each at the server's end.
+/// Of a trial's image: 15 bytes each at the server's end.
 inline constexpr std::uint32_t kMaxTrialPages = 1U << 25U;
 inline constexpr std::uint32_t kMaxLoadMembers = 1000;
 inline constexpr std::uint32_t kMaxLoadMillis = 3'600'000;

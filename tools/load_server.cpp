@@ -60,6 +60,7 @@ void LoadServer::on_mbuf(const rte_mbuf& mbuf, Nanos now) {
 void LoadServer::on_control(const LoadFrame& asked, const MacAddr& src, Nanos now) {
   const auto is_ours = [&] { return trial_ != nullptr && trial_->id() == asked.trial; };
   if (asked.type == LoadType::kStart && !is_ours()) {
+    trial_.reset();  // both may not have room
     trial_ =
         std::make_unique<LoadTrial>(asked.trial, asked.order, image_,
                                     static_cast<std::uint16_t>(port_.mtu_bytes()), port_.mac());

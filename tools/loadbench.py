@@ -98,10 +98,10 @@ def serve(args):
     with server(node_command(args, "load-server", args.port)) as popen:
         try:
             popen.wait()
-        except SystemExit:
+        finally:
             show_rest(popen)
-            raise
-        raise benchlib.BenchError("the server's end failed")
+        if popen.returncode != 0:
+            raise benchlib.BenchError(f"the server's end failed with status {popen.returncode}")
 
 
 def result_of(args, found):

@@ -33,10 +33,9 @@ def bench_sockets_compare_the_library_with_a_bare_loop(context):
         result = run_tool(context, "fabric-bench", "sockets", "--image-mb", "8", "--runs", "1", "--receivers", "2",
                           "--mtu", str(mtu))
         (run,) = result["runs"]
-        check(result["verified"] and run["rate"] > 0 and run["limit"] > 0 and result["mtu"] == mtu, f"{result}")
         check(abs(run["bare"]["pages_a_frame"] - pages_a_frame) < 0.01, f"{run['bare']}")
-        check(run["bare"]["delivered_least"] >= 1 - result["loss"], f"{run['bare']}")
-        check(run["fabric"]["sends_per_page"] >= 1 and run["fabric"]["lost_share"] >= 0, f"{run['fabric']}")
+        for fabric in (run["fabric"], run["cold"]):
+            check(1 <= fabric["sends_per_page"] < 4 and 0 <= fabric["lost_share"] < 0.5, f"{fabric}")
 
 
 @case(120)
