@@ -14,38 +14,17 @@
 #include <sys/ioctl.h>
 
 #include "library/clock.hpp"
+#include "library/udp_socket.hpp"
 
 namespace snowfabric {
 namespace {
 
-constexpr int kSocketBufferBytes = 8 << 20;  // a receiver that waits for a CPU: 60 ms at 1 Gbit/s
 constexpr std::size_t kMaxPayloadBytes = wire::kMaxFrameBytes - sizeof(wire::EthHdr);
 constexpr Nanos kPatience{std::chrono::milliseconds{10}},
     kForgotten{std::chrono::milliseconds{100}};
 constexpr Nanos kBetweenLooks{std::chrono::milliseconds{1}};  // whether an address is local
 constexpr std::uint16_t kDefaultMtu = 1500;
 constexpr std::size_t kMaxMtu = 65535;
-
-template <class Value>
-Result<void> set(int fd, int level, int name, const Value& value, const char* what) {
-  if (::setsockopt(fd, level, name, &value, sizeof value) == 0) return {};
-  return fail(errno, fmt::format("setsockopt {}", what));
-}
-
-/// More than an ordinary user gets, where that is allowed.
-void enlarge_buffers(int fd) noexcept {
-  for (const auto& [forced, asked] :
-       {std::pair{SO_RCVBUFFORCE, SO_RCVBUF}, {SO_SNDBUFFORCE, SO_SNDBUF}})
-    if (::setsockopt(fd, SOL_SOCKET, forced, &kSocketBufferBytes, sizeof kSocketBufferBytes) != 0)
-      ::setsockopt(fd, SOL_SOCKET, asked, &kSocketBufferBytes, sizeof kSocketBufferBytes);
-}
-
-Result<UniqueFd> open_socket() {
-  UniqueFd fd{::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
-  if (!fd) return fail(errno, "socket UDP");
-  enlarge_buffers(fd.get());
-  return fd;
-}
 
 Result<void> bind_to(int fd, in_addr address, std::uint16_t port) {
   const sockaddr_in to{
@@ -57,10 +36,7 @@ Result<void> bind_to(int fd, in_addr address, std::uint16_t port) {
 }
 
 Result<int> index_of(const std::string& interface) {
-  if (interface.empty()) return 0;
-  const unsigned index = ::if_nametoindex(interface.c_str());
-  if (index == 0) return fail(ENODEV, fmt::format("no network interface {}", interface));
-  return static_cast<int>(index);
+  return interface.empty() ? Result<int>{0} : interface_index(interface);
 }
 
 /// Asks the kernel for what it knows of an interface.
@@ -97,10 +73,12 @@ Result<in_addr> own_address(const std::string& interface, int fd) {
 Result<void> send_by(int fd, int ifindex, std::uint8_t ttl) {
   const ip_mreqn through{.imr_multiaddr = {}, .imr_address = {}, .imr_ifindex = ifindex};
   if (ifindex != 0)
-    if (auto ok = set(fd, IPPROTO_IP, IP_MULTICAST_IF, through, "IP_MULTICAST_IF"); !ok) return ok;
-  if (auto ok = set(fd, IPPROTO_IP, IP_MULTICAST_TTL, int{ttl}, "IP_MULTICAST_TTL"); !ok) return ok;
-  if (auto ok = set(fd, IPPROTO_IP, IP_TTL, int{ttl}, "IP_TTL"); !ok) return ok;
-  return set(fd, IPPROTO_IP, IP_MTU_DISCOVER, int{IP_PMTUDISC_PROBE}, "IP_MTU_DISCOVER");
+    if (auto ok = set_option(fd, IPPROTO_IP, IP_MULTICAST_IF, through, "IP_MULTICAST_IF"); !ok)
+      return ok;
+  if (auto ok = set_option(fd, IPPROTO_IP, IP_MULTICAST_TTL, int{ttl}, "IP_MULTICAST_TTL"); !ok)
+    return ok;
+  if (auto ok = set_option(fd, IPPROTO_IP, IP_TTL, int{ttl}, "IP_TTL"); !ok) return ok;
+  return set_option(fd, IPPROTO_IP, IP_MTU_DISCOVER, int{IP_PMTUDISC_PROBE}, "IP_MTU_DISCOVER");
 }
 
 Result<in_addr> group_of(const UdpOptions& options, std::uint64_t image_id) {
@@ -166,7 +144,7 @@ Result<std::unique_ptr<Carrier>> UdpCarrier::open(const UdpOptions& options, Sid
 
 /// What we send from, and what is sent to us alone.
 Result<void> UdpCarrier::open_own(const UdpOptions& options, int ifindex) {
-  auto fd = open_socket();
+  auto fd = open_udp_socket(SOCK_NONBLOCK);
   if (!fd) return std::unexpected(fd.error());
   own_ = std::move(*fd);
   const auto mtu = mtu_of(options, own_.get());
@@ -188,22 +166,24 @@ Result<void> UdpCarrier::open_own(const UdpOptions& options, int ifindex) {
 }
 
 Result<void> UdpCarrier::open_group(std::uint16_t port, int ifindex) {
-  auto fd = open_socket();
+  auto fd = open_udp_socket(SOCK_NONBLOCK);
   if (!fd) return std::unexpected(fd.error());
   group_socket_ = std::move(*fd);
   const int socket = group_socket_.get();
-  if (auto ok = set(socket, SOL_SOCKET, SO_REUSEADDR, int{1}, "SO_REUSEADDR"); !ok) return ok;
-  if (auto ok = set(socket, IPPROTO_IP, IP_MULTICAST_ALL, int{0}, "IP_MULTICAST_ALL"); !ok)
+  if (auto ok = set_option(socket, SOL_SOCKET, SO_REUSEADDR, int{1}, "SO_REUSEADDR"); !ok)
+    return ok;
+  if (auto ok = set_option(socket, IPPROTO_IP, IP_MULTICAST_ALL, int{0}, "IP_MULTICAST_ALL"); !ok)
     return ok;
   if (auto ok = bind_to(socket, group_, port); !ok) return ok;
   const ip_mreqn join{.imr_multiaddr = group_, .imr_address = {}, .imr_ifindex = ifindex};
-  return set(socket, IPPROTO_IP, IP_ADD_MEMBERSHIP, join,
-             "IP_ADD_MEMBERSHIP (is there a route for multicast?)");
+  return set_option(socket, IPPROTO_IP, IP_ADD_MEMBERSHIP, join,
+                    "IP_ADD_MEMBERSHIP (is there a route for multicast?)");
 }
 
 /// Whether members of our own host get what we send to the group.
 Result<void> UdpCarrier::loop(bool on) noexcept {
-  auto ok = set(group_socket_.get(), IPPROTO_IP, IP_MULTICAST_LOOP, int{on}, "IP_MULTICAST_LOOP");
+  auto ok =
+      set_option(group_socket_.get(), IPPROTO_IP, IP_MULTICAST_LOOP, int{on}, "IP_MULTICAST_LOOP");
   if (ok) loops_ = on;
   return ok;
 }

@@ -8,46 +8,27 @@
 
 #include <arpa/inet.h>
 #include <fmt/format.h>
-#include <net/if.h>
 
 #include "fabric/crc32c.hpp"
 #include "fabric/idle.hpp"
 #include "fabric/token_bucket.hpp"
 #include "library/clock.hpp"
+#include "library/udp_socket.hpp"
 
 namespace snowfabric::bench {
 namespace {
 
-// As the carrier has it: buffers, the look at the clock, and so many looks before a sleep.
-constexpr int kSocketBufferBytes = 8 << 20;
 constexpr std::size_t kCatchUpBytes = 2 << 20;  // that a sender that waited for a CPU may be late
-constexpr IdleConfig kIdle{.nb_pauses = 0, .nb_yields = 3};
+constexpr IdleConfig kIdle{.nb_pauses = 0, .nb_yields = 3};  // as the carrier has it
 constexpr std::size_t kIpUdpBytes = 20 + 8;
 constexpr std::uint32_t kGroup = 0xEFC05346;  // 239.192.83.70
 constexpr std::uint16_t kPort = 21319;
 
-template <class Value>
-Result<void> set(int fd, int level, int name, const Value& value, const char* what) {
-  if (::setsockopt(fd, level, name, &value, sizeof value) == 0) return {};
-  return fail(errno, fmt::format("setsockopt {}", what));
-}
-
 Result<ip_mreqn> on_interface(const std::string& interface) {
-  const unsigned index = ::if_nametoindex(interface.c_str());
-  if (index == 0) return fail(ENODEV, fmt::format("no network interface {}", interface));
-  return ip_mreqn{.imr_multiaddr = {.s_addr = htonl(kGroup)},
-                  .imr_address = {},
-                  .imr_ifindex = static_cast<int>(index)};
-}
-
-/// With more buffer than an ordinary user gets, where that is allowed.
-Result<UniqueFd> open_socket(int flags, int forced, int asked) {
-  UniqueFd fd{::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | flags, 0)};
-  if (!fd) return fail(errno, "socket UDP");
-  if (!set(fd.get(), SOL_SOCKET, forced, kSocketBufferBytes, "buffer size"))
-    if (auto ok = set(fd.get(), SOL_SOCKET, asked, kSocketBufferBytes, "buffer size"); !ok)
-      return std::unexpected(ok.error());
-  return fd;
+  const auto index = interface_index(interface);
+  if (!index) return std::unexpected(index.error());
+  return ip_mreqn{
+      .imr_multiaddr = {.s_addr = htonl(kGroup)}, .imr_address = {}, .imr_ifindex = *index};
 }
 
 }  // namespace
@@ -78,12 +59,13 @@ Result<SocketSender> SocketSender::open(const SocketOptions& options, const Imag
                                     options.mtu_bytes, wire::kMaxFragments));
   const auto through = on_interface(options.interface);
   if (!through) return std::unexpected(through.error());
-  auto socket = open_socket(0, SO_SNDBUFFORCE, SO_SNDBUF);
+  auto socket = open_udp_socket(0);
   if (!socket) return std::unexpected(socket.error());
   const int fd = socket->get();
-  if (auto ok = set(fd, IPPROTO_IP, IP_MULTICAST_IF, *through, "IP_MULTICAST_IF"); !ok)
+  if (auto ok = set_option(fd, IPPROTO_IP, IP_MULTICAST_IF, *through, "IP_MULTICAST_IF"); !ok)
     return std::unexpected(ok.error());
-  if (auto ok = set(fd, IPPROTO_IP, IP_MTU_DISCOVER, int{IP_PMTUDISC_PROBE}, "IP_MTU_DISCOVER");
+  if (auto ok =
+          set_option(fd, IPPROTO_IP, IP_MTU_DISCOVER, int{IP_PMTUDISC_PROBE}, "IP_MTU_DISCOVER");
       !ok)
     return std::unexpected(ok.error());
   return SocketSender{options, image, std::move(*socket)};
@@ -191,13 +173,13 @@ SocketReceiver::SocketReceiver(UniqueFd socket, Arena& arena)
 Result<SocketReceiver> SocketReceiver::open(const SocketOptions& options, Arena& arena) {
   const auto join = on_interface(options.interface);
   if (!join) return std::unexpected(join.error());
-  auto socket = open_socket(SOCK_NONBLOCK, SO_RCVBUFFORCE, SO_RCVBUF);
+  auto socket = open_udp_socket(SOCK_NONBLOCK);
   if (!socket) return std::unexpected(socket.error());
   const int fd = socket->get();
   const sockaddr_in group = socket_group();
   if (::bind(fd, reinterpret_cast<const sockaddr*>(&group), sizeof group) != 0)
     return fail(errno, fmt::format("bind UDP port {}", kPort));
-  if (auto ok = set(fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, *join, "IP_ADD_MEMBERSHIP"); !ok)
+  if (auto ok = set_option(fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, *join, "IP_ADD_MEMBERSHIP"); !ok)
     return std::unexpected(ok.error());
   return SocketReceiver{std::move(*socket), arena};
 }

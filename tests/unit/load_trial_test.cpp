@@ -59,6 +59,12 @@ struct Trial : testing::Test {
       }
     } while (frame.next_page());
   }
+  /// Five pages, again and again, for 100 ms.
+  void send_five_bare(std::uint16_t mtu_bytes) {
+    LoadTrial trial{kTrial, order(LoadKind::kBare, 5), image, mtu_bytes, kServer};
+    trial.go(now_);
+    run(trial, now_ + 100ms);
+  }
   /// A member says HELLO.
   void greet(LoadTrial& trial) {
     wire::ControlBuffer buffer;
@@ -94,9 +100,7 @@ TEST_F(Trial, ABareOneKeepsItsRateAndLengthHoweverSmallTheImage) {
 }
 
 TEST_F(Trial, ABareOneSendsPagesInPairsAndTheOddOneAlone) {
-  LoadTrial trial{kTrial, order(LoadKind::kBare, 5), image, 9000, kServer};
-  trial.go(now_);
-  run(trial, now_ + 100ms);
+  send_five_bare(9000);
   ASSERT_GE(pages.size(), 10U);
   EXPECT_EQ((std::vector(pages.begin(), pages.begin() + 8)),
             (std::vector<std::uint64_t>{0, 1, 2, 3, 4, 0, 1, 2}));
@@ -104,9 +108,7 @@ TEST_F(Trial, ABareOneSendsPagesInPairsAndTheOddOneAlone) {
 }
 
 TEST_F(Trial, ABareOneSendsFragmentsWhereTheMtuIsSmall) {
-  LoadTrial trial{kTrial, order(LoadKind::kBare, 5), image, 1500, kServer};
-  trial.go(now_);
-  run(trial, now_ + 100ms);
+  send_five_bare(1500);
   ASSERT_GE(pages.size(), 6U);
   EXPECT_EQ((std::vector(pages.begin(), pages.begin() + 6)),
             (std::vector<std::uint64_t>{0, 0, 0, 1, 1, 1}));
