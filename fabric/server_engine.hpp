@@ -75,8 +75,11 @@ class ServerEngine {
   /// @pre wire::fragments_for_mtu(config.mtu_bytes) != 0
   ServerEngine(const ServerConfig& config, const ImageView& image, ServerStats& stats);
 
-  /// Asks the cache for what on_frame() will need of a page, if the image has it.
-  void prefetch(Gfn page) const noexcept { pages_.prefetch(page); }
+  /// Asks the cache for what on_frame() and write() will need of a page, if the image has it.
+  void prefetch(Gfn page) const noexcept {
+    pages_.prefetch(page);
+    if (page.value < image_.nb_pages) __builtin_prefetch(&image_.crc32c[page.value]);
+  }
 
   /// The page that is likely to be sent after the one next() gave last.
   [[nodiscard]] std::optional<Gfn> upcoming() const noexcept {
@@ -137,12 +140,12 @@ class ServerEngine {
   void answer_absent(const MacAddr& dst, PageRange range) noexcept;
   void push_control(const ServerTx& tx) noexcept;
 
-  [[nodiscard]] Train next_train(Nanos now) noexcept;
+  void next_train(Train& out, Nanos now) noexcept;
   [[nodiscard]] bool pop_wanted(Gfn& page) noexcept;
   [[nodiscard]] bool has_wanted() const noexcept;
   [[nodiscard]] bool has_pushed() const noexcept;
   [[nodiscard]] bool pop_pushed(Gfn& page) noexcept;
-  [[nodiscard]] Train train_of(Gfn page, Nanos now) noexcept;
+  void set_train(Train& out, Gfn page, Nanos now) noexcept;
   [[nodiscard]] bool is_pair() const noexcept;
   void charge_push(std::size_t frame_bytes, bool pair) noexcept;
   void send_from_train(ServerTx& out, bool pair) noexcept;

@@ -18,10 +18,14 @@ bool ServerEngine::next(ServerTx& out, Nanos now) noexcept {
     out = control_.pop();
     return true;
   }
-  if (train_.fragments == 0)
-    train_ = ahead_.fragments != 0 ? std::exchange(ahead_, {}) : next_train(now);
+  if (train_.fragments == 0) {
+    if (ahead_.fragments != 0)
+      train_ = std::exchange(ahead_, {});
+    else
+      next_train(train_, now);
+  }
   if (train_.fragments == 0) return false;
-  if (pairs_ && ahead_.fragments == 0) ahead_ = next_train(now);
+  if (pairs_ && ahead_.fragments == 0) next_train(ahead_, now);
   const bool pair = is_pair();
   const std::size_t bytes = train_frame_bytes(pair);
   if (!bucket_.take(bytes)) return false;
@@ -30,14 +34,13 @@ bool ServerEngine::next(ServerTx& out, Nanos now) noexcept {
   return true;
 }
 
-/// @return one without fragments: there is nothing to send
-ServerEngine::Train ServerEngine::next_train(Nanos now) noexcept {
+/// @param out  of no fragments, and stays so if there is nothing to send
+void ServerEngine::next_train(Train& out, Nanos now) noexcept {
   Gfn page;
-  if (pop_wanted(page)) return train_of(page, now);
-  if (!pop_pushed(page)) return {};
-  Train train = train_of(page, now);
-  train.pushed = true;
-  return train;
+  const bool wanted = pop_wanted(page);
+  if (!wanted && !pop_pushed(page)) return;
+  set_train(out, page, now);
+  out.pushed = !wanted;
 }
 
 /// When they are sent, not when they are taken, so that two pages still share a frame.
@@ -83,7 +86,7 @@ bool ServerEngine::pop_pushed(Gfn& page) noexcept {
   return false;
 }
 
-ServerEngine::Train ServerEngine::train_of(Gfn page, Nanos now) noexcept {
+void ServerEngine::set_train(Train& out, Gfn page, Nanos now) noexcept {
   PageSlot& slot = pages_[page];
   const bool zero = image_.is_zero(page);
   // Missing fragments are a member's loss: the others have the page, or lost other fragments.
@@ -94,11 +97,11 @@ ServerEngine::Train ServerEngine::train_of(Gfn page, Nanos now) noexcept {
   const bool to_one =
       (end_game_.active() || repair) && !zero && !slot.shared && !several && has_asker;
   if (repair && several) slot.fragments = all_fragments_;  // they lack others, too
-  const Train train{.page = page,
-                    .fragments = zero ? std::uint8_t{1} : slot.fragments,
-                    .multicast = !to_one,
-                    .alone = zero || slot.missed,
-                    .dst = to_one ? clients_[slot.last_client].mac : group_};
+  out.page = page;
+  out.fragments = zero ? std::uint8_t{1} : slot.fragments;
+  out.multicast = !to_one;
+  out.alone = zero || slot.missed;
+  out.dst = to_one ? clients_[slot.last_client].mac : group_;
   slot.pending = false;
   if (!zero) {
     if (!PageTable::was_multicast(slot) && !slot.sent_to_one) stats_.pages_sent_once.add(1);
@@ -111,7 +114,6 @@ ServerEngine::Train ServerEngine::train_of(Gfn page, Nanos now) noexcept {
     slot.sent_to_one = true;
   else
     pages_.went_to_all(slot, now);
-  return train;
 }
 
 void ServerEngine::send_from_train(ServerTx& out, bool pair) noexcept {

@@ -102,7 +102,10 @@ class Writer {
 void put_headers(Writer& w, FrameType type, const Identity& id, const MacAddr& dst,
                  const MacAddr& src, std::size_t payload_len, std::uint8_t flags,
                  std::uint32_t seq) noexcept {
-  w.put(EthHdr{dst, src, kEtherType});
+  // One by one: a load of what was just put together from smaller stores would wait for them.
+  w.put(dst);
+  w.put(src);
+  w.put(Be16{kEtherType});
   w.put(Header{.magic = kMagic,
                .version = kVersion,
                .type = static_cast<std::uint8_t>(type),

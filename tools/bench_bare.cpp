@@ -109,6 +109,7 @@ rte_mbuf* BareSender::next_frame(std::span<rte_mbuf* const> mbufs) noexcept {
 std::size_t BareSender::write_header(std::byte* out, bool pair) noexcept {
   const auto key = [this](Gfn gfn) { return wire::PageKey{gfn, image_.crc(gfn)}; };
   const Gfn gfn = next_gfn();
+  if (!order_.empty()) prefetch_crc();
   if (pair)
     return wire::write_pair_header({out, wire::kPairHeaderBytes}, identity_, group_, port_.mac(),
                                    key(gfn), key(Gfn{gfn.value + 1}), wire::kFlagSequenced, seq_++);
@@ -145,6 +146,13 @@ void BareSender::put_page(rte_mbuf& frame, rte_mbuf* segment) noexcept {
     ++next_page_;
     if (++place_ == order_.size()) place_ = 0;
   }
+}
+
+/// As ServerWorker does, this too.
+void BareSender::prefetch_crc() const noexcept {
+  constexpr std::size_t kLookAhead = 8;
+  const std::size_t ahead = (place_ + kLookAhead) % order_.size();
+  __builtin_prefetch(&image_.crcs()[order_[ahead]]);
 }
 
 /// As ServerWorker does, so that what is decided is all that differs.

@@ -47,6 +47,7 @@ class BareSender {
 
  private:
   void fill() noexcept;
+  void prefetch_crc() const noexcept;
   void prefetch_next(Gfn gfn) const noexcept;
   [[nodiscard]] rte_mbuf* next_frame(std::span<rte_mbuf* const> mbufs) noexcept;
   [[nodiscard]] std::size_t write_header(std::byte* out, bool pair) noexcept;
