@@ -2,7 +2,6 @@
 // sf-xen-clone: starts a clone of a Xen domain from a descriptor, and keeps it: hands it to the
 // memtap of its host, and to the next if that one dies; ends with the clone, and the clone with it.
 #include <poll.h>
-#include <spawn.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,7 +14,6 @@
 #include <fstream>
 #include <iterator>
 #include <list>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -25,12 +23,12 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <sys/socket.h>
-#include <sys/wait.h>
 
 #include "descriptor/descriptor.hpp"
 #include "descriptor/xen_state.hpp"
 #include "fabric/base/unix_socket.hpp"
 #include "memtap-dpdk/handshake.hpp"
+#include "tools/xen_clone_domain.hpp"
 #include "xen-glue/domain_pager.hpp"
 #include "xen-glue/libxen_calls.hpp"
 #include "xen-glue/paging_ring.hpp"
@@ -58,102 +56,6 @@ void say(const std::string& text) { fmt::print(stderr, "sf-xen-clone: {}\n", tex
 std::int64_t ms_since(Clock::time_point began) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began).count();
 }
-
-/// Of a name that xl would take for something else: digits are a domain's number to it.
-std::string name_error(const std::string& name) {
-  constexpr const char* kDigits = "0123456789";
-  const std::string letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ._-";
-  if (name.empty() || name.find_first_not_of(letters + kDigits) != name.npos)
-    return "a name has letters, digits, dots, underscores and dashes";
-  if (name.find_first_not_of(kDigits) == name.npos) return "a name of digits is a domain's number";
-  return {};
-}
-
-/// @return EIO: it said why on stderr; errno of the call that could not start it
-Result<void> run_xl(std::vector<std::string> args) {
-  args.insert(args.begin(), "xl");
-  std::string all;
-  std::vector<char*> argv;
-  for (std::string& arg : args) {
-    argv.push_back(arg.data());
-    all += (all.empty() ? "" : " ") + arg;
-  }
-  argv.push_back(nullptr);
-  pid_t pid = 0;
-  if (const int errnum = posix_spawnp(&pid, "xl", nullptr, nullptr, argv.data(), environ))
-    return fail(errnum, all);
-  int status = 0;
-  while (waitpid(pid, &status, 0) < 0)
-    if (errno != EINTR) return fail(errno, all);
-  if (status != 0) return fail(EIO, all);
-  return {};
-}
-
-/// A file that is there while xl reads it.
-class TemporaryFile {
- public:
-  TemporaryFile() : path_{"/tmp/sf-xen-clone-XXXXXX"}, fd_{mkstemp(path_.data())} {}
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-  ~TemporaryFile() {
-    if (fd_) unlink(path_.c_str());
-  }
-  [[nodiscard]] Result<void> write(std::span<const std::byte> bytes) const {
-    if (!fd_ ||
-        ::write(fd_.get(), bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size()))
-      return fail(errno, "write " + path_);
-    return {};
-  }
-  [[nodiscard]] const std::string& path() const noexcept { return path_; }
-
- private:
-  std::string path_;
-  UniqueFd fd_;
-};
-
-/// The lines the user adds.
-Result<std::string> extra_config(const std::string& path) {
-  if (path.empty()) return std::string{};
-  std::ifstream file{path};
-  std::stringstream text;
-  text << file.rdbuf();
-  if (!file) return fail(errno, "read " + path);
-  return text.str();
-}
-
-/// A domain that goes with this object.
-class Clone {
- public:
-  Clone(XenCalls& calls, std::string name) : calls_{calls}, name_{std::move(name)} {}
-  Clone(const Clone&) = delete;
-  Clone& operator=(const Clone&) = delete;
-  ~Clone() {
-    if (!created_) return;
-    if (const auto ok = run_xl({"destroy", name_}); !ok) say(ok.error().what + " failed");
-  }
-
-  [[nodiscard]] Result<Domain> create(const Options& options, std::uint64_t nb_pages,
-                                      const DomainState& parent) {
-    const auto extra = extra_config(options.config);
-    if (!extra) return std::unexpected(extra.error());
-    const TemporaryFile kernel, config;
-    if (auto ok = kernel.write(shell_kernel()); !ok) return std::unexpected(ok.error());
-    const std::string text = shell_config(name_, kernel.path(), nb_pages, parent) + *extra + "\n";
-    if (auto ok = config.write(std::as_bytes(std::span{text})); !ok)
-      return std::unexpected(ok.error());
-    if (auto ok = run_xl({"-t", "create", "-p", "-e", config.path()}); !ok)
-      return std::unexpected(ok.error());
-    created_ = true;
-    return find_domain(calls_, name_);
-  }
-  /// Somebody else destroyed it.
-  void is_gone() noexcept { created_ = false; }
-
- private:
-  XenCalls& calls_;
-  std::string name_;
-  bool created_ = false;
-};
 
 /// What we know of the paging ring that the memtap at work has: we mapped its page before that took
 /// it out of the domain, and can read it when that is dead.
@@ -377,7 +279,7 @@ Result<void> run(const Options& options) {
 
   const auto began = Clock::now();
   Clone clone{**calls, options.name};
-  const auto domain = clone.create(options, nb_pages, *parent);
+  const auto domain = clone.create(options.config, nb_pages, *parent);
   if (!domain) return std::unexpected(domain.error());
   Json info = {{"name", options.name},
                {"domain", static_cast<std::uint16_t>(domain->id())},
