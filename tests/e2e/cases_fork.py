@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import signal
 import sys
 import time
 
@@ -12,7 +11,7 @@ import fleetlib
 import forklib
 import lablib
 import vmlib
-from forking import VM_MB, check_memory, check_parent, check_verified, family, fork, start_memtaps
+from forking import VM_MB, check_memory, check_parent, family, fork, start_memtaps
 from lib import Failed, check, check_no_leftovers, check_told, case, key_file, lab_name, seconds_since, wait_until
 
 SMALL_VM_MB = 192
@@ -276,45 +275,6 @@ def fork_outlives_its_parent(context):
 
 
 @case(240)
-def fork_memtap_waits_while_the_memserver_scans(context):
-    """A memserver stands still after its descriptor, as if it scanned: memtap says that it waits, then joins."""
-    with family(context, nb_hosts=1) as vms:
-        vms.fork(1)
-        server, log = vms.fleet.server, vms.fleet.dir / "memtap1.log"
-        os.kill(server.pid, signal.SIGSTOP)
-
-        def go_on():
-            try:
-                wait_until(lambda: log.exists() and "it may be scanning the memory still" in log.read_text(),
-                           "memtap says that it waits")
-            finally:
-                os.kill(server.pid, signal.SIGCONT)
-
-        said = vms.pool.submit(go_on)
-        vms.fleet.start_memtap(1)
-        said.result()
-        vms.fleet.wait_server()
-        check_memory(vms.settle(vms.spawn(1, 1)).vm)
-
-
-@case(240)
-def fork_memtap_killed_pauses_its_clones_alone(context):
-    """Until another memtap takes over: it sends what the clone lacks, and nothing twice."""
-    with family(context) as vms:
-        clones = fork(vms, 2)
-        vms.fleet.memtaps[1].kill()
-        clones[0].vm.channel.send("VERIFY")
-        check_memory(clones[1].vm)
-        began = time.monotonic()
-        vms.fleet.start_memtap(1)
-        vms.recover(clones[0])
-        took = seconds_since(began)
-        check_verified(clones[0].vm, vmlib.fields(clones[0].vm.channel.expect("VERIFIED", 120.0)))
-        check_parent(vms)
-        return f"the next memtap has it after {took}"
-
-
-@case(240)
 def fork_clones_of_a_host_share_memory(context):
     """Clones that map memtap's image: after equal work three need little more memory than one."""
     with family(context, nb_hosts=1) as vms:
@@ -332,27 +292,6 @@ def fork_clones_of_a_host_share_memory(context):
         check(1.0 < ratio <= 1.5, f"three clones need {ratio:.2f} x the memory of one, {alone} KiB")
         check_parent(vms)
         return f"{ratio:.2f} x the memory of one"
-
-
-@case(240)
-def fork_memtap_killed_clones_that_share_memory_wait_for_the_next(context):
-    """Their preload library keeps the userfaultfd, so that no page reads as zeros, and finds the next memtap itself."""
-    with family(context, nb_hosts=1) as vms:
-        vms.fork(2)
-        vms.fleet.start_memtap(1)
-        vms.fleet.wait_server()
-        clones = [vms.settle(vms.spawn(clone_id, 1, postcopy=False)) for clone_id in (1, 2)]
-        vms.fleet.memtaps[1].kill()
-        for clone in clones:
-            clone.vm.channel.send("VERIFY")
-        time.sleep(0.5)  # they come to pages they lack
-        began = time.monotonic()
-        vms.fleet.start_memtap(1)
-        wait_until(lambda: vms.fleet.memtap_stats(1).get("guests") == len(clones), "the next memtap has them")
-        took = seconds_since(began)
-        for clone in clones:
-            check_verified(clone.vm, vmlib.fields(clone.vm.channel.expect("VERIFIED", 120.0)))
-        return f"the next memtap has both after {took}"
 
 
 @case(240)
