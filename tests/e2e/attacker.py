@@ -3,12 +3,14 @@
 namespace.
 
 usage: attacker.py record IFACE FILE COUNT                 that many PAGE frames, as they come by
+       attacker.py control IFACE FILE SERVER         all sealed frames to that address or to all, until SIGTERM; IFACE: a port
+                                                     of the bridge, for it shows nobody else what is for one alone
        attacker.py counters IFACE FILE               of all sealed frames, in and out, until SIGTERM: source, session, counter
        attacker.py send IFACE FILE KIND COUNT SEED DST IMAGE_ID EPOCH    made of those of the file
-KIND: replayed, flipped, forged, clear; FILE may be /dev/null for those that need no frame: clear, zeros, absent, nodes.
+KIND: replayed, flipped, forged, clear, and forged_control, clear_control of what clients send; FILE may be /dev/null for
+those that need no frame: clear, clear_control, zeros, absent, nodes.
 DST, IMAGE_ID, EPOCH: of the frames that are not replayed
 """
-import json
 import pathlib
 import random
 import signal
@@ -20,6 +22,7 @@ import time
 import junk
 
 ETHERNET_BYTES, SEAL_BYTES, TAG_BYTES = 14, 32, 16
+COUNTER_BYTES = 8  # the last of the seal's header
 SEAL_MAGIC = 0x5358
 PAGE_BYTES = 4096
 NB_CLEAR_PAGES = 1024  # forged pages that fit their checksum lie before
@@ -40,22 +43,40 @@ def record(iface, path, count):
             frame = sock.recv(65536)
             if len(frame) > PAGE_BYTES:
                 frames.append(frame.hex())
-    pathlib.Path(path).write_text(json.dumps(frames))
+    pathlib.Path(path).write_text("\n".join(frames))
+
+
+def sealed_frames(iface, ready, most_bytes):
+    """Of all that pass a port of the bridge, in and out, the beginnings. docs/wire-format.md, section 11."""
+    every_protocol = 3  # ETH_P_ALL: else a bridge takes a port's frames before they come here
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:  # of no port before it is bound
+        sock.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
+        sock.bind((iface, every_protocol))
+        pathlib.Path(ready).touch()
+        while True:
+            frame = sock.recv(most_bytes)
+            if len(frame) < ETHERNET_BYTES + SEAL_BYTES:
+                continue
+            if struct.unpack_from(">HH", frame, 12) == (junk.ETHER_TYPE, SEAL_MAGIC):
+                yield frame
+
+
+def control(iface, path, server):
+    """One a line, flushed: it may be read while there come more."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # `with` closes the file
+    to = (bytes.fromhex(server.replace(":", "")), b"\xff" * 6)
+    with open(path, "w") as out:
+        for frame in sealed_frames(iface, path + ".ready", 65536):
+            if frame[:6] in to:
+                print(frame.hex(), file=out, flush=True)
 
 
 def counters(iface, path):
-    """docs/wire-format.md, section 11. Frames in the clear are of no session."""
+    """Frames in the clear are of no session."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # `with` closes the file
-    every_protocol = 3  # ETH_P_ALL: else a bridge takes a port's frames before they come here
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock, open(path, "w") as out:  # of no port before it is bound
-        sock.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
-        sock.bind((iface, every_protocol))
-        pathlib.Path(path + ".ready").touch()
-        while True:
-            frame = sock.recv(ETHERNET_BYTES + SEAL_BYTES)
-            ether_type, magic = struct.unpack_from(">HH", frame, 12)
-            if (ether_type, magic) == (junk.ETHER_TYPE, SEAL_MAGIC) and len(frame) == ETHERNET_BYTES + SEAL_BYTES:
-                print(frame[6:12].hex(":"), frame[22:38].hex(), int.from_bytes(frame[38:46], "big"), file=out)
+    with open(path, "w") as out:
+        for frame in sealed_frames(iface, path + ".ready", ETHERNET_BYTES + SEAL_BYTES):
+            print(frame[6:12].hex(":"), frame[22:38].hex(), int.from_bytes(frame[38:46], "big"), file=out)
 
 
 def crc32c(data):
@@ -80,6 +101,26 @@ def page_of(image_id, epoch, gfn, space=0):
     return junk.header(junk.page(gfn, EVIL, EVIL_CRC), image_id, epoch, junk.PAGE, space=space)
 
 
+def control_of(rng, image_id, epoch):
+    """A HELLO, REQUEST or BYE in the clear. The REQUEST reports that most was lost, and wants a lot."""
+    client_id = rng.randrange(1, 1 << 64)
+    match rng.choice((junk.HELLO, junk.REQUEST, junk.BYE)):
+        case junk.HELLO:
+            return junk.header(struct.pack(">QH6x", client_id, 9000), image_id, epoch, junk.HELLO)
+        case junk.BYE:
+            return junk.header(struct.pack(">Q", client_id), image_id, epoch, junk.BYE)
+    report = struct.pack(">QQQIIII", client_id, time.monotonic_ns() // 1000, 1 << 20, 100, 1 << 20, 100, 10)
+    want = struct.pack(">QHBBB3x", rng.randrange(NB_CLEAR_PAGES), 256, 0, 0, 0)
+    return junk.header(report + want, image_id, epoch, junk.REQUEST)
+
+
+def as_if_sealed(clear, frame, rng):
+    """In the session of a frame, with another counter and no right tag."""
+    head = frame[ETHERNET_BYTES:ETHERNET_BYTES + SEAL_BYTES]
+    head = head[:4] + struct.pack(">H", len(clear)) + head[6:-COUNTER_BYTES] + rng.randbytes(COUNTER_BYTES)
+    return head + clear + rng.randbytes(TAG_BYTES)
+
+
 def made(kind, frame, rng, dst, image_id, epoch):
     source = frame[6:12] or bytes.fromhex(SOMEBODY)  # the server's own address, if one of its frames is at hand
     ethernet = bytes.fromhex(dst.replace(":", "")) + source + struct.pack(">H", junk.ETHER_TYPE)
@@ -87,13 +128,17 @@ def made(kind, frame, rng, dst, image_id, epoch):
         case "replayed":
             return frame
         case "flipped":
-            bit = rng.randrange(8 * ETHERNET_BYTES + 128, 8 * len(frame))  # behind what says that it is sealed
+            # Behind what says that it is sealed, and not of the counter: 0 is called replayed.
+            bit = rng.randrange(8 * ETHERNET_BYTES + 128, 8 * (len(frame) - COUNTER_BYTES))
+            if bit >= 8 * (ETHERNET_BYTES + SEAL_BYTES - COUNTER_BYTES):
+                bit += 8 * COUNTER_BYTES
             return frame[:bit // 8] + bytes([frame[bit // 8] ^ 1 << bit % 8]) + frame[bit // 8 + 1:]
         case "forged":
-            page = page_of(image_id, epoch, rng.randrange(NB_CLEAR_PAGES))
-            head = frame[ETHERNET_BYTES:ETHERNET_BYTES + SEAL_BYTES]
-            head = head[:4] + struct.pack(">H", len(page)) + head[6:-8] + rng.randbytes(8)  # another counter
-            return ethernet + head + page + rng.randbytes(TAG_BYTES)
+            return ethernet + as_if_sealed(page_of(image_id, epoch, rng.randrange(NB_CLEAR_PAGES)), frame, rng)
+        case "forged_control":
+            return ethernet + as_if_sealed(control_of(rng, image_id, epoch), frame, rng)
+        case "clear_control":
+            return ethernet + control_of(rng, image_id, epoch)
         case "clear":
             return ethernet + page_of(image_id, epoch, rng.randrange(NB_CLEAR_PAGES))
         case "nodes":
@@ -105,8 +150,7 @@ def made(kind, frame, rng, dst, image_id, epoch):
 
 
 def send(iface, path, kind, count, seed, dst, image_id, epoch):
-    text = pathlib.Path(path).read_text()
-    frames = [bytes.fromhex(line) for line in json.loads(text)] if text else [b""]
+    frames = [bytes.fromhex(line) for line in pathlib.Path(path).read_text().split()] or [b""]
     rng = random.Random(f"{seed} {kind}")
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind((iface, 0))
@@ -116,4 +160,4 @@ def send(iface, path, kind, count, seed, dst, image_id, epoch):
 
 
 if __name__ == "__main__":
-    {"record": record, "counters": counters, "send": send}[sys.argv[1]](*sys.argv[2:])
+    {"record": record, "control": control, "counters": counters, "send": send}[sys.argv[1]](*sys.argv[2:])

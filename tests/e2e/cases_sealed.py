@@ -10,6 +10,7 @@ from lib import ROOT, SLOW_WIRE, case, check, check_complete, half_way, key_file
 ATTACKER_HOST = 3  # has no memtap
 NB_RECORDED = NB_SENT = 300
 IMAGE_ID = "5ea1ed5ea1ed0001"
+HELLO_BYTES, BYE_BYTES, LEAST_REQUEST_BYTES = 44, 36, 68  # docs/wire-format.md, sections 2 and 5
 SLOWER_WIRE = ("--rate-gbps", "0.02", "--max-rate-gbps", "0.02")  # some 9 s of the image, for an attack of some 4 s
 
 
@@ -26,6 +27,18 @@ def record(context, fleet, name):
     path = context.workdir / name
     process = attacker(fleet, "record", lablib.PORT, path, NB_RECORDED)
     wait_until((context.workdir / f"{name}.ready").exists, "the attacker listens")
+    return process, path
+
+
+def bridge_recorder(context, fleet, what, *args):
+    """Notes frames on the memserver's cable: a switch shows nobody else what is for it alone.
+    @return the recorder, and the file that it writes"""
+    path = context.workdir / what
+    ready = context.workdir / f"{what}.ready"
+    ready.unlink(missing_ok=True)
+    process = fleet.start_other("recorder", ["ip", "netns", "exec", fleet.lab.bridge_ns, sys.executable, "-B",
+                                             ROOT / "tests/e2e/attacker.py", what, "h0", path, *args])
+    wait_until(ready.exists, "the recorder listens")
     return process, path
 
 
@@ -96,16 +109,69 @@ def attackers_frames_are_counted_and_none_is_installed(context):
         return f"{5 * NB_SENT} frames of an attacker"
 
 
+def record_control(context, fleet):
+    """Has two memtaps join, ask for pages and leave, one of them for good. @return their frames to the memserver"""
+    recorder, path = bridge_recorder(context, fleet, "control", fleet.info["server_mac"])
+    fleet.start_memtaps([1, 2])
+    lacking = [fleet.start_guest(host, host, "random", extra=("--limit-pages", 64, "--hold")) for host in (1, 2)]
+    wait_until(lambda: all(fleet.report(guest) for guest in lacking), "the guests have their first pages")
+    for guest in lacking:
+        guest.stop()
+    check(fleet.memtaps[2].stop() is None, "memtap did not end as asked")
+    wait_until(lambda: fleet.server_stats()["leaves"] == 1, "BYE has reached the server")
+    recorder.stop()
+    frames = path.read_text().split()
+    seen = {int(frame[36:40], 16) for frame in frames}  # what is sealed, by its length
+    check({HELLO_BYTES, BYE_BYTES} <= seen and max(seen) > LEAST_REQUEST_BYTES, f"of these lengths alone: {sorted(seen)}")
+    return path.rename(context.workdir / f"control-{fleet.info['images'][0]['epoch']}")
+
+
+def attack_server(context, fleet, path, kind, counter):
+    """Sends control frames of a kind to the memserver, which must count each of them, so, and heed none."""
+    image, before = fleet.info["images"][0], fleet.server_stats()
+    process = attacker(fleet, "send", lablib.PORT, path, kind, NB_SENT, context.seed, fleet.info["server_mac"],
+                       image["image_id"], image["epoch"])
+    check(process.wait(60.0) == 0, f"the attacker ended with {process.status()}: {process.tail()}")
+    drop = f"rx_drop_{counter}"
+    wait_until(lambda: fleet.server_stats()[drop] >= before[drop] + NB_SENT, f"{kind} frames counted as {counter}", 5.0)
+    after = fleet.server_stats()
+    dropped = {name: after[name] - before[name] for name in after if name.startswith("rx_drop_")}
+    check({name: count for name, count in dropped.items() if count} == {drop: NB_SENT}, f"{kind} frames dropped: {dropped}")
+    table = {name: (before[name], after[name]) for name in ("joins", "leaves", "clients", "clients_timed_out", "clients_refused")}
+    check(all(was == now for was, now in table.values()), f"{kind} frames changed the table of members: {table}")
+    rates = [stats["rate_bytes_per_s"] for stats in (before, after)]
+    check(rates[1] > rates[0] // 2, f"{kind} frames slowed the server down: bytes/s before and after {rates}")  # loss may, a little
+
+
+@case(120)
+def attackers_control_frames_are_counted_and_none_is_heeded(context):
+    """What memtaps say to their server, HELLO, REQUEST and BYE, sent again, with a bit flipped, made up and in the clear,
+    while clones fetch; and those of an earlier freeze. Its members and its rate stay as they are."""
+    key, same = key_file(context), ("--image-id", IMAGE_ID)
+    with sealed_world(context, key, (*same, "--epoch", 1), nb_hosts=3, memtaps=[]) as fleet:
+        old = record_control(context, fleet)
+    with sealed_world(context, key, (*same, "--epoch", 2, *SLOWER_WIRE), nb_hosts=3, memtaps=[]) as fleet:
+        new = record_control(context, fleet)
+        fleet.start_memtap(2)
+        guests = start_clones(fleet, 4, ["random", "sequential"])
+        for path, kind, counter in ((new, "replayed", "replayed"), (new, "flipped", "bad_seal"),
+                                    (new, "forged_control", "bad_seal"), (new, "clear_control", "unsealed"),
+                                    (old, "replayed", "stale_epoch")):
+            attack_server(context, fleet, path, kind, counter)
+        check(any(guest.status() is None for guest in guests),
+              "the clones were complete before the attack was over: slow the wire down")
+        check_complete(context, fleet, guests)
+        check_complete(context, fleet, start_clones(fleet, 2, "random"))
+        return f"{5 * NB_SENT} frames of an attacker"
+
+
 @case(60)
 def restarted_memserver_repeats_no_counter(context):
     """It is killed, and comes back with the same image, epoch and key: no two frames have the same session and counter,
     of which the cipher's key and nonce are made. Who fetches completes."""
     same = ("--image-id", IMAGE_ID, "--epoch", 1)
     with sealed_world(context, key_file(context), (*same, *SLOWER_WIRE), nb_hosts=2) as fleet:
-        path = context.workdir / "counters"
-        recorder = fleet.start_other("recorder", ["ip", "netns", "exec", fleet.lab.bridge_ns, sys.executable, "-B",
-                                                  ROOT / "tests/e2e/attacker.py", "counters", "h0", path])
-        wait_until((context.workdir / "counters.ready").exists, "the recorder listens")
+        recorder, path = bridge_recorder(context, fleet, "counters")
         guests = start_clones(fleet, 4, ["random", "sequential"])
         half_way(context, fleet)
         fleet.server.kill()

@@ -11,7 +11,7 @@ import time
 
 ETHER_TYPE = 0x88B5
 MAGIC, VERSION = 0x5346, 1
-REQUEST, PAGE, ZEROS, ABSENT = 3, 4, 5, 6
+HELLO, REQUEST, PAGE, ZEROS, ABSENT, BYE = 1, 3, 4, 5, 6, 7
 PAGE_FIRST = 1000  # kind "page": behind what a test lets its guest touch
 PACE_S = 0.0005  # a burst would overrun the receiver's ring, and what is lost there is counted nowhere
 
