@@ -16,6 +16,9 @@ using namespace std::chrono_literals;
 constexpr Nanos kSlice = 1ms;                                  // between two looks at the progress
 constexpr std::uint64_t kMostPages = std::uint64_t{1} << 18U;  // of an image that is run
 constexpr std::uint64_t kSmaller = 4;                          // is the other one, where two are
+// Until its first tick, after 10 ms, the server knows of no losses, and answers who lost a page
+// alone. What goes out in less time than that says little of the bytes that a larger image takes.
+constexpr Nanos kStartUp = 11ms;
 constexpr Nanos kLimit = std::chrono::hours{24};
 
 double seconds(Nanos time) { return std::chrono::duration<double>(time).count(); }
@@ -168,6 +171,34 @@ class Run {
   bool all_joined_ = false;
 };
 
+/// Of the two images that are run for an answer that is extrapolated.
+struct Sizes {
+  std::uint64_t small, large;  ///< pages
+  bool start_up;               ///< the small one goes out before the server knows of losses
+};
+
+/// Pages of the smallest image that is still sent when the server knows of losses; 0: there are
+/// none that only some have.
+double least_pages(const PlanConfig& config) {
+  if (config.loss <= 0 || config.loss_at == LossAt::kUplink) return 0;
+  const double sent = (1 - config.zero_share) * (config.push ? 1 : config.touched);
+  const double nb_sent =
+      seconds(kStartUp) * server_of(config).flow.initial_bytes_per_s / double{kPageSize};
+  return std::ceil(nb_sent / std::max(sent, 1e-9));
+}
+
+Sizes sizes_of(const PlanConfig& config) {
+  const std::uint64_t most =
+      std::clamp<std::uint64_t>(config.most_receptions / config.nb_clones, kSmaller, kMostPages);
+  const double least = least_pages(config);
+  const Sizes sizes{most / kSmaller, most, static_cast<double>(most / kSmaller) < least};
+  const double large = 1.5 * least;  // more costs time, and tells little more
+  if (!sizes.start_up || large > std::min(1.5 * static_cast<double>(most), double{kMostPages}))
+    return sizes;
+  return {static_cast<std::uint64_t>(least), std::max(most, static_cast<std::uint64_t>(large)),
+          false};
+}
+
 /// The figures of `large`, had its image `nb_pages`, from what they grew by since `small`.
 PlanResult extrapolated(const PlanResult& small, PlanResult large, std::uint64_t nb_pages) {
   const double steps = static_cast<double>(nb_pages - large.nb_pages_run) /
@@ -194,25 +225,26 @@ double PlanResult::done_at(double share) const {
   return index < done_s.size() ? done_s[index] : std::numeric_limits<double>::infinity();
 }
 
-std::uint64_t most_pages_run(const PlanConfig& config) {
-  return std::clamp<std::uint64_t>(config.most_receptions / config.nb_clones, kSmaller, kMostPages);
-}
+std::uint64_t most_pages_run(const PlanConfig& config) { return sizes_of(config).large; }
 
 PlanResult plan(const PlanConfig& config, const std::function<bool(double)>& progress) {
-  const std::uint64_t most_pages = most_pages_run(config);
-  if (config.nb_pages <= most_pages) return Run{config}.run(progress);
+  const Sizes sizes = sizes_of(config);
+  if (config.nb_pages <= sizes.large) return Run{config}.run(progress);
   PlanConfig less = config;
-  less.nb_pages = most_pages / kSmaller;
-  constexpr double kShare = 1.0 / (1 + kSmaller);  // of both runs
-  const auto first = [&](double share) { return !progress || progress(kShare * share); };
+  less.nb_pages = sizes.small;
+  const double share_small =
+      static_cast<double>(sizes.small) / static_cast<double>(sizes.small + sizes.large);
+  const auto first = [&](double share) { return !progress || progress(share_small * share); };
   const auto second = [&](double share) {
-    return !progress || progress(kShare + (1 - kShare) * share);
+    return !progress || progress(share_small + (1 - share_small) * share);
   };
   PlanResult small = Run{less}.run(first);
   if (!small.finished()) return small;
-  less.nb_pages = most_pages;
+  less.nb_pages = sizes.large;
   PlanResult large = Run{less}.run(second);
-  return large.finished() ? extrapolated(small, std::move(large), config.nb_pages) : large;
+  if (!large.finished()) return large;
+  large.from_start_up = sizes.start_up;
+  return extrapolated(small, std::move(large), config.nb_pages);
 }
 
 }  // namespace snowfabric::sim

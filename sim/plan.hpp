@@ -61,6 +61,9 @@ struct PlanResult {
   std::uint64_t nb_clones = 0;
   std::uint64_t nb_pages = 0;      ///< of the image that the figures are for
   std::uint64_t nb_pages_run = 0;  ///< of the one that was run
+  /// It is extrapolated from an image that went out before the server knew of losses: its bytes are
+  /// not to be trusted.
+  bool from_start_up = false;
   std::vector<double>
       done_s{};  ///< when a clone had touched its last page; of those that have; ascending
   double slow_done_s = 0;                        ///< when the last of the slow clones had
@@ -77,11 +80,12 @@ struct PlanResult {
   [[nodiscard]] double done_at(double share) const;
 };
 
-/// Pages of the largest image that is run for so many clones.
+/// Pages of the largest image that is run for so many clones: of config.most_receptions, or up to
+/// 1.5 times that where losses ask for it.
 [[nodiscard]] std::uint64_t most_pages_run(const PlanConfig& config);
 
-/// The answer. Where that is more than config.most_receptions a smaller image is run, twice, and
-/// each figure grows with the image as it does between these two.
+/// The answer. An image of more than most_pages_run() is not run, but two smaller ones are, and
+/// each figure grows with the image as it does between these.
 /// @param progress  called now and then with the share that is done; returns false to give up
 [[nodiscard]] PlanResult plan(const PlanConfig& config,
                               const std::function<bool(double)>& progress = {});

@@ -191,6 +191,7 @@ Json to_json(const PlanOptions& options, const Row& row) {
           {"queue_drops", result.queue_drops},
           {"pages_run", result.nb_pages_run},
           {"extrapolated", result.is_extrapolated()},
+          {"from_start_up", result.from_start_up},
           {"took_s", row.took_s}};
 }
 
@@ -212,6 +213,10 @@ void show(const PlanOptions& options, const std::vector<Row>& rows) {
         !r.is_extrapolated() ? "" : fmt::format("  from {} MiB", r.nb_pages_run * kPageSize >> 20U),
         r.finished() ? "" : "  NOT ALL DONE");
   }
+  if (std::ranges::any_of(rows, [](const Row& row) { return row.result.from_start_up; }))
+    fmt::print(
+        "\nToo many clones, or too fast a link, for an image that goes on when the server knows of "
+        "losses:\nbytes and requests of a larger one are only roughly so (docs/simulator.md)\n");
 }
 
 /// Of the rows whose clones were all done. @return an empty text: of none

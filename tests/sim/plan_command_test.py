@@ -33,7 +33,7 @@ class PlanCommandTest(unittest.TestCase):
 
     def test_one_number_of_clones_is_an_object(self):
         row = self.answer("--clones", 3)
-        self.assertEqual((row["clones"], row["finished"], row["extrapolated"]), (3, True, False))
+        self.assertEqual((row["clones"], row["finished"], row["extrapolated"], row["from_start_up"]), (3, True, False, False))
         self.assertGreater(row["wire_bytes"], NB_PAGES * PAGE)
         self.assertLess(row["wire_to_image_ratio"], 1.3)
         self.assertGreaterEqual(row["seconds"], row["seconds_p50"])

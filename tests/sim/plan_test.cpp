@@ -56,6 +56,39 @@ TEST_P(PlanOfMany, AnExtrapolatedAnswerIsNearTheExactOne) {
 }
 INSTANTIATE_TEST_SUITE_P(Clones, PlanOfMany, testing::Values(8, 64));
 
+// Not under sanitizers: meson.build.
+TEST(PlanOfHundreds, AreNotExtrapolatedFromWhatGoesOutBeforeTheServerKnowsOfLosses) {
+  PlanConfig config{.nb_clones = 512, .nb_pages = 1024, .bytes_per_s = 156.25e6, .loss = 0.01};
+  const PlanResult exact = plan(config);
+  EXPECT_FALSE(exact.is_extrapolated());
+  config.most_receptions = config.nb_clones * 424;
+  const PlanResult answer = plan(config);
+  ASSERT_TRUE(answer.is_extrapolated());
+  EXPECT_FALSE(answer.from_start_up);
+  EXPECT_NEAR(answer.wire_bytes / exact.wire_bytes, 1, 0.05);
+  EXPECT_NEAR(answer.done_at(0.5) / exact.done_at(0.5), 1, 0.05);
+}
+
+TEST(Plan, AnAnswerFromTheStartUpSaysSo) {
+  PlanConfig config{.nb_clones = 8, .nb_pages = 256, .loss = 0.01, .most_receptions = 8 * 64};
+  EXPECT_TRUE(plan(config).from_start_up);
+  config.loss_at = LossAt::kUplink;
+  EXPECT_FALSE(plan(config).from_start_up);  // what all lose is sent once more, known or not
+  config.loss_at = LossAt::kReceivers;
+  config.most_receptions = kMostReceptions;
+  EXPECT_FALSE(plan(config).from_start_up);  // exact
+}
+
+TEST(Plan, LossesAskForALargerImageUpToHalfAsLargeAgain) {
+  PlanConfig config{.nb_clones = 4096, .nb_pages = 1 << 18U};
+  EXPECT_EQ(most_pages_run(config), 4096U);
+  config.loss = 0.01;
+  EXPECT_GT(most_pages_run(config), 4096U);
+  EXPECT_LE(most_pages_run(config), 4096U * 3 / 2);
+  config.bytes_per_s *= 10;  // it would be more than that
+  EXPECT_EQ(most_pages_run(config), 4096U);
+}
+
 TEST(Plan, AFaultsTimeIsForThePagesThatAreWaitedForAlone) {
   PlanConfig config{.nb_clones = 1, .nb_pages = 2048, .push = false, .prefetch = 0, .think = {}};
   const double without = plan(config).done_at(1);
