@@ -5,6 +5,7 @@ import sys
 import time
 
 import lablib
+from fleetlib import telemetry
 from lib import SLOW_WIRE, case, check, check_complete, check_told, half_way, seconds_since, start_clones, wait_until, ROOT
 
 MIXED = ["sequential", "random", "hotset"]
@@ -27,18 +28,28 @@ def memtap_killed_others_complete(context):
         return f"the next memtap has completed a new guest after {seconds_since(began)}"
 
 
+def presence_file(fleet, guest):
+    """Where its memtap notes which pages it has."""
+    guests = telemetry(fleet.prefix(guest.host), "/memtap/guests")
+    number = next(number for number, pid in guests.items() if pid == guest.pid)
+    return fleet.dir / f"presence-{guest.host}" / f"clone-{number}.presence"
+
+
 @case(120)
 def guest_killed_others_complete(context):
-    """Also those on the same memtap."""
+    """Also those on the same memtap. Nothing is left of the one that is dead."""
     with context.world(server_args=SLOW_WIRE) as fleet:
         guests = start_clones(fleet, 8, MIXED)
         half_way(context, fleet)
         gone = fleet.memtap_stats(guests[0].host)["guests_gone"]
         check(all(guest.status() is None for guest in guests), "a guest was complete too soon: slow the wire down")
+        presence = presence_file(fleet, guests[0])
+        check(presence.exists(), f"{presence} is not there while its guest lives")
         began = time.monotonic()
         guests[0].kill()
         wait_until(lambda: fleet.memtap_stats(guests[0].host)["guests_gone"] > gone, "its memtap has noticed")
         took = seconds_since(began)
+        wait_until(lambda: not presence.exists(), f"{presence} is removed", 5.0)
         check_complete(context, fleet, guests[1:])
         return f"forgotten after {took}"
 

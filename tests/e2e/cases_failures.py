@@ -190,11 +190,14 @@ def memtap_stopped_amid_its_guests(context):
 
 @case(60)
 def memserver_stopped_while_it_serves(context):
-    """BYE to the group; whoever waits gets its page from the next one."""
-    with context.world(nb_hosts=2, server_args=SLOW_WIRE) as fleet:
-        guests = start_clones(fleet, 4, ["sequential", "random"])
+    """BYE to the group; whoever waits gets its page from the next one. Host 3 waits for nothing, so that it is BYE alone
+    that makes it say HELLO, again and again."""
+    with context.world(nb_hosts=3, server_args=SLOW_WIRE) as fleet:
+        guests = start_clones(fleet, 4, ["sequential", "random"], hosts=[1, 2])
         half_way(context, fleet)
+        hellos = fleet.memtap_stats(3)["tx_hellos"]
         check(fleet.server.stop() is None and fleet.server.status() == 0, "memserver did not end as asked")
+        wait_until(lambda: fleet.memtap_stats(3)["tx_hellos"] >= hellos + 3, "BYE has reached the group", 5.0)
         took_s = recovery_s(fleet, [1, 2], fleet.start_server)
         check_complete(context, fleet, guests)
         return f"{took_s:.2f} s, its start included"
