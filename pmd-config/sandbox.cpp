@@ -145,6 +145,8 @@ Call calls[]{
     {"mmap"},
     {"mprotect"},
     {"pkey_mprotect"},
+    {"shmget"},
+    {"shmat"},  // with SHM_EXEC. Of drivers' libraries libmlx5 alone has it, to set queues up
     // Who it is, and what it sees.
     {"setuid"},
     {"setgid"},

@@ -23,6 +23,7 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -221,6 +222,9 @@ TEST_F(SandboxTest, NoCodeIsAdded) {
     require(page != MAP_FAILED, "memory");
     require_forbidden(SYS_mprotect, page, 4096, PROT_READ | PROT_EXEC);
     require(mprotect(page, 4096, PROT_READ) == 0, "its protection");
+    require_forbidden(SYS_pkey_mprotect, page, 4096, PROT_READ | PROT_EXEC, -1);
+    require_forbidden(SYS_shmget, IPC_PRIVATE, 0, IPC_CREAT);
+    require_forbidden(SYS_shmat, -1, nullptr, SHM_EXEC);
   });
   EXPECT_THAT(said, Not(AnyOf(HasSubstr("returned"), HasSubstr("not so"), HasSubstr("status"))));
 }
