@@ -190,8 +190,9 @@ double least_pages(const PlanConfig& config) {
 Sizes sizes_of(const PlanConfig& config) {
   const std::uint64_t most =
       std::clamp<std::uint64_t>(config.most_receptions / config.nb_clones, kSmaller, kMostPages);
+  const std::uint64_t small = most / kSmaller;
   const double least = least_pages(config);
-  const Sizes sizes{most / kSmaller, most, static_cast<double>(most / kSmaller) < least};
+  const Sizes sizes{small, most, static_cast<double>(small) < least};
   const double large = 1.5 * least;  // more costs time, and tells little more
   if (!sizes.start_up || large > std::min(1.5 * static_cast<double>(most), double{kMostPages}))
     return sizes;
