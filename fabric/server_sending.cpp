@@ -97,6 +97,7 @@ void ServerEngine::set_train(Train& out, Gfn page, Nanos now) noexcept {
   const bool to_one =
       (end_game_.active() || repair) && !zero && !slot.shared && !several && has_asker;
   if (repair && several) slot.fragments = all_fragments_;  // they lack others, too
+  // Not put together elsewhere and copied: the copy would wait for the stores of the pieces.
   out.page = page;
   out.fragments = zero ? std::uint8_t{1} : slot.fragments;
   out.multicast = !to_one;

@@ -151,8 +151,8 @@ void BareSender::put_page(rte_mbuf& frame, rte_mbuf* segment) noexcept {
 /// As ServerWorker does, this too.
 void BareSender::prefetch_crc() const noexcept {
   constexpr std::size_t kLookAhead = 8;
-  const std::size_t ahead = (place_ + kLookAhead) % order_.size();
-  __builtin_prefetch(&image_.crcs()[order_[ahead]]);
+  const std::size_t ahead = place_ + kLookAhead;
+  if (ahead < order_.size()) __builtin_prefetch(&image_.crcs()[order_[ahead]]);
 }
 
 /// As ServerWorker does, so that what is decided is all that differs.
