@@ -8,6 +8,8 @@
 
 #include <fmt/format.h>
 
+#include "sim/frame_text.hpp"
+
 namespace snowfabric::sim {
 namespace {
 
@@ -41,6 +43,18 @@ Lab::Lab(const TestImage& image, const ServerConfig& server, std::uint64_t seed)
 
 void Lab::say(const std::string& what) const {
   if (trace) trace(now_, what);
+}
+
+void Lab::say_sent(const Party& from, const Bytes& frame, unsigned nb_copies) const {
+  if (!trace || !trace_frames) return;
+  constexpr std::array<std::string_view, 3> kFate{", which is lost", "", ", twice"};
+  const bool to_all = header_of(frame).dst.is_multicast();
+  say(fmt::format("{}{}: {}{}", from.name, to_all ? " to all" : "", to_string(frame),
+                  kFate[std::min<std::size_t>(nb_copies, 2)]));
+}
+
+void Lab::say_lost(const Party& to, const Bytes& frame, std::string_view how) const {
+  if (trace && trace_frames) say(fmt::format("{} {}: {}", to.name, how, to_string(frame)));
 }
 
 // --- who is there ----------------------------------------------------------------------------
@@ -183,7 +197,7 @@ void Lab::on_event(Nanos when, const Event& event) {
   --party.nb_under_way;
   if (party.rx.size() >= party.speed.rx_ring) {
     ++party.rx_ring_full;
-    return;
+    return say_lost(party, *event.frame, "has no room for");
   }
   party.rx_bytes += event.frame->size();
   party.rx.push_back(event.frame);
@@ -321,7 +335,9 @@ void Lab::inject(Party& to, Bytes frame) {
 }
 
 void Lab::send(Party& from, FramePtr frame) {
+  unsigned nb_copies = 0;
   from.up.carry(*frame, now_, prng_, [&](Nanos arrives, bool corrupted) {
+    ++nb_copies;
     FramePtr received = corrupted ? corrupt(*frame) : frame;
     if (received == nullptr) {
       ++from.tx_refused_by_switch;
@@ -330,6 +346,7 @@ void Lab::send(Party& from, FramePtr frame) {
     ++from.nb_to_switch;
     add(arrives, {.party = &from, .frame = std::move(received), .at_switch = true});
   });
+  say_sent(from, *frame, nb_copies);
 }
 
 /// To each port it is for.
@@ -345,7 +362,10 @@ void Lab::switch_frame(Party& from, const FramePtr& frame) {
 }
 
 void Lab::carry(Party& to, const FramePtr& frame) {
+  unsigned nb_copies = 0;
   to.down.carry(*frame, now_, prng_, [&](Nanos arrives, bool corrupted) {
+    ++nb_copies;
+    if (corrupted) say_lost(to, *frame, "gets damaged");
     FramePtr received = corrupted ? corrupt(*frame) : frame;
     if (received == nullptr) {
       ++to.rx_refused_by_card;
@@ -354,6 +374,7 @@ void Lab::carry(Party& to, const FramePtr& frame) {
     ++to.nb_under_way;
     add(arrives, {.party = &to, .frame = std::move(received)});
   });
+  if (nb_copies != 1) say_lost(to, *frame, nb_copies == 0 ? "does not get" : "gets twice");
 }
 
 /// A bit of a page's data flips behind the card that checked the frame; any other damage that card

@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -154,6 +155,8 @@ class Lab {
   std::function<void(const Party&)> after_turn;
   /// Says each event that a reader of a failed run wants to know; unset: nothing is said.
   std::function<void(Nanos, const std::string&)> trace;
+  /// And each frame that is sent, and what happens to it but that it comes.
+  bool trace_frames = false;
 
  private:
   struct Event {
@@ -181,6 +184,8 @@ class Lab {
   void carry(Party& to, const FramePtr& frame);
   [[nodiscard]] FramePtr corrupt(const Bytes& frame);
   void say(const std::string& what) const;
+  void say_sent(const Party& from, const Bytes& frame, unsigned nb_copies) const;
+  void say_lost(const Party& to, const Bytes& frame, std::string_view how) const;
 
   const TestImage& image_;
   ServerConfig server_config_;

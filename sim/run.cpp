@@ -47,13 +47,14 @@ ServerConfig server_of(const Scenario& scenario) {
 /// A scenario that runs.
 class Play {
  public:
-  Play(const Scenario& scenario, const Trace& trace)
+  Play(const Scenario& scenario, const Trace& trace, bool trace_frames)
       : scenario_{scenario},
         image_{scenario.nb_pages, scenario.zero_share, scenario.seed},
         lab_{image_, server_of(scenario), scenario.seed},
         prng_{scenario.seed ^ 0xf00dU} {
     if (scenario.hash_tree) tree_ = image_.hash_tree();
     lab_.trace = trace;
+    lab_.trace_frames = trace_frames;
     lab_.unanswered_end = true;
     lab_.after_turn = [this](const Party& party) { check_turn(party); };
     lab_.server().speed.rx_ring = scenario.rx_ring;
@@ -321,7 +322,9 @@ class Play {
 
 }  // namespace
 
-Outcome run(const Scenario& scenario, const Trace& trace) { return Play{scenario, trace}.run(); }
+Outcome run(const Scenario& scenario, const Trace& trace, bool trace_frames) {
+  return Play{scenario, trace, trace_frames}.run();
+}
 
 Scenario shrink(Scenario scenario) {
   const Breach first = run(scenario).first;

@@ -30,7 +30,9 @@ using Trace = std::function<void(Nanos, const std::string&)>;
 /// twice or over the guest's own; every fault is answered, or failed where the server is dead,
 /// within a bound; tables have what fits them, and nothing once nobody waits; every frame is
 /// received or accounted for.
-[[nodiscard]] Outcome run(const Scenario& scenario, const Trace& trace = {});
+/// @param trace  told of what happens; of each frame, too, with `trace_frames`
+[[nodiscard]] Outcome run(const Scenario& scenario, const Trace& trace = {},
+                          bool trace_frames = false);
 
 /// A smaller scenario that still breaks the same first. @pre run(scenario) does
 [[nodiscard]] Scenario shrink(Scenario scenario);

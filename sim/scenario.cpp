@@ -104,7 +104,7 @@ Scenario Scenario::of_seed(std::uint64_t seed) {
                     .overlap = draw.between(0, 1)};
   scenario.guests_per_memtap = scenario.nb_memtaps < 4 ? 2 : 1;
   std::vector<FaultKind> kinds;
-  const std::size_t nb_kinds = 3 + draw.below(kMaxFaults - 2);
+  const std::size_t nb_kinds = kLeastKinds + draw.below(kMaxFaults - kLeastKinds + 1);
   while (kinds.size() < nb_kinds) {
     const auto kind = static_cast<FaultKind>(draw.below(kNbFaultKinds));
     if (kind == FaultKind::kServerDeath && !draw.chance(0.2)) continue;

@@ -50,6 +50,9 @@ struct Fault {
   double amount = 0;
 };
 
+/// A seed proves little with fewer kinds of fault.
+inline constexpr std::uint64_t kLeastKinds = 3;
+
 /// A lab and what goes wrong in it. Everything else comes from the seed.
 struct Scenario {
   std::uint64_t seed = 1;
@@ -70,7 +73,7 @@ struct Scenario {
   bool keeps = false;      ///< memtaps keep pages, and hand them on when the server is silent
   std::vector<Fault> faults{};
 
-  /// Four clones or more, 2,000 pages or more, three kinds of fault or more.
+  /// Four clones or more, 2,000 pages or more, kLeastKinds of fault or more.
   [[nodiscard]] static Scenario of_seed(std::uint64_t seed);
   /// How long the server may have been out of reach of some memtap, at most.
   [[nodiscard]] Nanos outage() const;

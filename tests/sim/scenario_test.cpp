@@ -52,7 +52,7 @@ TEST(Scenario, NeighbouringSeedsShareNoInstant) {
 
 TEST(Scenario, ThreeKindsOfFaultBeginWhileClonesFetch) {
   for (std::uint64_t seed = 1; seed <= 8; ++seed)
-    EXPECT_GE(run(Scenario::of_seed(seed)).nb_kinds_begun, 3U) << seed;
+    EXPECT_GE(run(Scenario::of_seed(seed)).nb_kinds_begun, kLeastKinds) << seed;
 }
 
 TEST(Run, TheSameSeedHasTheSameOutcome) {
@@ -63,6 +63,19 @@ TEST(Run, TheSameSeedHasTheSameOutcome) {
     EXPECT_EQ(first.wire_bytes, second.wire_bytes);
     EXPECT_EQ(first.longest_wait, second.longest_wait);
   }
+}
+
+TEST(Run, ATraceWithFramesTellsOfEachAndChangesNothing) {
+  const Scenario scenario = Scenario::of_seed(3);
+  std::size_t nb_sent = 0, nb_lost = 0;
+  const auto count = [&](Nanos, const std::string& what) {
+    nb_sent += what.starts_with("server to all: page") ? 1 : 0;
+    nb_lost += what.contains("does not get") ? 1 : 0;
+  };
+  const Outcome traced = run(scenario, count, true);
+  EXPECT_EQ(traced.nb_frames, run(scenario).nb_frames);
+  EXPECT_GT(nb_sent, scenario.nb_pages / 4);
+  EXPECT_LT(nb_lost, nb_sent);
 }
 
 TEST(Run, ADeadServerIsToldToEachCloneThatLacksPages) {
